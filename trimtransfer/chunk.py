@@ -1,0 +1,79 @@
+"""Units and their identity: block, region and chunk sizes, and the BLAKE3-256 digests.
+
+Content (chunk, table, region, image) has a BLAKE3 context for each kind (key derivation mode, BLAKE3 paper section 2.3),
+so a digest of one kind can never pass for another. Stored objects are named by plain BLAKE3, what ``b3sum`` prints.
+Digests are 32 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+from blake3 import blake3
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+"""Contiguous bytes, as arguments of this package's functions."""
+
+DIGEST_SIZE: Final = 32
+CHECK_SIZE: Final = 16
+"""Length of the shortened digests that authenticate stored (compressed) bytes."""
+BLOCK_SIZE: Final = 4096
+REGION_SIZE: Final = 64 << 20
+MAX_CHUNK_SIZE: Final = 256 << 10
+MAX_IMAGE_SIZE: Final = 1 << 50
+"""1 PiB; a larger length in a manifest is refused before anything is computed with it."""
+
+_CHUNK: Final = "trimtransfer 1 chunk"
+_TABLE: Final = "trimtransfer 1 table"
+_REGION: Final = "trimtransfer 1 region"
+_IMAGE: Final = "trimtransfer 1 image"
+
+
+def chunk_digest(data: Bytes) -> bytes:
+    """Return the digest that names the chunk with exactly these bytes."""
+    return blake3(data, derive_key_context=_CHUNK).digest()
+
+
+def table_digest(canonical: Bytes) -> bytes:
+    """Return the digest of a region's table in canonical form (FORMAT.md, "Table")."""
+    return blake3(canonical, derive_key_context=_TABLE).digest()
+
+
+def region_hasher() -> blake3:
+    """Return a hasher for a region's content: feed it the region's true bytes in order, zeros included."""
+    return blake3(derive_key_context=_REGION)
+
+
+def region_digest(data: Bytes) -> bytes:
+    """Return the content digest of a region given whole."""
+    return blake3(data, derive_key_context=_REGION).digest()
+
+
+def image_digest(length: int, segments: Iterable[tuple[int, int]], contents: Iterable[bytes]) -> bytes:
+    """Return the digest of an image from its length in bytes, its segments (start, length) and its content digests.
+
+    It does not depend on the chunker: FORMAT.md, "Image digest".
+    """
+    hasher = blake3(derive_key_context=_IMAGE)
+    hasher.update(length.to_bytes(8, "little"))
+    for start, size in segments:
+        hasher.update(start.to_bytes(8, "little") + size.to_bytes(8, "little"))
+    for content in contents:
+        hasher.update(content)
+    return hasher.digest()
+
+
+def object_digest(data: Bytes) -> bytes:
+    """Return the digest that names a stored object (pack, manifest, or a stored piece of tables or locations)."""
+    return blake3(data).digest()
+
+
+def object_hasher() -> blake3:
+    """Return a hasher for a stored object that is read in parts."""
+    return blake3()
+
+
+def object_check(data: Bytes) -> bytes:
+    """Return the first 16 bytes of :func:`object_digest`: what locations and manifests record of stored bytes."""
+    return object_digest(data)[:CHECK_SIZE]

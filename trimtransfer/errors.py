@@ -1,0 +1,120 @@
+"""The exception tree: one root, each class named for what went wrong and carrying the facts as attributes.
+
+Misuse of the library (a wrong argument) stays ``ValueError`` or ``TypeError``; a local ``OSError`` that is not about
+space passes through untouched. Every class states the exit code that the commands return for it.
+"""
+
+from __future__ import annotations
+
+
+class TrimTransferError(Exception):
+    """Root of all errors of this package. ``exit_code`` is what a command returns for it."""
+
+    exit_code = 1
+
+
+class FormatError(TrimTransferError):
+    """Bytes that are not what they claim to be: ``what`` they claim, ``where`` in them, ``expected``, ``got``."""
+
+    exit_code = 6
+
+    def __init__(self, what: str, where: int | str, expected: object, got: object) -> None:
+        self.what, self.where, self.expected, self.got = what, where, expected, got
+        at = f"byte {where}" if isinstance(where, int) else where
+        super().__init__(f"{what}: at {at}: expected {expected}, got {got}")
+
+
+class IntegrityError(TrimTransferError):
+    """Content whose digest is not the promised one: ``what``, ``expected`` and ``got`` as digests."""
+
+    exit_code = 6
+
+    def __init__(self, what: str, expected: bytes, got: bytes, remedy: str = "") -> None:
+        self.what, self.expected, self.got = what, expected, got
+        super().__init__(
+            f"{what}: digest {got.hex()[:16]}... instead of {expected.hex()[:16]}..."
+            + (f"; {remedy}" if remedy else "")
+        )
+
+
+class NotFound(TrimTransferError):
+    """An image, version or object that the repository does not have; ``url`` is where it was looked for."""
+
+    exit_code = 4
+
+    def __init__(self, what: str, url: str) -> None:
+        self.what, self.url = what, url
+        super().__init__(f"{what} not found ({url})")
+
+
+class FetchError(TrimTransferError):
+    """A transfer that failed: ``url``, HTTP ``status`` (None below HTTP), ``cause``; ``retryable`` if later may help."""
+
+    exit_code = 5
+
+    def __init__(self, url: str, cause: str, *, status: int | None = None, retryable: bool = False) -> None:
+        self.url, self.cause, self.status, self.retryable = url, cause, status, retryable
+        super().__init__(f"{url}: {cause}" + (f" (HTTP {status})" if status is not None else ""))
+
+
+class AccessDenied(FetchError):
+    """The server or a proxy refused: 401, 403 or 407."""
+
+    exit_code = 8
+
+
+class NoSpace(TrimTransferError):
+    """Not enough room: ``path``, bytes ``needed`` and ``free`` (None where unknown). What is done already is kept."""
+
+    exit_code = 7
+
+    def __init__(self, path: str, needed: int | None, free: int | None) -> None:
+        self.path, self.needed, self.free = path, needed, free
+        detail = (
+            f"{needed:,} bytes needed, {free:,} free"
+            if needed is not None and free is not None
+            else "disk full"
+        )
+        super().__init__(f"no space for {path}: {detail}; free some space and run the same command again")
+
+
+class Locked(TrimTransferError):
+    """Another process works on the same image or repository: ``path`` of the lock, ``holder`` as far as known."""
+
+    exit_code = 9
+
+    def __init__(self, path: str, holder: str) -> None:
+        self.path, self.holder = path, holder
+        super().__init__(f"{path} is in use by {holder}; wait for it to finish, or stop it, and try again")
+
+
+class SourceChanged(TrimTransferError):
+    """A file that changed while it was being published."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        self.path, self.detail = path, detail
+        super().__init__(
+            f"{path} changed while it was read ({detail}); stop what writes to it and publish again"
+        )
+
+
+class VersionExists(TrimTransferError):
+    """A version that is published already; versions never change."""
+
+    def __init__(self, image: str, version: str) -> None:
+        self.image, self.version = image, version
+        super().__init__(f"{image} {version} is published already; choose another version name")
+
+
+class TargetRefused(TrimTransferError):
+    """An output that must not be written to: ``path`` and the reason."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}")
+
+
+class Cancelled(TrimTransferError):
+    """Stopped on request; what is on disk can be resumed."""
+
+    exit_code = 130
