@@ -49,9 +49,7 @@ def build(target: Path, *, extra_flags: list[str] | None = None) -> Path:
         here = os.getcwd()
         os.chdir(scratch)
         try:
-            built = Path(
-                ffi.compile(tmpdir=scratch, verbose=bool(os.environ.get("TRIMTRANSFER_BUILD_VERBOSE")))
-            )
+            built = Path(ffi.compile(tmpdir=scratch, verbose=bool(os.environ.get("TRIMTRANSFER_BUILD_VERBOSE"))))
         finally:
             os.chdir(here)
         destination = target / "trimtransfer" / built.name

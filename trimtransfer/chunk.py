@@ -1,6 +1,6 @@
 """Units and their identity: block, region and chunk sizes, and the BLAKE3-256 digests.
 
-Content (chunk, table, region, image) has a BLAKE3 context for each kind (key derivation mode, BLAKE3 paper section 2.3),
+Content (chunk, table, region, image) has a BLAKE3 context for each kind (key derivation, BLAKE3 paper section 2.3),
 so a digest of one kind can never pass for another. Stored objects are named by plain BLAKE3, what ``b3sum`` prints.
 Digests are 32 bytes.
 """

@@ -48,7 +48,7 @@ class NotFound(TrimTransferError):
 
 
 class FetchError(TrimTransferError):
-    """A transfer that failed: ``url``, HTTP ``status`` (None below HTTP), ``cause``; ``retryable`` if later may help."""
+    """A transfer that failed: ``url``, HTTP ``status`` (None below HTTP), ``cause``; ``retryable`` if it may heal."""
 
     exit_code = 5
 
@@ -70,11 +70,7 @@ class NoSpace(TrimTransferError):
 
     def __init__(self, path: str, needed: int | None, free: int | None) -> None:
         self.path, self.needed, self.free = path, needed, free
-        detail = (
-            f"{needed:,} bytes needed, {free:,} free"
-            if needed is not None and free is not None
-            else "disk full"
-        )
+        detail = f"{needed:,} bytes needed, {free:,} free" if needed is not None and free is not None else "disk full"
         super().__init__(f"no space for {path}: {detail}; free some space and run the same command again")
 
 
@@ -93,9 +89,7 @@ class SourceChanged(TrimTransferError):
 
     def __init__(self, path: str, detail: str) -> None:
         self.path, self.detail = path, detail
-        super().__init__(
-            f"{path} changed while it was read ({detail}); stop what writes to it and publish again"
-        )
+        super().__init__(f"{path} changed while it was read ({detail}); stop what writes to it and publish again")
 
 
 class VersionExists(TrimTransferError):
