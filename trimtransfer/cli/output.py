@@ -1,0 +1,197 @@
+"""What a command prints: progress, one result, errors; and the exit code.
+
+Progress goes to standard error: rich bars on a terminal, JSON lines with ``--json``, plain lines elsewhere. The result
+goes to standard output, with ``--json`` as exactly one object, also when the command fails (then it is
+``{"error": ...}``). Exit codes: 0 done, 1 other errors, 2 wrong usage, 4 not found, 5 transfer failed, 6 damaged or
+wrong content, 7 no space, 8 access denied, 9 in use by another process, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json as json_module
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+
+import click
+
+from trimtransfer.errors import NoSpace, TrimTransferError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXIT_INTERRUPTED: Final = 130
+_REDRAW_SECONDS: Final = 0.1
+_EVENT_SECONDS: Final = 1.0
+_LINE_SECONDS: Final = 5.0
+
+
+class Output:
+    """One command's output. Use it as a context manager; its methods may be called from any thread."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: int = 0, progress: bool = True) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self._show = progress and not quiet
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._shown: dict[str, float] = {}
+        self._finished: dict[str, int] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop_progress()
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` bytes of ``phase`` are done (``total`` 0: unknown)."""
+        if not self._show:
+            return
+        bars = not self.json and sys.stderr.isatty()
+        interval = _REDRAW_SECONDS if bars else _EVENT_SECONDS if self.json else _LINE_SECONDS
+        now = time.monotonic()
+        with self._lock:
+            last = self._shown.get(phase)
+            ended = total > 0 and done >= total
+            if ended and self._finished.get(phase) == total:
+                return
+            if last is not None and now - last < interval and not ended:
+                return
+            self._shown[phase] = now
+            self._finished[phase] = total if ended else -1
+            if bars:
+                self._draw(phase, done, total)
+            else:
+                self._write_event(phase, done, total)
+
+    def say(self, text: str) -> None:
+        """Print a line for people: to standard output, not with ``--json`` or ``--quiet``."""
+        if not self.json and not self.quiet:
+            click.echo(text)
+
+    def detail(self, text: str) -> None:
+        """Print a line for the curious (``-v``) to standard error."""
+        if self.verbose:
+            click.echo(text, err=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning to standard error, whatever the options say."""
+        click.echo(f"warning: {text}", err=True)
+
+    def result(self, values: Mapping[str, Any], text: str) -> None:
+        """Print the command's result: ``values`` as one JSON object, or ``text`` (not with ``--quiet``)."""
+        self.stop_progress()
+        if self.json:
+            click.echo(json_module.dumps(values, sort_keys=False))
+        elif not self.quiet:
+            click.echo(text)
+
+    def fail(self, error: BaseException, message: str, exit_code: int) -> None:
+        """Print an error: one line to standard error, and with ``--json`` an object to standard output."""
+        self.stop_progress()
+        if self.json:
+            facts = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
+            click.echo(json_module.dumps({"error": facts}))
+        click.echo(f"error: {message}", err=True)
+
+    def stop_progress(self) -> None:
+        """Take the progress bars off the terminal's live area; harmless when there are none."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+                self._tasks.clear()
+
+    def _draw(self, phase: str, done: int, total: int) -> None:
+        if self._bars is None:
+            self._bars = _start_bars()
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=None)
+        self._bars.update(self._tasks[phase], completed=done, total=total or None)
+
+    def _write_event(self, phase: str, done: int, total: int) -> None:
+        seconds = round(time.monotonic() - self._started, 1)
+        if self.json:
+            event = {"event": "progress", "phase": phase, "done": done, "total": total, "seconds": seconds}
+            click.echo(json_module.dumps(event), err=True)
+        elif total:
+            click.echo(f"{phase}: {size_text(done)} of {size_text(total)} ({100 * done // total} %)", err=True)
+        else:
+            click.echo(f"{phase}: {size_text(done)}", err=True)
+
+
+def output_options(function: Callable[Concatenate[Output, P], R]) -> Callable[P, R]:
+    """Decorate a click command: adds ``--json -q -v --no-progress`` and passes an :class:`Output` as first argument.
+
+    Errors of this package, ``OSError`` and Ctrl-C become one line and the documented exit code.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress as JSON lines on stderr.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
+    @click.option("-v", "--verbose", count=True, help="Say more about what is done.")
+    @click.option("--no-progress", is_flag=True, help="Show no progress.")
+    @functools.wraps(function)
+    def run(*args: Any, as_json: bool, quiet: bool, verbose: int, no_progress: bool, **options: Any) -> R:
+        output = Output(json=as_json, quiet=quiet, verbose=verbose, progress=not no_progress)
+        with output:
+            try:
+                return function(output, *args, **options)
+            except (TrimTransferError, OSError, KeyboardInterrupt) as error:
+                message, exit_code = _explain(error)
+                output.fail(error, message, exit_code)
+                if verbose > 1:
+                    raise
+                raise SystemExit(exit_code) from None
+
+    return run  # type: ignore[return-value]  # click adds the options that P lacks
+
+
+def size_text(size: float) -> str:
+    """Return a size in bytes for people: ``999 B``, ``1.4 MiB``."""
+    if size < 1024:
+        return f"{int(size)} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.2f} TiB"
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return one line for ``error`` and its exit code."""
+    if isinstance(error, TrimTransferError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command again to continue", EXIT_INTERRUPTED
+    if isinstance(error, OSError):
+        path = str(error.filename) + ": " if error.filename else ""
+        exit_code = NoSpace.exit_code if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
+        return f"{path}{error.strerror or error}", exit_code
+    return str(error), 1
+
+
+def _start_bars() -> Progress:
+    from rich import progress
+    from rich.console import Console
+
+    bars = progress.Progress(
+        progress.TextColumn("{task.description:<8}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=False,
+    )
+    bars.start()
+    return bars
