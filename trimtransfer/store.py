@@ -1,0 +1,357 @@
+"""Where a repository's objects lie: the read interface that every transport offers, and a directory as a store.
+
+Object names are relative paths with ``/`` (``packs/ab/abcd.bin``); they never leave the store. Objects are immutable
+except ``head.json`` and its like, which are replaced whole: a reader sees the old bytes or the new, never a mixture.
+The write side (:meth:`DirectoryStore.put`) is durable on return: temporary file, fsync, rename, fsync of the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from trimtransfer.errors import FetchError, FormatError, NoSpace, NotFound
+
+PRIVATE: Final = ".trimtransfer"
+"""Directory in the root of a directory store for what readers must not see: locks, temporary files, intents."""
+_TEMPORARY: Final = f"{PRIVATE}/tmp"
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes ``start`` to ``start + length`` of the object ``name``.
+
+    ``total`` is the object's length where it is known. ``whole`` asks for the object in one piece (a plain GET, which
+    caches like best): then ``start`` is 0 and ``length`` equals ``total``.
+    """
+
+    name: str
+    start: int
+    length: int
+    total: int | None = None
+    whole: bool = False
+
+
+class StoreStats:
+    """Counters of what really crossed the wire: body ``bytes``, ``requests`` and ``retries``. Safe among threads."""
+
+    __slots__ = ("_lock", "bytes", "requests", "retries")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.bytes = 0
+        self.requests = 0
+        self.retries = 0
+
+    def count(self, *, bytes: int = 0, requests: int = 0, retries: int = 0) -> None:
+        """Add to the counters."""
+        with self._lock:
+            self.bytes += bytes
+            self.requests += requests
+            self.retries += retries
+
+    def __repr__(self) -> str:
+        return f"StoreStats(bytes={self.bytes}, requests={self.requests}, retries={self.retries})"
+
+
+class Store(Protocol):
+    """The read side of a store; ``url`` names it in messages.
+
+    All methods raise ``NotFound`` for an object that does not exist and ``FetchError`` for a transfer that failed.
+    """
+
+    url: str
+    stats: StoreStats
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """Return a small object whole. One longer than ``limit`` raises ``FormatError``, at most limit + 1 are read."""
+        ...
+
+    def read_range(self, wanted: Range) -> bytes:
+        """Return exactly the wanted bytes."""
+        ...
+
+    def fetch(
+        self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
+    ) -> None:
+        """Deliver each range exactly once, complete, in any order, from worker threads.
+
+        The buffer is valid during ``deliver`` only. Memory is bounded: a fixed number of ranges is in flight. The
+        first fatal error, or an exception of ``deliver``, ends the rest and is raised. ``again`` asks caches on the way
+        for a fresh copy.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections and threads; the store must not be used afterwards."""
+        ...
+
+
+class DirectoryStore:
+    """A store in a local directory, with the write side that publishing needs.
+
+    ``connections`` is the number of threads (and ranges in flight) of :meth:`fetch`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, connections: int = 4) -> None:
+        self.path = Path(path)
+        self.url = str(self.path)
+        self.stats = StoreStats()
+        self._connections = connections
+        self._temporary_number = 0
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"DirectoryStore({self.url!r})"
+
+    # ---- read side
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """Return a small object whole; longer than ``limit``: ``FormatError``."""
+        with self._open(name) as descriptor:
+            data = _pread(descriptor, limit + 1, 0)
+        self.stats.count(bytes=len(data), requests=1)
+        if len(data) > limit:
+            raise FormatError(f"object {name}", limit, f"at most {limit:,} bytes", "more")
+        return data
+
+    def read_range(self, wanted: Range) -> bytes:
+        """Return exactly the wanted bytes; ``FetchError`` where the object ends before."""
+        with self._open(wanted.name) as descriptor:
+            self._check_total(wanted, descriptor)
+            data = _pread(descriptor, wanted.length, wanted.start)
+        self.stats.count(bytes=len(data), requests=1)
+        if len(data) != wanted.length:
+            cause = f"ends at byte {wanted.start + len(data):,}, wanted {wanted.start + wanted.length:,}"
+            raise FetchError(str(self.path / wanted.name), cause)
+        return data
+
+    def fetch(
+        self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
+    ) -> None:
+        """Deliver each range once from a few threads; ``again`` means nothing here: a directory has no cache."""
+
+        def one(wanted: Range) -> None:
+            deliver(wanted, memoryview(self.read_range(wanted)))
+
+        running: set[Future[None]] = set()
+        with ThreadPoolExecutor(self._connections, "store") as pool:
+            for wanted in ranges:
+                if len(running) >= self._connections:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                running.add(pool.submit(one, wanted))
+            for future in running:
+                future.result()
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    def exists(self, name: str) -> bool:
+        """Return whether the object exists."""
+        return self._locate(name).is_file()
+
+    def size(self, name: str) -> int:
+        """Return the object's length in bytes."""
+        try:
+            return self._locate(name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(name, self.url) from None
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield (name, length) of every object below the directory ``prefix``, sorted by name within a directory."""
+        yield from self._walk(self._locate(prefix) if prefix else self.path, prefix)
+
+    # ---- write side
+
+    def put(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        """Store an object atomically and durably, replacing one of that name; ``NoSpace`` where the disk is full."""
+        with self.staged(name) as staging:
+            staging.write(data)
+
+    def staged(self, name: str) -> StagedObject:
+        """Return an object being written: a context manager that commits on a clean exit and leaves nothing else."""
+        with self._lock:
+            self._temporary_number += 1
+            number = self._temporary_number
+        temporary = self.path / _TEMPORARY / f"{os.getpid()}-{id(self):x}-{number}"
+        return StagedObject(temporary, self._locate(name), self.path)
+
+    def delete(self, name: str) -> bool:
+        """Delete an object; return whether it existed. Directories left empty are removed up to the root."""
+        path = self._locate(name)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        with contextlib.suppress(OSError):
+            for parent in path.parents:
+                if parent == self.path:
+                    break
+                parent.rmdir()
+        return True
+
+    def private(self, name: str) -> Path:
+        """Return the path of a file in the private directory, which is made where missing."""
+        directory = self.path / PRIVATE
+        _make_directories(directory, self.path)
+        return directory / name
+
+    def clear_temporary(self) -> int:
+        """Delete temporary files of writers that died; return their number. The caller holds the repository's lock."""
+        count = 0
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.path / _TEMPORARY):
+                os.unlink(entry.path)
+                count += 1
+        return count
+
+    # ---- inside
+
+    def _locate(self, name: str) -> Path:
+        """Return the path of an object; names that could leave the store, or reach private files, are refused."""
+        parts = name.split("/")
+        if not all(_SEGMENT.fullmatch(part) for part in parts):
+            raise FormatError("object name", repr(name), "relative path of plain names", "something else")
+        return self.path.joinpath(*parts)
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        path = self._locate(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(name, self.url) from None
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise NotFound(name, self.url)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _check_total(self, wanted: Range, descriptor: int) -> None:
+        """Refuse an object whose length is not the promised one, as a server's Content-Range would reveal it."""
+        length = os.fstat(descriptor).st_size
+        if wanted.total is not None and wanted.total != length:
+            raise FetchError(str(self.path / wanted.name), f"has {length:,} bytes, expected {wanted.total:,}")
+
+    def _walk(self, directory: Path, prefix: str) -> Iterator[tuple[str, int]]:
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            if not _SEGMENT.fullmatch(entry.name):
+                continue
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(Path(entry.path), name)
+            elif entry.is_file():
+                yield name, entry.stat().st_size
+
+
+class StagedObject:
+    """An object being written: ``write`` appends; leaving the ``with`` block cleanly commits, else it vanishes."""
+
+    def __init__(self, temporary: Path, final: Path, root: Path) -> None:
+        self._temporary, self._final, self._root = temporary, final, root
+        self._descriptor = -1
+        self.length = 0
+
+    def __enter__(self) -> StagedObject:
+        with _space(self._final):
+            _make_directories(self._temporary.parent, self._root)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(self._temporary, flags, 0o644)
+        return self
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes; ``NoSpace`` where the disk is full."""
+        view = memoryview(data).cast("B")
+        with _space(self._final):
+            while view:
+                written = os.write(self._descriptor, view)
+                self.length += written
+                view = view[written:]
+
+    def sync(self) -> None:
+        """Bring what was written to the disk (before it is read back)."""
+        with _space(self._final):
+            os.fsync(self._descriptor)
+
+    def read_back(self) -> bytes:
+        """Return what the file now holds, read again from it, past the page cache where the system allows that."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return _pread(self._descriptor, self.length + 1, 0)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            os.close(self._descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                self._temporary.unlink()
+
+    def _commit(self) -> None:
+        with _space(self._final):
+            os.fsync(self._descriptor)
+            _make_directories(self._final.parent, self._root)
+            os.replace(self._temporary, self._final)
+            _sync_directory(self._final.parent)
+
+
+def _pread(descriptor: int, length: int, offset: int) -> bytes:
+    """Return up to ``length`` bytes from ``offset`` on: fewer only at the file's end."""
+    data = os.pread(descriptor, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts, got = [data], len(data)
+    while got < length and (data := os.pread(descriptor, length - got, offset + got)):
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)
+
+
+def _make_directories(directory: Path, root: Path) -> None:
+    """Make a directory below ``root`` and its parents, each one durable in its own parent."""
+    if directory.is_dir():
+        return
+    if directory != root:
+        _make_directories(directory.parent, root)
+    directory.mkdir(exist_ok=True, parents=directory == root)
+    _sync_directory(directory.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Bring a directory's entries to the disk; systems that cannot (Windows) order them by themselves."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _space(path: Path) -> Iterator[None]:
+    """Turn "disk full" and "quota exceeded" into ``NoSpace`` that names the object."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise NoSpace(str(path), None, None) from error
+        raise
