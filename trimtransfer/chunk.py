@@ -8,6 +8,7 @@ Digests are 32 bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import Final, TypeAlias
 
 from blake3 import blake3
@@ -15,14 +16,24 @@ from blake3 import blake3
 Bytes: TypeAlias = bytes | bytearray | memoryview
 """Contiguous bytes, as arguments of this package's functions."""
 
+
+class Kind(IntEnum):
+    """What is cut, and so by which rule; the number is stored in manifests as the chunker's."""
+
+    DISK = 1
+    """Disk images and host files: chunks of whole 4 KiB blocks that follow files."""
+    BYTES = 2
+    """Any other file: cuts at any byte."""
+
+
 DIGEST_SIZE: Final = 32
 CHECK_SIZE: Final = 16
 """Length of the shortened digests that authenticate stored (compressed) bytes."""
 BLOCK_SIZE: Final = 4096
 REGION_SIZE: Final = 64 << 20
 MAX_CHUNK_SIZE: Final = 256 << 10
-MAX_IMAGE_SIZE: Final = 1 << 50
-"""1 PiB; a larger length in a manifest is refused before anything is computed with it."""
+MAX_IMAGE_SIZE: Final = 1 << 46
+"""64 TiB, as much as a VHDX holds: what is kept per region stays within some ten MiB (a million regions)."""
 
 _CHUNK: Final = "trimtransfer 1 chunk"
 _TABLE: Final = "trimtransfer 1 table"

@@ -1,0 +1,58 @@
+"""Names of images and versions, and of the objects that a repository keeps under them.
+
+Nothing is ever escaped: a name that would need it - for a URL, a file system, or Windows - is
+refused. FORMAT.md, "Names".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from trimtransfer.errors import FormatError
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_RESERVED: Final = frozenset(
+    {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10))}
+)
+"""Device names of Windows: reserved with any extension (Microsoft, "Naming Files, Paths, and Namespaces")."""
+
+
+def check_name(what: str, name: str) -> str:
+    """Return ``name`` if it may name a ``what`` (image, version), else raise.
+
+    Raises:
+        FormatError: not 1 to 64 of ``a-z 0-9 . _ -`` beginning with a letter or digit, ending in a dot, or a name
+            that Windows reserves.
+    """
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        expected = "1 to 64 of a-z, 0-9, '.', '_', '-', the first a letter or digit, the last no dot"
+        raise FormatError(f"{what} name", "name", expected, repr(name[:80]))
+    if name.split(".", 1)[0] in _RESERVED:
+        raise FormatError(f"{what} name", "name", "a name that Windows does not reserve", repr(name))
+    return name
+
+
+def head_name(image: str) -> str:
+    """Return the store name of an image's head."""
+    return f"images/{check_name('image', image)}/head.json"
+
+
+def version_name(image: str, version: str, file: str) -> str:
+    """Return the store name of a file of a version."""
+    return f"images/{check_name('image', image)}/{check_name('version', version)}/{file}"
+
+
+def manifest_name(image: str, version: str) -> str:
+    """Return the store name of a version's manifest."""
+    return version_name(image, version, "manifest.bin")
+
+
+def tables_name(image: str, version: str) -> str:
+    """Return the store name of a version's tables."""
+    return version_name(image, version, "tables.bin")
+
+
+def locations_name(image: str, version: str) -> str:
+    """Return the store name of a version's locations."""
+    return version_name(image, version, "locations.bin")
