@@ -113,8 +113,8 @@ class Manifest:
     """A version of an image.
 
     ``parent`` is the version it was made after ("" for none), ``created`` seconds since 1970, ``length`` in
-    bytes; ``flat`` is the plain BLAKE3 of the whole image where the publisher asked for it. ``zero`` (bool, one per region) marks
-    regions of zeros only; ``rows`` (dtype ``ROW``) describes the others, in order.
+    bytes; ``flat`` is the plain BLAKE3 of the whole image where the publisher asked for it. ``zero`` (bool, one per
+    region) marks regions of zeros only; ``rows`` (dtype ``ROW``) describes the others, in order.
     """
 
     image: str
@@ -242,7 +242,8 @@ class Manifest:
             self.image_digest(), self.flat or bytes(DIGEST_SIZE), REGION_SIZE, len(self.segments), len(self.files),
             len(self.rows),
         )  # fmt: skip
-        return b"".join((header, names, segments, files, bitmap, self.rows.tobytes()))
+        body = b"".join((header, names, segments, files, bitmap, self.rows.tobytes()))
+        return body + object_digest(body)
 
     @classmethod
     def from_bytes(cls, data: Bytes) -> Manifest:
@@ -251,7 +252,7 @@ class Manifest:
         Raises:
             FormatError: anything but a valid manifest; one of a newer format asks to upgrade.
         """
-        reader = _Reader(memoryview(data))
+        reader = _Reader(memoryview(data)[: max(0, len(data) - DIGEST_SIZE)])
         head = reader.unpack(_HEADER)
         magic, version, disk, kind, codec, encryption, flags, sequence, created, length = head[:10]
         digest, flat, region_size, segments, files, rows = head[10:]
@@ -259,6 +260,7 @@ class Manifest:
             raise FormatError("manifest", 0, MAGIC, magic)
         if version != FORMAT:
             raise FormatError("manifest", 8, f"format {FORMAT} (a newer one needs a newer program)", version)
+        _check_trailer(memoryview(data))
         if (codec, encryption, region_size) != (0, 0, REGION_SIZE) or flags > 1 or kind not in tuple(Kind):
             raise FormatError("manifest", 12, "known kind, codec, encryption, flags, region size", head[3:7])
         image, name, parent = reader.text(), reader.text(), reader.text()
@@ -328,6 +330,14 @@ class _Reader:
     def end(self) -> None:
         if self._at != len(self._data):
             raise FormatError("manifest", self._at, "its end", f"{len(self._data) - self._at} more bytes")
+
+
+def _check_trailer(data: memoryview) -> None:
+    """A manifest ends in the digest of all bytes before it, so that damage to a local copy is found at once."""
+    at = len(data) - DIGEST_SIZE
+    found = object_digest(data[:at])
+    if found != data[at:]:
+        raise FormatError("manifest", at, f"the digest {found.hex()[:16]}... of what precedes", data[at : at + 8].hex())
 
 
 def _file_ref(reader: _Reader) -> FileRef:
