@@ -2,7 +2,7 @@
  *
  * Every function with more than one path gives identical results on each of them; the choice is about speed only. It
  * is made per call: `switch (tt_path())`. The paths above scalar exist where the compiler knows function-level targets
- * (gcc and clang) on x86, and path 1 on 64-bit Arm, where NEON is always present; elsewhere everything is scalar.
+ * (gcc and clang) on 64-bit x86, and path 1 on 64-bit Arm, where NEON is always present; elsewhere everything is scalar.
  */
 #ifndef TT_CPU_H
 #define TT_CPU_H
@@ -16,7 +16,7 @@ enum {
     TT_AVX512 = 3, /* AVX-512 F, BW, DQ and VL */
 };
 
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define TT_X86 1
 /* For functions with intrinsics, and for the static inline functions that they call. */
 #define TT_TARGET_SSSE3 __attribute__((target("ssse3")))

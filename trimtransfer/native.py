@@ -12,7 +12,11 @@ import os
 from enum import IntEnum
 from typing import Final
 
-from trimtransfer._native import lib
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer._native import ffi, lib
+from trimtransfer.chunk import BLOCK_SIZE, Bytes
 from trimtransfer.errors import TrimTransferError
 
 VARIABLE: Final = "TRIMTRANSFER_SIMD"
@@ -50,6 +54,37 @@ def available() -> tuple[Simd, ...]:
     found = tuple(path for path in Simd if lib.tt_select(int(path)) >= 0)
     select(before)
     return found
+
+
+def hints(data: Bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    """Return mixed hint and flags (bit 0: all zero; bit 1: not, but its last 16 bytes are) of every 4 KiB block.
+
+    A short last block counts as padded with zeros. ``data`` must be contiguous (else ``ValueError``).
+    """
+    view = ffi.from_buffer("uint8_t[]", data)
+    blocks = -(-len(view) // BLOCK_SIZE)
+    mixed, flags = np.empty(blocks, np.uint32), np.empty(blocks, np.uint8)
+    lib.tt_hints(view, len(view), _u32(mixed), _u8(flags))
+    return mixed, flags
+
+
+def cut(mixed: NDArray[np.uint32], flags: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Return the records of one region as numbers of blocks, bit 31 set for zero records (``native/cut.h``).
+
+    Raises ``ValueError`` unless both arrays have one element for each block.
+    """
+    if len(mixed) != len(flags) or len(mixed) >= 1 << 31:
+        raise ValueError(f"{len(mixed)} hints and {len(flags)} flags: one of each per block, below 2^31")
+    runs = np.empty(len(mixed), np.uint32)
+    return runs[: lib.tt_cut(_u32(mixed), _u8(flags), len(mixed), _u32(runs))]
+
+
+def _u8(array: NDArray[np.uint8]) -> object:
+    return ffi.from_buffer("uint8_t[]", array)
+
+
+def _u32(array: NDArray[np.uint32]) -> object:
+    return ffi.from_buffer("uint32_t[]", array)
 
 
 def _select_from_environment() -> None:

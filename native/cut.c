@@ -1,0 +1,63 @@
+#include "cut.h"
+
+#include "hints.h"
+
+/* Chunks end at one block in 48 until they have 18 blocks, at one in 12 from then on. The thresholds are rounded down
+ * and part of the format: they decide which chunks two images share. */
+#define RARE UINT32_C(89478485)    /* 2^32 / 48 */
+#define FREQUENT UINT32_C(357913941) /* 2^32 / 12 */
+enum { FREQUENT_FROM = 18, LEAST_ZERO_RUN = 4, LEAST_AGAIN = 4 };
+
+static uint64_t end_of_zeros(const uint8_t *flags, uint64_t at, uint64_t blocks)
+{
+    while (at < blocks && flags[at] & TT_ZERO_BLOCK)
+        at++;
+    return at;
+}
+
+/* Whether the chunk ends after its n-th block. */
+static int chunk_ends(uint64_t n, uint64_t least, uint32_t mixed, uint8_t flags)
+{
+    uint32_t threshold = n < FREQUENT_FROM ? RARE : FREQUENT;
+    return (n == TT_MAX_BLOCKS) | ((n >= least) & (((flags & TT_ZERO_TAIL) != 0) | (mixed < threshold)));
+}
+
+/* Divides the region with (2) and (3) holding from `least` on; counts the chunks. */
+static uint64_t divide(const uint32_t *mixed, const uint8_t *flags, uint64_t blocks, uint64_t least, uint32_t *runs,
+                       uint64_t *chunks)
+{
+    uint64_t records = 0, zero_records = 0;
+    uint64_t start = 0;      /* of the chunk that is open; it is empty while start == at */
+    uint64_t judged = 0;     /* zero runs are judged as a whole: blocks before this one are past that */
+    for (uint64_t at = 0; at < blocks;) {
+        if (flags[at] & TT_ZERO_BLOCK && at >= judged) {
+            /* The block before is not zero, or there is none: a maximal run begins here. */
+            judged = end_of_zeros(flags, at, blocks);
+            if (judged - at >= LEAST_ZERO_RUN || start == at || judged == blocks) {
+                if (start < at)
+                    runs[records++] = (uint32_t)(at - start);
+                runs[records++] = (uint32_t)(judged - at) | TT_ZERO_RECORD;
+                zero_records++;
+                start = at = judged;
+                continue;
+            }
+        }
+        if (chunk_ends(at - start + 1, least, mixed[at], flags[at])) {
+            runs[records++] = (uint32_t)(at - start + 1);
+            start = at + 1;
+        }
+        at++;
+    }
+    if (start < blocks)
+        runs[records++] = (uint32_t)(blocks - start);
+    *chunks = records - zero_records;
+    return records;
+}
+
+uint64_t tt_cut(const uint32_t *mixed, const uint8_t *flags, uint64_t blocks, uint32_t *runs)
+{
+    uint64_t chunks, records = divide(mixed, flags, blocks, 1, runs, &chunks);
+    if (chunks > TT_MAX_CHUNKS)
+        records = divide(mixed, flags, blocks, LEAST_AGAIN, runs, &chunks);
+    return records;
+}
