@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +80,18 @@ def cut(mixed: NDArray[np.uint32], flags: NDArray[np.uint8]) -> NDArray[np.uint3
 
 
 def _u8(array: NDArray[np.uint8]) -> object:
-    return ffi.from_buffer("uint8_t[]", array)
+    return _pointer(array, np.dtype(np.uint8), "uint8_t[]")
 
 
 def _u32(array: NDArray[np.uint32]) -> object:
-    return ffi.from_buffer("uint32_t[]", array)
+    return _pointer(array, np.dtype(np.uint32), "uint32_t[]")
+
+
+def _pointer(array: NDArray[Any], dtype: np.dtype[Any], declaration: str) -> object:
+    """Return what the C function gets for ``array``, which must have this type (``TypeError``) and no gaps."""
+    if array.dtype != dtype:
+        raise TypeError(f"an array of {array.dtype} where {dtype} is needed")
+    return ffi.from_buffer(declaration, array)
 
 
 def _select_from_environment() -> None:
