@@ -1,0 +1,237 @@
+"""A repository over HTTP(S) without a web server: an ASGI application for a directory, and a server on loopback.
+
+For demonstrations, tests and small sites. It serves what nginx would serve and nothing more: GET and HEAD of plain
+files, single ranges, conditions. No listing, no hidden files, no symbolic links, no file outside the directory. Needs
+the extra ``demo``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import aiofiles
+
+from medv import ranges
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+PIECE: Final = 256 << 10
+"""Bytes read and sent at once: the memory that one request costs."""
+MAX_REQUESTS: Final = 64
+"""Requests served at the same time on loopback; further ones are told to come again (503)."""
+_START_SECONDS: Final = 20.0
+_NO_SUCH_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES)
+_REASONS: Final = {400: "bad request", 404: "not found", 405: "method not allowed", 503: "unavailable"}
+
+
+class StaticRepository:
+    """ASGI application that serves the files below ``root``."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).resolve(strict=True)
+
+    def __repr__(self) -> str:
+        return f"StaticRepository({str(self.root)!r})"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (the ASGI protocol)."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        method = scope["method"]
+        if method not in ("GET", "HEAD"):
+            await _refuse(send, 405, allow=True)
+            return
+        try:
+            name = ranges.object_name(scope["raw_path"])
+        except ranges.BadPath:
+            await _refuse(send, 400)
+            return
+        try:
+            file = await aiofiles.open(self.root.joinpath(*name), "rb", buffering=0, opener=self._open)
+        except OSError as error:
+            await _refuse(send, 404 if error.errno in _NO_SUCH_FILE else 503)
+            return
+        try:
+            await _send_file(scope, name, file, send)
+        finally:
+            await file.close()
+
+    def _open(self, path: str, flags: int) -> int:
+        """Open a regular file below the root, following no symbolic link on the way; else OSError."""
+        parts = Path(path).relative_to(self.root).parts
+        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            # O_NONBLOCK: a pipe put there must not hold the worker; it means nothing to a regular file.
+            file = os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+        return file
+
+
+class LoopbackServer:
+    """Serves a repository directory on 127.0.0.1, on a free port, in a thread of its own.
+
+    With ``tls`` it makes a certificate for 127.0.0.1 under an authority of its own, valid while the server runs;
+    ``ca_file`` is that authority for the client to trust. Use it as a context manager::
+
+        with LoopbackServer("repository") as server:
+            httpx.get(server.url + "/images/x/head.json", verify=ssl.create_default_context(cafile=server.ca_file))
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, tls: bool = True) -> None:
+        self.application = StaticRepository(root)
+        self.tls = tls
+        self.url = ""
+        self.ca_file = ""
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._server: Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> LoopbackServer:
+        import uvicorn
+
+        context = self._make_certificate() if self.tls else None
+        config = uvicorn.Config(
+            self.application,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            lifespan="off",
+            limit_concurrency=MAX_REQUESTS,
+            h11_max_incomplete_event_size=32 << 10,
+            timeout_graceful_shutdown=1,
+        )
+        config.load()
+        config.ssl = context
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, name="loopback-server", daemon=True
+        )
+        self._thread.start()
+        self._await_start(listener)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _await_start(self, listener: socket.socket) -> None:
+        assert self._server is not None
+        assert self._thread is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                self.__exit__(None, None, None)
+                listener.close()
+                raise RuntimeError("the loopback server did not start")
+            time.sleep(0.005)
+
+    def _make_certificate(self) -> ssl.SSLContext:
+        import trustme
+
+        authority = trustme.CA()
+        self._scratch = tempfile.TemporaryDirectory(prefix="medv-")
+        self.ca_file = os.path.join(self._scratch.name, "ca.pem")
+        authority.cert_pem.write_to_path(self.ca_file)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+        return context
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _refuse(send: Send, status: int, *, allow: bool = False) -> None:
+    body = f"{status} {_REASONS[status]}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    if allow:
+        headers.append((b"allow", b"GET, HEAD"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_file(scope: Scope, name: tuple[str, ...], file: Any, send: Send) -> None:
+    status = os.fstat(file.fileno())
+    facts = ranges.Facts(size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
+    answer = ranges.decide(scope["method"], scope["headers"], facts, now=int(time.time()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": _headers(name, facts, answer)})
+    if scope["method"] == "GET" and answer.length:
+        await file.seek(answer.start)
+        left = answer.length
+        while left:
+            piece = await file.read(min(left, PIECE))
+            if not piece:
+                # Ending here breaks the connection before Content-Length is reached: the client must notice.
+                raise EOFError(f"{'/'.join(name)} shrank while it was sent")
+            left -= len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+    else:
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _headers(name: tuple[str, ...], facts: ranges.Facts, answer: ranges.Answer) -> list[tuple[bytes, bytes]]:
+    fields = {
+        "etag": facts.etag,
+        "last-modified": ranges.http_date(facts.modified),
+        "cache-control": ranges.cache_control(name),
+        "accept-ranges": "bytes",
+        "x-content-type-options": "nosniff",
+    }
+    if answer.status != 304:
+        fields["content-length"] = str(answer.length)
+    if answer.status in (200, 206):
+        fields["content-type"] = "application/json" if name[-1].endswith(".json") else "application/octet-stream"
+    if answer.status == 206:
+        fields["content-range"] = f"bytes {answer.start}-{answer.start + answer.length - 1}/{facts.size}"
+    elif answer.status == 416:
+        fields["content-range"] = f"bytes */{facts.size}"
+    return [(key.encode(), value.encode()) for key, value in fields.items()]
