@@ -131,7 +131,6 @@ class LoopbackServer:
             lifespan="off",
             limit_concurrency=MAX_REQUESTS,
             h11_max_incomplete_event_size=32 << 10,
-            timeout_graceful_shutdown=1,
         )
         config.load()
         config.ssl = context
@@ -147,7 +146,8 @@ class LoopbackServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._server is not None:
-            self._server.should_exit = True
+            # Without waiting for clients that keep idle connections open.
+            self._server.should_exit = self._server.force_exit = True
         if self._thread is not None:
             self._thread.join()
         if self._scratch is not None:
