@@ -5,26 +5,17 @@ Cuts depend on the region's bytes alone, so equal regions have equal records in 
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer import native
-from trimtransfer.chunk import BLOCK_SIZE, REGION_SIZE, Bytes
+from trimtransfer.chunk import BLOCK_SIZE, REGION_SIZE, Bytes, Kind
+from trimtransfer.table import ZERO as ZERO_BIT
 
-ZERO: Final = np.uint32(1 << 31)
+ZERO: Final = np.uint32(ZERO_BIT)
 """Set in a record's length if the record is a zero record: a run of zeros, which is not a chunk."""
-
-
-class Kind(IntEnum):
-    """What content is, as far as chunks are concerned. The numbers are stored in manifests (FORMAT.md)."""
-
-    DISK = 1
-    """Disk images and files in them: chunks of whole 4 KiB blocks that follow the files of a file system."""
-    BYTES = 2
-    """Anything else: chunks that may begin and end at any byte."""
 
 
 def cut(kind: Kind, region: Bytes) -> NDArray[np.uint32]:
