@@ -15,7 +15,7 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile(os.environ.get("TRIMTRANSFER_HYPOTHESIS", "default"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def seed() -> int:
     """A seed of this run's own, printed so that a failure can be repeated with ``TRIMTRANSFER_SEED``."""
     chosen = int(os.environ.get("TRIMTRANSFER_SEED") or secrets.randbits(32))
@@ -23,13 +23,13 @@ def seed() -> int:
     return chosen
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng(seed: int) -> np.random.Generator:
     """A numpy generator with the printed seed."""
     return np.random.default_rng(seed)
 
 
-@pytest.fixture()
+@pytest.fixture
 def rnd(seed: int) -> random.Random:
     """A standard generator with the printed seed."""
     return random.Random(seed)
