@@ -9,6 +9,7 @@ import secrets
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from images import ImageSet, Unavailable, image_set
 
 settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
@@ -33,3 +34,12 @@ def rng(seed: int) -> np.random.Generator:
 def rnd(seed: int) -> random.Random:
     """A standard generator with the printed seed."""
     return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def images() -> ImageSet:
+    """Real image pairs from distribution packages (the small set), or a skipped test where they cannot be had."""
+    try:
+        return image_set("small")
+    except Unavailable as reason:
+        pytest.skip(f"real images: {reason}")
