@@ -1,0 +1,196 @@
+"""Reports: what a sync, a plan or a verification found, as values. Pure.
+
+The last word of a field is its unit where it has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Where the bytes of an image come from; together its size.
+
+    ``unchanged``: at their place already (in the old version, or since an interrupted run); ``seed``: other places of
+    the old and the new version, and seeds; ``host``: files of the host index; ``fetched``: packs; ``zero``: no data.
+    """
+
+    unchanged: int = 0
+    seed: int = 0
+    host: int = 0
+    fetched: int = 0
+    zero: int = 0
+
+    def __add__(self, other: Content) -> Content:
+        return Content(
+            self.unchanged + other.unchanged,
+            self.seed + other.seed,
+            self.host + other.host,
+            self.fetched + other.fetched,
+            self.zero + other.zero,
+        )
+
+    @property
+    def size(self) -> int:
+        """All bytes together."""
+        return self.unchanged + self.seed + self.host + self.fetched + self.zero
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the fields as a JSON object."""
+        return {name: getattr(self, name) for name in CATEGORIES}
+
+    @classmethod
+    def tally(cls, categories: NDArray[np.uint8], lengths: NDArray[np.uint32]) -> Content:
+        """Add up lengths by category (numbers of ``CATEGORIES``)."""
+        sums = np.bincount(categories, weights=lengths.astype(np.float64), minlength=len(CATEGORIES))
+        return cls(**{name: int(total) for name, total in zip(CATEGORIES, sums, strict=True)})
+
+
+CATEGORIES = ("unchanged", "seed", "host", "fetched", "zero")
+UNCHANGED, SEED, HOST, FETCHED, ZERO = range(len(CATEGORIES))
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What crossed the wire: body bytes, requests, and how many of those were repeated."""
+
+    bytes: int = 0
+    requests: int = 0
+    retries: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the fields as a JSON object."""
+        return {"bytes": self.bytes, "requests": self.requests, "retries": self.retries}
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What a sync did.
+
+    ``wrote`` is how the image was written: ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that
+    a seed offered and that were wrong; ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run
+    had written; ``seed_seconds`` is the time spent on scanning seeds, part of ``seconds``.
+    """
+
+    image: str
+    version: str
+    digest: bytes
+    output: str
+    length: int
+    wrote: str
+    content: Content
+    network: Network
+    regions: int = 0
+    changed_regions: int = 0
+    resumed_bytes: int = 0
+    rejected_chunks: int = 0
+    seconds: float = 0.0
+    seed_seconds: float = 0.0
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {
+            "image": self.image,
+            "version": self.version,
+            "digest": self.digest.hex(),
+            "output": self.output,
+            "length": self.length,
+            "wrote": self.wrote,
+            "content": self.content.to_dict(),
+            "network": self.network.to_dict(),
+            "regions": {"all": self.regions, "changed": self.changed_regions},
+            "resumed_bytes": self.resumed_bytes,
+            "rejected_chunks": self.rejected_chunks,
+            "seconds": round(self.seconds, 3),
+            "seed_seconds": round(self.seed_seconds, 3),
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What a sync would do.
+
+    ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
+    ``metadata`` need not be fetched again). ``estimate_seconds`` is None where no bandwidth is known.
+    """
+
+    image: str
+    version: str
+    digest: bytes
+    output: str
+    length: int
+    would_write: str
+    content: Content
+    network: Network
+    fetch_bytes: int
+    fetch_requests: int
+    regions: int
+    changed_regions: int
+    round_trip_seconds: float
+    bandwidth_bytes_per_second: float | None
+    estimate_seconds: float | None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {
+            "image": self.image,
+            "version": self.version,
+            "digest": self.digest.hex(),
+            "output": self.output,
+            "length": self.length,
+            "would_write": self.would_write,
+            "content": self.content.to_dict(),
+            "network": self.network.to_dict(),
+            "fetch": {"bytes": self.fetch_bytes, "requests": self.fetch_requests},
+            "regions": {"all": self.regions, "changed": self.changed_regions},
+            "round_trip_seconds": round(self.round_trip_seconds, 4),
+            "bandwidth_bytes_per_second": self.bandwidth_bytes_per_second,
+            "estimate_seconds": None if self.estimate_seconds is None else round(self.estimate_seconds, 1),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification found: ``damaged`` are absolute (start, length) of regions with other content."""
+
+    image: str
+    version: str
+    path: str
+    length: int
+    digest: bytes
+    damaged: tuple[tuple[int, int], ...]
+    found_length: int
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file is exactly the recorded version."""
+        return not self.damaged and self.found_length == self.length
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {
+            "image": self.image,
+            "version": self.version,
+            "path": self.path,
+            "length": self.length,
+            "found_length": self.found_length,
+            "digest": self.digest.hex(),
+            "ok": self.ok,
+            "damaged": [{"start": start, "length": length} for start, length in self.damaged],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def estimate_seconds(*, size: int, requests: int, round_trip: float, bandwidth: float, connections: int) -> float:
+    """Return about how long ``size`` bytes in ``requests`` requests take: transfer, plus round trips side by side."""
+    return size / bandwidth + requests * round_trip / connections
