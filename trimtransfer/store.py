@@ -311,7 +311,7 @@ class StagedObject:
             os.fsync(self._descriptor)
             _make_directories(self._final.parent, self._root)
             os.replace(self._temporary, self._final)
-            _sync_directory(self._final.parent)
+            sync_directory(self._final.parent)
 
 
 def _pread(descriptor: int, length: int, offset: int) -> bytes:
@@ -333,10 +333,10 @@ def _make_directories(directory: Path, root: Path) -> None:
     if directory != root:
         _make_directories(directory.parent, root)
     directory.mkdir(exist_ok=True, parents=directory == root)
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Bring a directory's entries to the disk; systems that cannot (Windows) order them by themselves."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,119 @@
+"""What makes a publish all or nothing: a lock on the repository, and a list of what is being written.
+
+The intent file names the version and, before it appears, each new pack. Replacing the head commits; then the intent is
+removed. If the process dies before, the next one finds the intent, deletes what it names, and the old state is whole:
+nothing that another version refers to is ever named in an intent, because packs that exist already are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from trimtransfer.errors import FormatError, Locked, NotFound
+from trimtransfer.head import MAX_HEAD, Head
+from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
+from trimtransfer.store import DirectoryStore, sync_directory
+
+_LOCK: Final = "lock"
+_INTENT: Final = "intent"
+_MAX_INTENT: Final = 1 << 30
+
+
+@contextlib.contextmanager
+def repository_lock(store: DirectoryStore, purpose: str) -> Iterator[None]:
+    """Hold the repository for writing; the kernel lets go of it when the process dies.
+
+    Raises:
+        Locked: another process holds it.
+    """
+    path = store.private(_LOCK)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            raise Locked(str(store.path), holder or "another process") from None
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({purpose}, {since})".encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+class Intent:
+    """The intent file of a publish in progress. Its methods may be called from any thread, one at a time."""
+
+    def __init__(self, store: DirectoryStore, image: str, version: str) -> None:
+        self._path = store.private(_INTENT)
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.add(json.dumps([image, version]))
+        sync_directory(self._path.parent)
+
+    def add(self, line: str) -> None:
+        """Note the name of a pack, durably, before the pack appears."""
+        os.write(self._descriptor, line.encode() + b"\n")
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; it stays until the publish is settled by :func:`clean_up` or committed by :meth:`done`."""
+        os.close(self._descriptor)
+
+    def done(self) -> None:
+        """The publish is committed: nothing is left to undo."""
+        self._path.unlink(missing_ok=True)
+
+
+def clean_up(store: DirectoryStore) -> list[str]:
+    """Undo a publish that died and delete temporary files; return the names of deleted objects.
+
+    The caller holds the lock, so whatever is found belongs to a dead process.
+    """
+    store.clear_temporary()
+    path = store.private(_INTENT)
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_MAX_INTENT).split(b"\n")
+    except FileNotFoundError:
+        return []
+    begun = len(lines) > 1  # else it died while it wrote the first line, before it did anything
+    deleted = _undo(store, lines) if begun and not _is_committed(store, lines[0]) else []
+    path.unlink()
+    return deleted
+
+
+def _is_committed(store: DirectoryStore, line: bytes) -> bool:
+    """Whether the version named in an intent's first line is the newest: it died after its commit.
+
+    Nobody can have published since: whoever does cleans up first.
+    """
+    image, version = _parse(line)
+    try:
+        return Head.from_bytes(store.read(head_name(image), limit=MAX_HEAD)).version == version
+    except NotFound:
+        return False
+
+
+def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
+    """Delete what an intent names; a last line without its end was never acted upon, and names nothing that exists."""
+    image, version = _parse(lines[0])
+    names = [line.decode("ascii") for line in lines[1:-1]]
+    names += [name(image, version) for name in (manifest_name, tables_name, locations_name)]
+    return [name for name in names if store.delete(name)]
+
+
+def _parse(line: bytes) -> tuple[str, str]:
+    try:
+        image, version = json.loads(line)
+    except ValueError as error:
+        raise FormatError("intent file", 0, "an image and a version", line[:80]) from error
+    return str(image), str(version)

@@ -1,0 +1,278 @@
+"""Reading a repository: heads, manifests, and the tables and locations of a version; what ``ls`` and ``show`` tell.
+
+Everything read is checked against what refers to it: a manifest against the head where there is one, stored pieces
+against their checks, tables against their digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer.chunk import object_check, object_digest
+from trimtransfer.errors import FormatError, IntegrityError, NotFound, TrimTransferError
+from trimtransfer.head import MAX_HEAD, Head
+from trimtransfer.location import Locations
+from trimtransfer.manifest import TABLES, Manifest, StoredRef
+from trimtransfer.names import check_name, head_name, locations_name, manifest_name, tables_name
+from trimtransfer.store import DirectoryStore, Range, Store
+from trimtransfer.table import Table, decode_difference, decode_full
+
+MAX_MANIFEST: Final = 512 << 20
+"""Longest manifest read into memory: more than 150 TiB of data."""
+_REMEDY: Final = "the repository is damaged: see `medv-repo verify`"
+
+
+def read_head(store: Store, image: str) -> Head:
+    """Return the head of an image; ``NotFound``, ``FormatError``."""
+    head = Head.from_bytes(store.read(head_name(image), limit=MAX_HEAD))
+    if head.image != image:
+        raise FormatError(f"head of {image}", "image", image, head.image)
+    return head
+
+
+def read_manifest(store: Store, image: str, version: str, *, head: Head | None = None) -> Manifest:
+    """Return the manifest of a version, checked against ``head`` where that names this version.
+
+    Raises:
+        NotFound: there is no such version.
+        FormatError: not the manifest of this version.
+        IntegrityError: not the manifest that the head names.
+    """
+    named = head is not None and head.version == version
+    data = store.read(manifest_name(image, version), limit=MAX_MANIFEST)
+    if head is not None and named and object_digest(data) != head.manifest_digest:
+        raise IntegrityError(f"manifest of {image} {version}", head.manifest_digest, object_digest(data), _REMEDY)
+    manifest = Manifest.from_bytes(data)
+    if (manifest.image, manifest.version) != (image, version):
+        raise FormatError(
+            f"manifest of {image} {version}", "names", f"{image} {version}", f"{manifest.image} {manifest.version}"
+        )
+    return manifest
+
+
+class VersionReader:
+    """Reads the stored pieces of one version, each checked."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store, self.manifest = store, manifest
+        self._names = tuple(
+            (tables_name if file.kind == TABLES else locations_name)(manifest.image, file.version)
+            for file in manifest.files
+        )
+
+    @classmethod
+    def open(cls, store: Store, image: str, version: str | None = None) -> VersionReader:
+        """Open a version of an image, the newest by default; raises what reading head and manifest raise."""
+        head = read_head(store, image)
+        return cls(store, read_manifest(store, image, version or head.version, head=head))
+
+    def piece(self, ref: StoredRef) -> bytes:
+        """Return a stored piece; ``IntegrityError`` if it is not the one that the manifest names."""
+        file = self.manifest.files[ref.file]
+        data = self.store.read_range(Range(self._names[ref.file], ref.offset, ref.length, file.length))
+        found = object_check(data)
+        if found != ref.check:
+            raise IntegrityError(f"{self._names[ref.file]}, byte {ref.offset}", ref.check, found, _REMEDY)
+        return data
+
+    def table(self, index: int) -> Table:
+        """Return the table of region ``index``, which is not all zero."""
+        region = self.manifest.region(index)
+        return decode_full(self.piece(region.full), size=region.length, digest=region.table)
+
+    def table_by_difference(self, index: int, base: Table) -> Table:
+        """Return the same table, from its stored difference to the parent's table."""
+        region = self.manifest.region(index)
+        return decode_difference(self.piece(region.difference), base, size=region.length, digest=region.table)
+
+    def locations(self, index: int) -> list[Locations]:
+        """Return the parts of a region's locations that exist: fresh, rest."""
+        region = self.manifest.region(index)
+        return [Locations.from_bytes(self.piece(ref)) for ref in (region.fresh, region.rest) if ref.length]
+
+    def used_regions(self) -> Iterator[int]:
+        """Yield the numbers of the regions that are not all zero."""
+        yield from np.flatnonzero(~self.manifest.zero).tolist()
+
+
+# ---- what ls and show tell
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSummary:
+    """A version as ``ls`` shows it; sizes in bytes, ``created`` in seconds since 1970. ``problem``: cannot be read."""
+
+    version: str
+    parent: str = ""
+    sequence: int = 0
+    created: int = 0
+    length: int = 0
+    digest: str = ""
+    newest: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSummary:
+    """An image with its versions in order of publication."""
+
+    image: str
+    newest: str
+    versions: tuple[VersionSummary, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDetails:
+    """A version as ``show`` tells it; sizes in bytes.
+
+    ``download_bytes`` is what a client without anything fetches: ``frame_bytes`` (``frames`` of them, in ``packs``
+    packs whose lengths sum to ``pack_bytes``) and ``metadata_bytes``.
+    """
+
+    image: str
+    version: str
+    parent: str
+    sequence: int
+    created: int
+    newest: bool
+    kind: str
+    length: int
+    digest: str
+    flat: str
+    segments: tuple[tuple[int, int], ...]
+    regions: int
+    zero_regions: int
+    zero_bytes: int
+    chunks: int
+    packs: int
+    pack_bytes: int
+    frames: int
+    frame_bytes: int
+    metadata_bytes: int
+    download_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def image_names(store: DirectoryStore) -> list[str]:
+    """Return the names of the images that have a head."""
+    names = (name.split("/") for name, _ in store.list("images"))
+    return sorted({parts[1] for parts in names if len(parts) == 3 and parts[2] == "head.json"})
+
+
+def version_names(store: DirectoryStore, image: str) -> list[str]:
+    """Return the names of an image's versions that have a manifest, by name."""
+    prefix = f"images/{check_name('image', image)}"
+    names = (name.split("/") for name, _ in store.list(prefix))
+    return sorted({parts[2] for parts in names if len(parts) == 4 and parts[3] == "manifest.bin"})
+
+
+def list_images(store: DirectoryStore) -> list[ImageSummary]:
+    """Return all images with their versions. What cannot be read is listed with its problem."""
+    return [_summarise(store, image) for image in image_names(store)]
+
+
+def _summarise(store: DirectoryStore, image: str) -> ImageSummary:
+    try:
+        head = read_head(store, image)
+    except TrimTransferError as error:
+        return ImageSummary(image, "", (VersionSummary("", problem=str(error)),))
+    versions = [_summarise_version(store, image, version, head) for version in version_names(store, image)]
+    kept = [version for version in versions if version.sequence <= head.sequence]  # else of a publish not committed
+    return ImageSummary(image, head.version, tuple(sorted(kept, key=lambda version: version.sequence)))
+
+
+def _summarise_version(store: DirectoryStore, image: str, version: str, head: Head) -> VersionSummary:
+    try:
+        manifest = read_manifest(store, image, version, head=head)
+    except TrimTransferError as error:
+        return VersionSummary(version, problem=str(error))
+    return VersionSummary(
+        version=version,
+        parent=manifest.parent,
+        sequence=manifest.sequence,
+        created=manifest.created,
+        length=manifest.length,
+        digest=manifest.image_digest().hex(),
+        newest=version == head.version,
+    )
+
+
+def describe(store: Store, image: str, version: str | None = None) -> VersionDetails:
+    """Return the details of a version, the newest by default.
+
+    Raises:
+        NotFound: there is no such image or version.
+        FormatError, IntegrityError: it is damaged.
+    """
+    head = read_head(store, image)
+    reader = VersionReader(store, read_manifest(store, image, version or head.version, head=head))
+    manifest = reader.manifest
+    chunks, zero_bytes, frames, packs = _survey(reader)
+    rows = manifest.rows
+    pieces = sum(int(rows[name]["length"].sum()) for name in ("full", "fresh", "rest"))
+    metadata = pieces + len(manifest.to_bytes()) + len(head.to_bytes())
+    frame_bytes = int(frames["stored"].sum())
+    return VersionDetails(
+        image=image,
+        version=manifest.version,
+        parent=manifest.parent,
+        sequence=manifest.sequence,
+        created=manifest.created,
+        newest=manifest.version == head.version,
+        kind=manifest.kind.name.lower(),
+        length=manifest.length,
+        digest=manifest.image_digest().hex(),
+        flat=manifest.flat.hex() if manifest.flat else "",
+        segments=tuple((segment.start, segment.length) for segment in manifest.segments),
+        regions=manifest.region_count,
+        zero_regions=int(manifest.zero.sum()),
+        zero_bytes=zero_bytes,
+        chunks=chunks,
+        packs=len(packs),
+        pack_bytes=sum(packs.values()),
+        frames=len(frames),
+        frame_bytes=frame_bytes,
+        metadata_bytes=metadata,
+        download_bytes=frame_bytes + metadata,
+    )
+
+
+_PLACE: Final = np.dtype([("pack", "<u4"), ("offset", "<u4"), ("stored", "<u4")])
+
+
+def _survey(reader: VersionReader) -> tuple[int, int, NDArray[np.void], dict[bytes, int]]:
+    """Return chunk records, zero bytes, distinct frames (dtype ``_PLACE``) and packs (digest to length)."""
+    numbers: dict[bytes, int] = {}
+    packs: dict[bytes, int] = {}
+    places = [np.zeros(0, dtype=_PLACE)]
+    chunks, zero_bytes = 0, int(reader.manifest.lengths[reader.manifest.zero].sum())
+    for index in reader.used_regions():
+        table = reader.table(index)
+        chunks += int(np.count_nonzero(~table.zero))
+        zero_bytes += int(table.lengths[table.zero].sum())
+        for part in reader.locations(index):
+            packs.update((ref.digest, ref.length) for ref in part.packs)
+            number = np.array([numbers.setdefault(ref.digest, len(numbers)) for ref in part.packs], dtype=np.uint32)
+            place = np.zeros(len(part.frames), dtype=_PLACE)
+            place["pack"] = number[part.frames["pack"]]
+            place["offset"], place["stored"] = part.frames["offset"], part.frames["stored"]
+            places.append(np.unique(place))
+    return chunks, zero_bytes, np.unique(np.concatenate(places)), packs
+
+
+def require_repository(store: DirectoryStore) -> None:
+    """Raise ``NotFound`` if the directory is none or has nothing published in it."""
+    if not (store.path / "images").is_dir():
+        raise NotFound("a repository (its images directory)", store.url)
