@@ -1,0 +1,84 @@
+"""The compiled functions under the address and undefined-behaviour sanitizers, and on 64-bit Arm where that can be run.
+
+``native_driver.c`` runs each of them over golden vectors and random lengths, in buffers without a byte to spare, on
+every path; what it prints is compared with the slow twins. A new function gets a check there and an entry in ``TWINS``.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import reference
+from vectors import DISK, KINDS, content, load, make
+
+NATIVE = Path(__file__).parent.parent / "native"
+DRIVER = Path(__file__).parent / "native_driver.c"
+EDGES = [0, 1, 2, 15, 16, 17, 63, 64, 65, 4095, 4096, 4097, 8192, 3 * 4096 + 1, 16 * 4096 - 1, 65 * 4096]
+SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def disk(data: bytes) -> str:
+    """What the driver prints for chunker 1."""
+    blocks = reference.blocks_of(data)
+    hints = [f"{block.mixed}:{1 if block.zero else 2 if block.zero_tail else 0}" for block in blocks]
+    return " ".join(hints + [f"{'-' * record.zero}{record.length}" for record in reference.cut_blocks(blocks)])
+
+
+TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk}
+
+
+def inputs(seed: int) -> dict[str, bytes]:
+    """Contents of all kinds at the edge lengths and at random ones, and the golden vectors that are not large."""
+    rng = random.Random(seed)
+    kinds = sorted(KINDS)
+    found = {f"edge-{size}": make([[rng.choice(kinds), size // 4096 + 1, seed]], length=size) for size in EDGES}
+    for number in range(24):
+        pieces = [[rng.choice(kinds), rng.randint(1, 40), rng.randint(0, 99)] for _ in range(rng.randint(1, 5))]
+        found[f"random-{number}"] = make(pieces, length=rng.randint(0, 4096 * sum(piece[1] for piece in pieces)))
+    for number, vector in enumerate(load(DISK).values()):
+        if vector["length"] < 5 << 20:
+            found[f"vector-{number}"] = content(vector)
+    return found
+
+
+def build(compiler: str, flags: list[str], target: Path) -> None:
+    sources = [str(path) for path in sorted(NATIVE.glob("*.c"))]
+    command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags, "-I", str(NATIVE), str(DRIVER), *sources]
+    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def run_and_compare(command: list[str], folder: Path, seed: int) -> None:
+    contents = inputs(seed)
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    done = subprocess.run([*command, *contents], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = {tuple(line.split(" ", 2)[:2]): line.split(" ", 2)[2:] for line in done.stdout.splitlines()}
+    for name, data in contents.items():
+        for function, twin in TWINS.items():
+            assert " ".join(printed[name, function]) == twin(data), (name, function)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_sanitizers(compiler: str, tmp_path: Path, seed: int) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    build(compiler, SANITIZE, tmp_path / "driver")
+    run_and_compare([str(tmp_path / "driver")], tmp_path, seed)
+
+
+@pytest.mark.slow
+def test_arm(tmp_path: Path, seed: int) -> None:
+    """The NEON path, compiled for Arm and run by an emulator."""
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if shutil.which("aarch64-linux-gnu-gcc") is None or emulator is None:
+        pytest.skip("needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user")
+    build("aarch64-linux-gnu-gcc", ["-O2", "-static"], tmp_path / "driver")
+    run_and_compare([emulator, str(tmp_path / "driver")], tmp_path, seed)
