@@ -17,8 +17,9 @@ enum {
     TT_SECRET_SCRAMBLE = 128, /* 192 - 64 */
     TT_SECRET_LAST = 121,
     TT_SECRET_MERGE = 11,
-    /* How far ahead of the stripe being hashed the next bytes are asked for. */
-    TT_AHEAD = 2048,
+    /* How far ahead of the stripe being hashed bytes are asked for: one page, because the processor's own prefetching
+     * stops at the end of a page. */
+    TT_AHEAD = 4096,
 };
 
 #define TT_PRIME32_1 UINT32_C(0x9E3779B1)
