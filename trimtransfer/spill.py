@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-IN_MEMORY: Final = 16 << 20
+IN_MEMORY: Final = 4 << 20
 """Arrays up to this many bytes stay in memory."""
 
 
