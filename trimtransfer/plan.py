@@ -7,6 +7,7 @@ chunk, and a source that turns out wrong only moves its chunks to the fetch list
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -113,7 +114,8 @@ class Groups:
         """Return for each group whether ``mask`` (one per record of the window) holds for a member."""
         if not len(self):
             return np.zeros(0, dtype=np.bool_)
-        return np.logical_or.reduceat(mask[self.order], self.starts[:-1])
+        found: Mask = np.logical_or.reduceat(mask[self.order], self.starts[:-1])
+        return found
 
     def spread(self, values: NDArray[np.int64]) -> Numbers:
         """Return ``values`` (one per group) for each record of ``order``."""
@@ -131,11 +133,11 @@ def same_place(window: Window, row: int, start: int, old: Table) -> Mask:
     old_offsets = old.offsets
     at = np.searchsorted(old_offsets, offsets, side="right") - 1
     ends = old_offsets[at] + old.lengths[at].astype(np.int64)
-    same = (old_offsets[at] == offsets) & (old.lengths[at] == lengths) & ~old.zero[at] & ~window.zero[low:high]
+    same: Mask = (old_offsets[at] == offsets) & (old.lengths[at] == lengths) & ~old.zero[at] & ~window.zero[low:high]
     candidates = np.flatnonzero(same)
     same[candidates] = (old.digests[at[candidates]] == window.digests[low:high][candidates]).all(axis=1)
-    within = window.zero[low:high] & old.zero[at] & (offsets + lengths <= ends)
-    return same | within
+    same |= window.zero[low:high] & old.zero[at] & (offsets + lengths <= ends)
+    return same
 
 
 class Run(NamedTuple):
@@ -320,7 +322,7 @@ def _pack_ranges(packs: tuple[PackRef, ...], frames: NDArray[np.void], gap: int)
     ranges: list[PackRange] = []
     borders = np.flatnonzero(np.diff(frames["pack"].astype(np.int64))) + 1
     edges = [0, *borders.tolist(), len(frames)]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         if low == high:
             continue
         pack = int(frames["pack"][low])

@@ -1,0 +1,235 @@
+"""The side directory of an image (``IMAGE.img.medv/``): what is installed, whether it is believed, and the lock.
+
+``state.json`` says which version the image file holds and how the file looked when that was recorded. It is believed
+only while the file looks exactly so; otherwise its content is hashed before it is relied on. Everything in here may be
+deleted at any time: that costs time or bytes, never correctness. FORMAT.md, "Side directory".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trimtransfer.chunk import DIGEST_SIZE, object_digest
+from trimtransfer.errors import FormatError, Locked, NoSpace, TargetRefused
+from trimtransfer.localfile import hanging_devices
+from trimtransfer.manifest import Manifest
+from trimtransfer.names import check_name
+
+SUFFIX: Final = ".medv"
+RACY_NS: Final = 2_000_000_000
+"""A file whose mtime is less than this before the recording is not believed: a later write within the same tick of the
+file system's clock would not show."""
+_FORMAT: Final = 1
+_MAX_STATE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """How a file looked: numbers of :func:`os.stat`, times in nanoseconds, and when it was ``recorded``."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    recorded_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileState:
+        """Return the state of a file as it looks now."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
+
+    def believed(self, found: os.stat_result) -> bool:
+        """Return whether a file that looks like ``found`` must still hold what it held when this was recorded."""
+        same = (self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns) == (
+            found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        )  # fmt: skip
+        settled = self.mtime_ns + RACY_NS <= self.recorded_ns
+        return same and settled and stat.S_ISREG(found.st_mode) and found.st_dev not in hanging_devices()
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """Which version an image file holds, as recorded: names, digests, and how the file looked."""
+
+    image: str
+    version: str
+    manifest_digest: bytes
+    image_digest: bytes
+    file: FileState
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of ``state.json``."""
+        fields = {
+            "format": _FORMAT,
+            "image": self.image,
+            "version": self.version,
+            "manifest_digest": self.manifest_digest.hex(),
+            "image_digest": self.image_digest.hex(),
+            "file": {name: getattr(self.file, name) for name in FileState.__slots__},
+        }
+        return json.dumps(fields, indent=1).encode("ascii") + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Installed:
+        """Parse ``state.json``; ``FormatError`` if it is anything else."""
+        try:
+            fields = json.loads(data)
+            file = FileState(**{name: _number(fields["file"][name]) for name in FileState.__slots__})
+            manifest, image = (bytes.fromhex(fields[name]) for name in ("manifest_digest", "image_digest"))
+            good = fields["format"] == _FORMAT and len(manifest) == len(image) == DIGEST_SIZE
+            name, version = check_name("image", fields["image"]), check_name("version", fields["version"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise FormatError("state.json", 0, "a recorded state", repr(error)[:80]) from error
+        if not good:
+            raise FormatError("state.json", "format", _FORMAT, str(fields["format"])[:80])
+        return cls(name, version, manifest, image, file)
+
+
+class SideDirectory:
+    """The side directory of the image ``output``; made by :meth:`locked`."""
+
+    def __init__(self, output: Path, path: Path | None = None) -> None:
+        self.output = output
+        self.path = path if path is not None else default_path(output)
+        self.state = self.path / "state.json"
+        self.manifest = self.path / "manifest.bin"
+        self.target = self.path / "target.bin"
+        self.tables = self.path / "tables.bin"
+        self.journal = self.path / "journal"
+        self.partial = self.path / "new.img"
+        self.redo = self.path / "redo"
+        self._lock = self.path / "lock"
+
+    def __repr__(self) -> str:
+        return f"SideDirectory({str(self.path)!r})"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the directory if need be and hold its lock; ``Locked`` if another process does."""
+        self._make()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._lock, flags, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(str(self.output), _holder(descriptor)) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(errors="replace"), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def installed(self) -> Installed | None:
+        """Return what is recorded of the image; None if nothing is, or nothing readable."""
+        data = _read_small(self.state)
+        if data is None:
+            return None
+        with contextlib.suppress(FormatError):
+            return Installed.from_bytes(data)
+        return None
+
+    def read_manifest(self, path: Path, digest: bytes | None = None) -> Manifest | None:
+        """Return the manifest kept in a file of this directory; None if missing, damaged, or not that of ``digest``."""
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if digest is not None and object_digest(data) != digest:
+            return None
+        with contextlib.suppress(FormatError):
+            return Manifest.from_bytes(data)
+        return None
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Replace a file of this directory, atomically and durably; ``NoSpace`` where the disk is full."""
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_directory(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(str(path), len(data), None) from error
+            raise
+
+    def remove(self, *paths: Path) -> None:
+        """Delete files of this directory, those that exist, durably."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+        sync_directory(self.path)
+
+    def clear_temporary(self) -> None:
+        """Delete what a killed run left behind under temporary names. Hold the lock."""
+        for path in self.path.glob("*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def _make(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir(parents=self.path.parent != self.output.parent)
+        found = os.lstat(self.path)
+        if not stat.S_ISDIR(found.st_mode):
+            raise TargetRefused(str(self.path), "is not a directory; it is needed beside the image, move it away")
+        if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
+            raise TargetRefused(str(self.path), "belongs to another user or can be written to by everybody")
+
+
+def default_path(output: Path) -> Path:
+    """Return the side directory of an image: beside a file, in the user's state directory for a device."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISBLK(os.stat(output).st_mode):
+            import platformdirs
+
+            name = str(output.absolute()).strip("/").replace("/", "-")
+            return Path(platformdirs.user_state_dir("medv")) / (name + SUFFIX)
+    return output.with_name(output.name + SUFFIX)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Return who wrote itself into the lock: printable text only."""
+    with contextlib.suppress(OSError):
+        text = os.pread(descriptor, 200, 0).decode("ascii", errors="replace")
+        if text and text.isprintable():
+            return text
+    return "another process"
+
+
+def _read_small(path: Path) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_STATE + 1)
+    except OSError:
+        return None
+    return data if len(data) <= _MAX_STATE else None
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("not a whole number")
+    return value

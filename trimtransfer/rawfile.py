@@ -1,0 +1,163 @@
+"""Writing to image files and devices: whole writes, zeros as holes, clones, and a full disk as ``NoSpace``."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from trimtransfer.errors import NoSpace
+from trimtransfer.localfile import size_of
+
+_FICLONE: Final = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01  # linux/falloc.h
+_ZEROS: Final = memoryview(bytes(1 << 20))
+_BLOCK: Final = 4096
+
+
+class RawFile:
+    """A file or block device open for reading and writing. Methods may be called from several threads.
+
+    ``NoSpace`` is raised where the disk is full, ``OSError`` for everything else that fails.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self.descriptor = _open_writable(path, flags | (os.O_CREAT if create else 0))
+        found = os.fstat(self.descriptor)
+        self.is_device = stat.S_ISBLK(found.st_mode)
+        if not (self.is_device or stat.S_ISREG(found.st_mode)):
+            os.close(self.descriptor)
+            raise OSError(errno.EINVAL, "neither a file nor a block device", str(path))
+
+    def __enter__(self) -> RawFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Length in bytes now."""
+        return size_of(self.descriptor)
+
+    def close(self) -> None:
+        """Close the file; harmless when closed already."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Write all of ``data`` at ``offset``."""
+        view = memoryview(data)
+        with _space(self.path):
+            while view:
+                count = os.pwrite(self.descriptor, view, offset)
+                view, offset = view[count:], offset + count
+
+    def write_sparse(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` into a file whose bytes there are zeros: its blocks of zeros are left out."""
+        blocks = len(data) // _BLOCK
+        filled = np.frombuffer(data, dtype=np.uint64, count=blocks * _BLOCK // 8).reshape(blocks, -1).any(axis=1)
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], filled, [False])).astype(np.int8))) * _BLOCK
+        for start, end in edges.reshape(-1, 2).tolist():
+            self.write(offset + start, data[start:end])
+        if len(data) > blocks * _BLOCK:
+            self.write(offset + blocks * _BLOCK, data[blocks * _BLOCK :])
+
+    def write_zeros(self, offset: int, length: int) -> None:
+        """Make a range read as zeros: a hole where the system can, zeros written elsewhere."""
+        if length <= 0 or _punch_hole(self.descriptor, offset, length):
+            return
+        while length:
+            part = _ZEROS[: min(length, len(_ZEROS))]
+            self.write(offset, part)
+            offset, length = offset + len(part), length - len(part)
+
+    def read(self, offset: int, buffer: memoryview) -> bool:
+        """Fill ``buffer`` from ``offset`` on; False if the file ends before."""
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            if not count:
+                return False
+            done += count
+        return True
+
+    def resize(self, length: int) -> None:
+        """Set a file's length; a device keeps its own."""
+        if not self.is_device:
+            with _space(self.path):
+                os.ftruncate(self.descriptor, length)
+
+    def sync(self) -> None:
+        """Bring everything written to the disk."""
+        with _space(self.path):
+            os.fsync(self.descriptor)
+
+    def sync_data(self) -> None:
+        """Bring everything written to the disk, times apart."""
+        with _space(self.path):
+            os.fdatasync(self.descriptor)
+
+
+def clone(source: int, target: int) -> bool:
+    """Let the file ``target`` share all of ``source``'s blocks; False where the file system cannot (descriptors)."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that this user can still write to the file system of ``path``."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def _open_writable(path: Path, flags: int) -> int:
+    """Open a file for writing; one of ours that is marked read-only is made writable first (its owner may)."""
+    try:
+        return os.open(path, flags, 0o600)
+    except PermissionError:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise
+        os.chmod(path, stat.S_IMODE(found.st_mode) | stat.S_IWUSR, follow_symlinks=False)
+        return os.open(path, flags, 0o600)
+
+
+@functools.cache
+def _fallocate() -> Callable[..., Any] | None:
+    with contextlib.suppress(OSError, AttributeError):
+        function = ctypes.CDLL(None, use_errno=True).fallocate
+        function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        function.restype = ctypes.c_int
+        return function  # type: ignore[no-any-return]
+    return None
+
+
+def _punch_hole(descriptor: int, offset: int, length: int) -> bool:
+    function = _fallocate()
+    return function is not None and function(descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length) == 0
+
+
+@contextlib.contextmanager
+def _space(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(str(path), None, None) from error
+        raise
