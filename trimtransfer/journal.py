@@ -21,11 +21,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.chunk import DIGEST_SIZE
 from trimtransfer.extents import Extents
 
 MAGIC: Final = b"TrimJrnl"
 FORMAT: Final = 1
-_HEADER: Final = struct.Struct("<8sHBx32s16sQI")
+_HEADER: Final = struct.Struct("<8sHBx32s32s16sQI")
 _BLOCK: Final = struct.Struct("<4sBxxxII")  # magic, kind, number of entries, CRC-32 of the fields before it and payload
 _BLOCK_MAGIC: Final = b"TTJb"
 _EXTENTS, _BARRIER = 1, 2
@@ -47,11 +48,15 @@ class Base(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class JournalKey:
-    """What a journal belongs to: digest of the target's manifest, the target's length in bytes, and the base."""
+    """What a journal belongs to: digest of the target's manifest, the target's length in bytes, and the base.
+
+    ``base_manifest`` is the digest of the manifest of the old image that was cloned (zeros for another base).
+    """
 
     target: bytes
     length: int
     base: Base
+    base_manifest: bytes = bytes(DIGEST_SIZE)
 
 
 def boot_id() -> bytes:
@@ -159,12 +164,12 @@ def _pack_header(key: JournalKey, boot: bytes) -> bytes:
 def _parse_header(data: memoryview) -> tuple[JournalKey, bytes] | None:
     if len(data) < _HEADER.size:
         return None
-    magic, version, base, target, boot, length, crc = _HEADER.unpack(data[: _HEADER.size])
+    magic, version, base, target, base_manifest, boot, length, crc = _HEADER.unpack(data[: _HEADER.size])
     if (magic, version) != (MAGIC, FORMAT) or crc != zlib.crc32(data[: _HEADER.size - _CRC_SIZE]):
         return None
     if base not in tuple(Base) or length >= 1 << 62:
         return None
-    return JournalKey(target, length, Base(base)), boot
+    return JournalKey(target, length, Base(base), base_manifest), boot
 
 
 def _pack_block(kind: int, count: int, payload: bytes) -> bytes:

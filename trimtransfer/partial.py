@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -127,8 +128,9 @@ def open_partial(path: Path, journal: Path, key: JournalKey, *, old: int | None 
     file = RawFile(path, create=True)
     try:
         loaded = None if fresh else load_journal(journal)
-        if loaded is not None and loaded[0].target == key.target and loaded[0].length == key.length:
-            base, done = loaded[0].base, loaded[1]
+        if loaded is not None and _same_target(loaded[0], key):
+            known = loaded[0].base is not Base.OLD or loaded[0].base_manifest == key.base_manifest
+            base, done = loaded[0].base if known else Base.UNKNOWN, loaded[1]
         elif fresh:
             base, done = key.base, Extents.none()
             if base is not Base.ZEROS and old is not None and not clone(old, file.descriptor):
@@ -137,7 +139,7 @@ def open_partial(path: Path, journal: Path, key: JournalKey, *, old: int | None 
             base, done = Base.UNKNOWN, Extents.none()
         file.resize(key.length)
         file.sync()
-        opened = Journal.create(journal, JournalKey(key.target, key.length, base), done=done)
+        opened = Journal.create(journal, replace(key, base=base), done=done)
         return PartialFile(file, opened, base, done, wrote="new")
     except BaseException:
         file.close()
@@ -147,17 +149,20 @@ def open_partial(path: Path, journal: Path, key: JournalKey, *, old: int | None 
 
 
 def open_device(path: Path, journal: Path, key: JournalKey) -> PartialFile:
-    """Open a block device (or file) to be written directly: nothing of it is known, apart from the journal's extents."""
+    """Open a block device (or file) to be written directly: only what its journal says is known of it."""
     file = RawFile(path)
     loaded = load_journal(journal)
-    matches = loaded is not None and loaded[0].target == key.target and loaded[0].length == key.length
-    done = loaded[1] if loaded is not None and matches else Extents.none()
+    done = loaded[1] if loaded is not None and _same_target(loaded[0], key) else Extents.none()
     try:
-        opened = Journal.create(journal, JournalKey(key.target, key.length, Base.UNKNOWN), done=done)
+        opened = Journal.create(journal, replace(key, base=Base.UNKNOWN), done=done)
     except BaseException:
         file.close()
         raise
     return PartialFile(file, opened, Base.UNKNOWN, done, wrote="in-place")
+
+
+def _same_target(one: JournalKey, other: JournalKey) -> bool:
+    return (one.target, one.length) == (other.target, other.length)
 
 
 def discard_partial(path: Path, journal: Path) -> None:

@@ -144,7 +144,7 @@ def _fallocate() -> Callable[..., Any] | None:
         function = ctypes.CDLL(None, use_errno=True).fallocate
         function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
         function.restype = ctypes.c_int
-        return function  # type: ignore[no-any-return]
+        return function
     return None
 
 
