@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import random
 import secrets
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from images import ImageSet, Unavailable, image_set
+from servers import MISSING_NGINX, Authority, Nginx, has_nginx
+
+for _name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine, whatever proxy it has
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "localhost", "127.0.0.1")))
 
 settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
@@ -43,3 +49,20 @@ def images() -> ImageSet:
         return image_set("small")
     except Unavailable as reason:
         pytest.skip(f"real images: {reason}")
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority of this run: ``authority.file`` for ``ca_cert=``."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def nginx(tmp_path: Path, authority: Authority) -> Iterator[Nginx]:
+    """nginx over TLS, serving ``nginx.root`` (empty, in ``tmp_path``), or a skipped test where there is none."""
+    if not has_nginx():
+        pytest.skip(MISSING_NGINX)
+    root = tmp_path / "served"
+    root.mkdir()
+    with Nginx(root, tmp_path, authority) as server:
+        yield server
