@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vectors import DISK, KINDS, content, expectation, load, make
 
-from trimtransfer import native
-from trimtransfer.chunk import BLOCK_SIZE, MAX_CHUNK_SIZE, REGION_SIZE, Kind
-from trimtransfer.chunker import ZERO, cut
+from trimtransfer import chunker, native
+from trimtransfer.chunk import BLOCK_SIZE, MAX_CHUNK_SIZE, REGION_SIZE, Kind, chunk_digest, region_digest, region_hasher
+from trimtransfer.chunker import ZERO, cut, cut_and_digest
 
 VECTORS = load(DISK)
 SIZES = [0, 1, 15, 16, 17, 4095, 4096, 4097, 8191, 8192, 8193, 65536, 300_001]
@@ -41,8 +41,15 @@ def as_arrays(blocks: list[reference.Block]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([block.mixed for block in blocks], np.uint32), np.array(flags, np.uint8)
 
 
+def hints(data: bytes | memoryview) -> tuple[np.ndarray, np.ndarray]:
+    blocks = -(-len(data) // BLOCK_SIZE)
+    mixed, flags = np.zeros(blocks, np.uint32), np.full(blocks, 255, np.uint8)
+    native.hints(data, mixed, flags)
+    return mixed, flags
+
+
 def check_hints(data: bytes) -> None:
-    mixed, flags = native.hints(data)
+    mixed, flags = hints(data)
     expected_mixed, expected_flags = as_arrays(reference.blocks_of(data))
     assert mixed.tolist() == expected_mixed.tolist()
     assert flags.tolist() == expected_flags.tolist()
@@ -72,7 +79,7 @@ class TestHints:
         data = random.Random(1).randbytes(3 * BLOCK_SIZE + 100 + 64)
         for offset in range(64):
             view = memoryview(data)[offset : offset + 3 * BLOCK_SIZE + 100]
-            mixed, flags = native.hints(view)
+            mixed, flags = hints(view)
             expected = as_arrays(reference.blocks_of(bytes(view)))
             assert (mixed.tolist(), flags.tolist()) == (expected[0].tolist(), expected[1].tolist())
 
@@ -81,7 +88,7 @@ class TestHints:
         for at in [0, 1, 7, 8, 63, 64, 2048, 4079, 4080, 4081, 4087, 4088, 4095]:
             block = bytearray(BLOCK_SIZE)
             block[at] = 1
-            assert native.hints(block)[1].tolist() == [2 if at < 4080 else 0]
+            assert hints(bytes(block))[1].tolist() == [2 if at < 4080 else 0]
 
     @pytest.mark.usefixtures("simd")
     def test_zeros(self) -> None:
@@ -94,7 +101,7 @@ class TestHints:
         results = []
         for path in native.available():
             native.select(path)
-            results.append([array.tolist() for array in native.hints(data)])
+            results.append([array.tolist() for array in hints(data)])
         native.select(None)
         assert all(result == results[0] for result in results)
 
@@ -255,6 +262,46 @@ class TestCut:
             assert list(pool.map(records, regions * 4)) == expected * 4
 
 
+def check_digests(data: bytes) -> None:
+    """``cut_and_digest`` against the twin's records and hashing each of them by itself."""
+    hasher = region_hasher()
+    lengths, digests = cut_and_digest(Kind.DISK, data, content=hasher)
+    twin = reference.cut_disk(data)
+    assert [reference.Record(int(length & ~ZERO), bool(length & ZERO)) for length in lengths] == twin
+    starts = np.cumsum([0, *(length for length, _ in twin)])
+    chunks = [data[at : at + length] for at, (length, zero) in zip(starts, twin, strict=False) if not zero]
+    assert digests.shape == (len(chunks), 32)
+    assert digests.tobytes() == b"".join(map(chunk_digest, chunks))
+    assert hasher.digest() == region_digest(data)
+    assert cut_and_digest(Kind.DISK, data)[0].tolist() == lengths.tolist()
+
+
+class TestCutAndDigest:
+    @settings(max_examples=150, deadline=None)
+    @given(images(), st.integers(1, 40))
+    def test_pieces_change_nothing(self, data: bytes, blocks: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunker, "_PIECE", blocks * BLOCK_SIZE)
+            check_digests(data)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from("de0"), st.integers(1, 66)), max_size=25), st.integers(1, 70))
+    def test_zero_runs_across_pieces(self, runs: list[tuple[str, int]], blocks: int) -> None:
+        """Chunks that are cut by length inside short runs of zeros, at the ends of pieces."""
+        block = {"d": make([["text", 1, 9]]), "e": make([["file", 1, 1]]), "0": bytes(BLOCK_SIZE)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunker, "_PIECE", blocks * BLOCK_SIZE)
+            check_digests(b"".join(block[letter] * count for letter, count in runs))
+
+    @pytest.mark.parametrize("name", VECTORS)
+    def test_golden(self, name: str) -> None:
+        check_digests(content(VECTORS[name]))
+
+    def test_too_long(self) -> None:
+        with pytest.raises(ValueError, match="at most"):
+            cut_and_digest(Kind.DISK, bytes(REGION_SIZE + 1))
+
+
 @pytest.mark.parametrize("name", VECTORS)
 @pytest.mark.usefixtures("simd")
 def test_golden(name: str) -> None:
@@ -272,7 +319,9 @@ class TestChoice:
         with pytest.raises(ValueError, match="2 hints and 1 flags"):
             native.cut(np.zeros(2, np.uint32), np.zeros(1, np.uint8))
         with pytest.raises(TypeError):
-            native.cut(np.zeros(2, np.int64), np.zeros(2, np.uint8))  # type: ignore[arg-type]
+            native.cut(np.zeros(2, np.int64), np.zeros(2, np.uint8))
+        with pytest.raises(ValueError, match="1 hints and 1 flags for 4097 bytes"):
+            native.hints(bytes(4097), np.zeros(1, np.uint32), np.zeros(1, np.uint8))
 
     @pytest.mark.parametrize("path", native.available(), ids=lambda path: path.name.lower())
     def test_environment(self, path: native.Simd) -> None:

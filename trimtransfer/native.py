@@ -56,16 +56,18 @@ def available() -> tuple[Simd, ...]:
     return found
 
 
-def hints(data: Bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-    """Return mixed hint and flags (bit 0: all zero; bit 1: not, but its last 16 bytes are) of every 4 KiB block.
+def hints(data: Bytes, mixed: NDArray[np.uint32], flags: NDArray[np.uint8]) -> None:
+    """Write the mixed hint and the flags (bit 0: all zero; bit 1: not, but its last 16 bytes are) of every 4 KiB block.
 
-    A short last block counts as padded with zeros. ``data`` must be contiguous (else ``ValueError``).
+    A short last block counts as padded with zeros. ``data`` must be contiguous; ``ValueError`` if it is not, or if the
+    arrays do not have one element for each block.
     """
     view = ffi.from_buffer("uint8_t[]", data)
-    blocks = -(-len(view) // BLOCK_SIZE)
-    mixed, flags = np.empty(blocks, np.uint32), np.empty(blocks, np.uint8)
+    if not len(mixed) == len(flags) == -(-len(view) // BLOCK_SIZE):
+        raise ValueError(
+            f"{len(mixed)} hints and {len(flags)} flags for {len(view)} bytes: one of each per 4 KiB block"
+        )
     lib.tt_hints(view, len(view), _u32(mixed), _u8(flags))
-    return mixed, flags
 
 
 def cut(mixed: NDArray[np.uint32], flags: NDArray[np.uint8]) -> NDArray[np.uint32]:
