@@ -5,10 +5,16 @@ Nothing here shares code with the package; tests compare the two.
 
 from __future__ import annotations
 
+import json
+import struct
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import xxhash
+import zstandard
+from blake3 import blake3
 
 BLOCK = 4096
 
@@ -79,3 +85,201 @@ def cut_disk(region: bytes) -> list[Record]:
         start, end = end, end + record.length * BLOCK
         records.append(Record(min(end, len(region)) - start, record.zero))
     return records
+
+
+# ---- a repository, read as FORMAT.md says
+
+
+class Row(NamedTuple):
+    """A region that is not all zero, and its stored pieces (file, length, offset, check): as in the manifest."""
+
+    content: bytes
+    table: bytes
+    full: tuple[int, int, int, bytes]
+    difference: tuple[int, int, int, bytes]
+    fresh: tuple[int, int, int, bytes]
+    rest: tuple[int, int, int, bytes]
+
+
+def read_image(root: Path, image: str, version: str = "") -> bytes:
+    """Return the content of a version (the newest by default), every digest on the way compared."""
+    folder = root / "images" / image
+    head = json.loads((folder / "head.json").read_text())
+    data = (folder / (version or head["version"]) / "manifest.bin").read_bytes()
+    if version in ("", head["version"]):
+        assert blake3(data).hexdigest() == head["manifest_digest"]
+    length, segments, files, used, rows = parse_manifest(data, folder)
+    parts, contents, waiting = [], [], iter(rows)
+    for _, size in segments:
+        for at in range(0, size, 64 << 20):
+            region = bytes(min(64 << 20, size - at))
+            if used.pop(0):
+                row = next(waiting)
+                region = read_region(root, files, row, len(region))
+                assert content_digest(region) == row.content
+            contents.append(content_digest(region))
+            parts.append(region)
+    whole = b"".join(parts)
+    numbers = b"".join(struct.pack("<QQ", *segment) for segment in segments)
+    digest = blake3(struct.pack("<Q", length) + numbers + b"".join(contents), derive_key_context="trimtransfer 1 image")
+    assert (len(whole), digest.digest()) == (length, data[40:72])
+    return whole
+
+
+def content_digest(region: bytes) -> bytes:
+    """Return the content digest of a region."""
+    return blake3(region, derive_key_context="trimtransfer 1 region").digest()
+
+
+def parse_manifest(data: bytes, folder: Path) -> tuple[int, list[tuple[int, int]], list[bytes], list[bool], list[Row]]:
+    """Return length, segments, content of the referred files, which regions have rows, and the rows."""
+    assert blake3(data[:-32]).digest() == data[-32:]
+    length, counts, at = struct.unpack_from("<Q", data, 32)[0], struct.unpack_from("<III", data, 108), 120
+    for _ in range(3):
+        at += 1 + data[at]
+    segments = [struct.unpack_from("<QQ", data, at + 16 * n) for n in range(counts[0])]
+    at += 16 * counts[0]
+    files = []
+    for _ in range(counts[1]):
+        kind, size, digest, name = struct.unpack_from("<B3xQ32sB", data, at)
+        version = data[at + 45 : at + 45 + name].decode()
+        files.append((folder / version / ("tables.bin" if kind == 1 else "locations.bin")).read_bytes())
+        assert (len(files[-1]), blake3(files[-1]).digest()) == (size, digest)
+        at += 45 + name
+    regions = sum(-(-size // (64 << 20)) for _, size in segments)
+    used = [bool(data[at + n // 8] >> n % 8 & 1) for n in range(regions)]
+    at += -(-regions // 8)
+    rows = []
+    for n in range(counts[2]):
+        fields = struct.unpack_from("<32s32s" + "HIQ16s" * 4, data, at + 184 * n)
+        rows.append(Row(fields[0], fields[1], *(fields[2 + 4 * k : 6 + 4 * k] for k in range(4))))
+    assert at + 184 * counts[2] + 32 == len(data)
+    return length, segments, files, used, rows
+
+
+def read_piece(files: list[bytes], ref: tuple[int, int, int, bytes]) -> bytes:
+    """Return a stored piece, decompressed."""
+    file, length, offset, check = ref
+    stored = files[file][offset : offset + length]
+    assert blake3(stored).digest()[:16] == check
+    return zstandard.ZstdDecompressor().decompress(stored)
+
+
+def read_region(root: Path, files: list[bytes], row: Row, size: int) -> bytes:
+    """Return a region's content: every chunk from where fresh and rest say it is."""
+    table = read_piece(files, row.full)
+    assert blake3(table, derive_key_context="trimtransfer 1 table").digest() == row.table
+    count = int.from_bytes(table[:4], "little")
+    records = struct.unpack_from(f"<{count}I", table, 4)
+    chunks: dict[int, bytes] = {}
+    for ref in (row.fresh, row.rest):
+        if ref[1]:
+            part = read_chunks(root, read_piece(files, ref), records)
+            assert not chunks.keys() & part.keys()
+            chunks.update(part)
+    parts, digests = [], table[4 + 4 * count :]
+    for number, record in enumerate(records):
+        if record >> 31:
+            parts.append(bytes(record & (1 << 31) - 1))
+        else:
+            parts.append(chunks.pop(number))
+            assert blake3(parts[-1], derive_key_context="trimtransfer 1 chunk").digest() == digests[:32]
+            digests = digests[32:]
+    assert not chunks
+    assert not digests
+    assert sum(map(len, parts)) == size
+    return b"".join(parts)
+
+
+def read_chunks(root: Path, part: bytes, records: tuple[int, ...]) -> dict[int, bytes]:
+    """Return the chunks that one part of a region's locations locates, by record number."""
+    packs, frames, runs = struct.unpack_from("<III", part)
+    at = 12 + 36 * packs
+    names = [part[12 + 36 * n : 44 + 36 * n].hex() for n in range(packs)]
+    columns = [struct.unpack_from(f"<{frames}I", part, at + 4 * frames * k) for k in range(4)]
+    at += 16 * frames
+    codecs, checks, at = part[at : at + frames], part[at + frames : at + 17 * frames], at + 17 * frames
+    contents = []
+    for n, (pack, offset, stored, raw) in enumerate(zip(*columns, strict=True)):
+        data = (root / "packs" / names[pack][:2] / f"{names[pack]}.bin").read_bytes()[offset : offset + stored]
+        assert blake3(data).digest()[:16] == checks[16 * n : 16 * n + 16]
+        contents.append(zstandard.ZstdDecompressor().decompress(data) if codecs[n] else data)
+        assert len(contents[-1]) == raw
+    found = {}
+    for record, count, frame, start in zip(
+        *(struct.unpack_from(f"<{runs}I", part, at + 4 * runs * k) for k in range(4)), strict=True
+    ):
+        for number in range(record, record + count):
+            found[number] = contents[frame][start : start + records[number]]
+            start += records[number]
+    return found
+
+
+# ---- chunker 2: native/search.h ----
+
+SEARCH_LOW: list[int] = []
+SEARCH_HIGH: list[int] = []
+
+
+class SearchRule(NamedTuple):
+    """The numbers of ``tt_rule``."""
+
+    min: int
+    norm: int
+    max: int
+    strict: int
+    loose: int
+    level: int
+
+
+def search_candidates(data: bytes, level: int) -> list[bool]:
+    """Return which positions are candidates, as if zeros came before the data."""
+    b = np.frombuffer(data, np.uint8)
+
+    def earlier(z: np.ndarray, k: int) -> np.ndarray:
+        return np.concatenate([np.zeros(k, z.dtype), z])[: len(z)]
+
+    a = (b - earlier(b, 1)) ^ (earlier(b, 2) + earlier(b, 3))
+    t = np.array([SEARCH_LOW[value % 16] ^ SEARCH_HIGH[value // 16] for value in range(256)], np.uint8)[a]
+    u = t - earlier(t, 5)
+    v = u ^ earlier(u, 10)
+    w = v + earlier(v, 32)
+    x = w ^ earlier(w, 64)
+    marked = (x < 128) & (x > level)
+    return list((marked & earlier(marked, 11)).tolist())
+
+
+def search_hash(last: bytes) -> int:
+    """Return the hash of a chunk's last 32 bytes."""
+    h = 0
+    for k in range(0, 32, 8):
+        h = (h ^ int.from_bytes(last[k : k + 8], "little")) * 0x9FB21C651E98DF25 % 2**64
+        h ^= h >> 32
+    h = h * 0xD6E8FEB86659FD93 % 2**64
+    return h ^ (h >> 32)
+
+
+def search(data: bytes, rule: SearchRule, *, final: bool = True) -> list[int]:
+    """Return the ends of the chunks of ``data`` (chunker 2)."""
+    candidate = search_candidates(data, rule.level)
+    ends: list[int] = []
+    start = 0
+    while start < len(data) and (final or len(data) - start >= rule.max):
+        start = search_end(data, candidate, start, rule)
+        ends.append(start)
+    return ends
+
+
+def search_end(data: bytes, candidate: list[bool], start: int, rule: SearchRule) -> int:
+    """Return where the chunk ends that begins at ``start``."""
+    most = min(rule.max, len(data) - start)
+    hashes: dict[int, int] = {}  # length -> hash, of the candidates seen
+    for n in range(rule.min, most + 1):
+        if candidate[start + n - 1]:
+            h = search_hash(data[start + n - 32 : start + n])
+            if h <= (rule.strict if n < rule.norm else rule.loose):
+                return start + n
+            hashes[n] = h
+    if most == rule.max and hashes:
+        return start + min(hashes, key=lambda n: (hashes[n], n))
+    return start + most

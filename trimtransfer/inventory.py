@@ -41,6 +41,7 @@ class Inventory:
         self._directory = directory
         self.occurrences = 0
         """Chunk records of the version, repetitions included."""
+        self.occurrence_bytes = 0
         rows, ends = self._gather(tables)
         kept = [_sort(rows[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         self._size = sum(kept)
@@ -76,6 +77,13 @@ class Inventory:
             at[candidates] += 1
         return found
 
+    def missing_regions(self) -> NDArray[np.int64]:
+        """Return the numbers of the regions where chunks occur first that are stored nowhere yet, in order."""
+        found = [np.zeros(0, dtype=np.uint32)]
+        for part in self.slices():
+            found.append(np.unique(self.region[part][self.pack[part] == NOWHERE]))
+        return np.unique(np.concatenate(found)).astype(np.int64)
+
     def slices(self) -> Iterator[slice]:
         """Yield slices that cover all chunks, each of bounded size."""
         for start in range(0, self._size, _BUCKET):
@@ -95,6 +103,7 @@ class Inventory:
         """
         counts = np.zeros(1 << 16, dtype=np.int64)
         for _, table in tables():
+            self.occurrence_bytes += int(table.lengths[~table.zero].sum(dtype=np.int64))
             counts += np.bincount((_keys(table)[0] >> np.uint64(48))[~table.zero].astype(np.int64), minlength=1 << 16)
         self.occurrences = int(counts.sum())
         bits = min(16, max(0, (self.occurrences // _BUCKET).bit_length()))

@@ -25,7 +25,6 @@ from trimtransfer.spill import Pieces, Rows
 from trimtransfer.store import DirectoryStore, StagedObject
 from trimtransfer.survey import Survey, comparable
 from trimtransfer.table import Table, encode_difference, encode_full
-from trimtransfer.watch import Watch
 
 _OWN: Final = {TABLES: 0, LOCATIONS: 1}
 """Numbers of the version's own files among the files of its manifest, while it is made."""
@@ -69,8 +68,7 @@ class MetadataWriter:
 
     def add(self, index: int, table: Table, inventory: Inventory, packs: Packs) -> None:
         """Add region ``index`` with this table; its chunks must all have their places in the inventory."""
-        row = np.zeros((), dtype=ROW)
-        row["content"], row["table"] = self._survey.content[index], self._survey.digests[index]
+        row = self._new_row(index)
         numbers = inventory.find(table)
         parent_row = self._parent_row(index)
         same = bool(self._survey.same[index])
@@ -85,11 +83,17 @@ class MetadataWriter:
             self._add_locations(row, table, numbers, inventory, packs)
         self._rows.append(row.reshape(1))
 
-    def finish(self, names: Names, watch: Watch) -> Manifest:
+    def add_unchanged(self, index: int) -> None:
+        """Add a region that is the same as in the parent, and whose chunks all stay where they are."""
+        row = self._new_row(index)
+        self._refer(row, self._parent_row(index), REFS)
+        self._rows.append(row.reshape(1))
+
+    def finish(self, names: Names) -> Manifest:
         """Write both files and return the manifest."""
         rows = self._rows.array()
-        self._files[0] = self._write_file(TABLES, tables_name(names.image, names.version), names.version, watch)
-        self._files[1] = self._write_file(LOCATIONS, locations_name(names.image, names.version), names.version, watch)
+        self._files[0] = self._write_file(TABLES, tables_name(names.image, names.version), names.version)
+        self._files[1] = self._write_file(LOCATIONS, locations_name(names.image, names.version), names.version)
         self._settle(rows)
         survey = self._survey
         return Manifest(
@@ -111,6 +115,11 @@ class MetadataWriter:
     def stored_bytes(self) -> int:
         """Bytes of the version's own tables and locations."""
         return sum(sum(parts) for parts in self._placed.values())
+
+    def _new_row(self, index: int) -> Any:
+        row = np.zeros((), dtype=ROW)
+        row["content"], row["table"] = self._survey.content[index], self._survey.digests[index]
+        return row
 
     def _parent_row(self, index: int) -> Any:
         """Return the parent's row of the same region, None where there is none that compares."""
@@ -182,7 +191,7 @@ class MetadataWriter:
         self._placed[kind][late] += len(data)
         return ref
 
-    def _write_file(self, kind: int, name: str, version: str, watch: Watch) -> FileRef | None:
+    def _write_file(self, kind: int, name: str, version: str) -> FileRef | None:
         """Write one of the version's own files; return None if there is nothing to be in it."""
         if not sum(self._placed[kind]):
             return None
@@ -191,7 +200,6 @@ class MetadataWriter:
             for pieces in (self._early[kind], self._late[kind]):
                 for number in range(len(pieces)):
                     _append(staging, hasher, pieces[number])
-                    watch.report("metadata", staging.length, sum(self._placed[kind]))
             length = staging.length
         return FileRef(kind, version, length, hasher.digest())
 

@@ -101,7 +101,7 @@ class Packer:
         self._writing: deque[Future[bool]] = deque()
         self.stored = Stored()
 
-    def run(self, tables: Iterable[tuple[int, int, Table]], watch: Watch, total: int) -> Stored:
+    def run(self, regions: Iterable[tuple[int, int, Table]], watch: Watch, total: int) -> Stored:
         """Store what is missing of these regions (number, start in the image, table); ``total`` bytes in all.
 
         Raises:
@@ -113,7 +113,7 @@ class Packer:
         pending: deque[Future[_Frame]] = deque()
         with ThreadPoolExecutor(self._workers, "compress") as compressors, ThreadPoolExecutor(1, "pack") as writer:
             watch.report("compress", 0, total)
-            for region, start, table in tables:
+            for region, start, table in regions:
                 for chunks in self._frames_of(region, start, table):
                     pending.append(compressors.submit(self._compress, chunks))
                     if len(pending) >= self._workers * _FRAMES_AHEAD:

@@ -209,6 +209,12 @@ class DirectoryStore:
         _make_directories(directory, self.path)
         return directory / name
 
+    def scratch(self) -> Path:
+        """Return the directory for temporary files on the store's disk, which is made where missing."""
+        directory = self.path / _TEMPORARY
+        _make_directories(directory, self.path)
+        return directory
+
     def clear_temporary(self) -> int:
         """Delete temporary files of writers that died; return their number. The caller holds the repository's lock."""
         count = 0
@@ -271,7 +277,7 @@ class StagedObject:
         self.length = 0
 
     def __enter__(self) -> StagedObject:
-        with _space(self._final):
+        with space_errors(self._final):
             _make_directories(self._temporary.parent, self._root)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self._temporary, flags, 0o644)
@@ -280,7 +286,7 @@ class StagedObject:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes; ``NoSpace`` where the disk is full."""
         view = memoryview(data).cast("B")
-        with _space(self._final):
+        with space_errors(self._final):
             while view:
                 written = os.write(self._descriptor, view)
                 self.length += written
@@ -288,7 +294,7 @@ class StagedObject:
 
     def sync(self) -> None:
         """Bring what was written to the disk (before it is read back)."""
-        with _space(self._final):
+        with space_errors(self._final):
             os.fsync(self._descriptor)
 
     def read_back(self) -> bytes:
@@ -307,7 +313,7 @@ class StagedObject:
                 self._temporary.unlink()
 
     def _commit(self) -> None:
-        with _space(self._final):
+        with space_errors(self._final):
             os.fsync(self._descriptor)
             _make_directories(self._final.parent, self._root)
             os.replace(self._temporary, self._final)
@@ -347,8 +353,8 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _space(path: Path) -> Iterator[None]:
-    """Turn "disk full" and "quota exceeded" into ``NoSpace`` that names the object."""
+def space_errors(path: Path) -> Iterator[None]:
+    """Turn "disk full" and "quota exceeded" into ``NoSpace`` that names ``path``."""
     try:
         yield
     except OSError as error:
