@@ -37,7 +37,13 @@ from trimtransfer.chunker import ZERO, cut, cut_and_digest
 HUGE_PAGE = 2 << 20
 READ_LOOP = """
 #include <stdint.h>
-uint64_t read_all(const uint64_t *p, uint64_t n) { uint64_t s = 0; for (uint64_t i = 0; i < n; i++) s |= p[i]; return s; }
+uint64_t read_all(const uint64_t *p, uint64_t n)
+{
+    uint64_t bits = 0;
+    for (uint64_t i = 0; i < n; i++)
+        bits |= p[i];
+    return bits;
+}
 """
 
 
@@ -190,17 +196,11 @@ def report(speeds: dict[str, list[float]], ratios: Sequence[Ratio]) -> dict[str,
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on and with."""
-    model = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    commit = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    processor = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False)
     return {
-        "processor": model[0] if model else platform.processor(),
+        "processor": processor[0].split(": ")[1] if processor else platform.machine(),
         "simd": native.selected().name.lower(),
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),
