@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.location import FRAME
-from trimtransfer.spill import Rows, large_array
+from trimtransfer.spill import Rows, large_array, scatter
 from trimtransfer.table import Table
 
 NOWHERE: Final = 0xFFFFFFFF
@@ -112,7 +112,9 @@ class Inventory:
         rows = large_array(self.occurrences, _ROW, self._directory)
         following = ends - sizes  # where each bucket's next row goes
         for region, table in tables():
-            _scatter(_rows(region, table), bits, following, rows)
+            new = _rows(region, table)
+            bucket = new["prefix"] >> np.uint64(63 - bits) >> np.uint64(1)
+            scatter(new, bucket.astype(np.int64), following, rows)
         return rows, ends.tolist()
 
     def _fill(self, rows: NDArray[Any], parts: Iterable[tuple[int, int]]) -> None:
@@ -139,17 +141,6 @@ def _rows(region: int, table: Table) -> NDArray[Any]:
     rows["prefix"], rows["rest"] = prefix[record], rest[record]
     rows["region"], rows["record"], rows["length"] = region, record, table.lengths[record]
     return rows
-
-
-def _scatter(new: NDArray[Any], bits: int, following: NDArray[np.int64], rows: NDArray[Any]) -> None:
-    """Put rows at the ends of their buckets, keeping their order within each."""
-    bucket = (new["prefix"] >> np.uint64(63 - bits) >> np.uint64(1)).astype(np.int64)
-    order = np.argsort(bucket, kind="stable")
-    sizes = np.bincount(bucket, minlength=len(following))
-    first = np.cumsum(sizes) - sizes
-    place = np.arange(len(new)) - first[bucket[order]] + following[bucket[order]]
-    rows[place] = new[order]
-    following += sizes
 
 
 def _sort(rows: NDArray[Any]) -> int:

@@ -31,6 +31,18 @@ def large_array(count: int, dtype: DTypeLike, directory: Path, *, in_memory: int
         return np.memmap(file, dtype=kind, mode="r+", shape=(count,))
 
 
+def scatter(new: NDArray[Any], bucket: NDArray[np.int64], following: NDArray[np.int64], rows: NDArray[Any]) -> None:
+    """Put each of ``new`` at the end of its ``bucket`` in ``rows``, keeping their order within buckets.
+
+    ``following`` holds where each bucket's next row goes, and is moved on.
+    """
+    order = np.argsort(bucket, kind="stable")
+    sizes = np.bincount(bucket, minlength=len(following))
+    first = np.cumsum(sizes) - sizes
+    rows[np.arange(len(new)) - first[bucket[order]] + following[bucket[order]]] = new[order]
+    following += sizes
+
+
 class Rows:
     """A growing array of structured rows: appended in parts, read whole; in a temporary file once it is large."""
 

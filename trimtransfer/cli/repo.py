@@ -1,0 +1,250 @@
+"""Commands on a repository: publish, ls, show, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from trimtransfer.cli.output import Output, output_options, size_text
+
+if TYPE_CHECKING:
+    from trimtransfer.publish import PublishReport
+    from trimtransfer.repository import ImageSummary, VersionDetails
+    from trimtransfer.verify import VerifyReport
+
+EXIT_DAMAGED: Final = 6
+_LEVEL: Final = 12
+_MAX_LEVEL: Final = 22
+
+
+def _name(what: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback that refuses, as wrong usage, what cannot name a ``what``."""
+
+    def check(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        from trimtransfer.errors import FormatError
+        from trimtransfer.names import check_name
+
+        for name in value if isinstance(value, tuple) else (value,) if value is not None else ():
+            try:
+                check_name(what, name)
+            except FormatError as error:
+                raise click.BadParameter(f"{name!r} is no {what} name: it must be {error.expected}") from None
+        return value
+
+    return check
+
+
+_REPOSITORY: Final = click.Path(path_type=str)
+
+
+@click.group(name="repo")
+def repo() -> None:
+    """Publish disk images to a repository, and look after it.
+
+    A repository is a plain directory. Any web server that serves it can serve clients: nothing runs on the server.
+
+    \b
+    First steps:
+      medv-repo publish /srv/images debian.img --image debian --version 12.1
+      medv-repo ls /srv/images
+      medv-sync https://host/images debian        (on a client)
+    """
+
+
+@repo.command()
+@click.argument("repository", metavar="REPO", type=_REPOSITORY)
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=str))
+@click.option(
+    "--image", required=True, callback=_name("image"), metavar="NAME", help="The image's name, such as debian-12."
+)
+@click.option(
+    "--version", required=True, callback=_name("version"), metavar="V", help="The new version's name, such as 12.1."
+)
+@click.option(
+    "--parent", callback=_name("version"), metavar="V", help="Version to compare with.  [default: the newest]"
+)
+@click.option(
+    "--like", multiple=True, callback=_name("image"), metavar="IMAGE", help="Share content with this image, too."
+)
+@click.option(
+    "--level",
+    type=click.IntRange(1, _MAX_LEVEL),
+    default=_LEVEL,
+    show_default=True,
+    help="zstd level. 19 makes updates some per cent smaller and publishing several times slower.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "disk", "bytes"]),
+    default="auto",
+    show_default=True,
+    help="How content is cut: as a disk image, or at any byte. auto: by partition table or file system.",
+)
+@click.option("--flat", is_flag=True, help="Also record the whole file's plain BLAKE3, as b3sum prints it.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
+@output_options
+def publish(output: Output, /, repository: str, file: str, image: str, kind: str, **options: Any) -> None:
+    """Make FILE the next version of an image in the repository REPO.
+
+    FILE is a raw disk image (holes are not read), any other file, or a block device; nothing may write to it meanwhile.
+    REPO is a directory, made if missing. Only content that the image's newest version lacks is stored.
+
+    The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
+    can be run again. A published version never changes.
+
+    \b
+    Examples:
+      medv-repo publish /srv/images debian.img --image debian --version 12.1
+      medv-repo publish /srv/images win.img --image win11-fr --version 1 --like win11-en --level 19
+    """
+    from trimtransfer.chunk import Kind
+    from trimtransfer.publish import publish as run
+
+    report = run(
+        repository,
+        file,
+        image=image,
+        kind=None if kind == "auto" else Kind[kind.upper()],
+        progress=output.progress,
+        **options,
+    )
+    output.result(report.to_dict(), _published(report))
+
+
+@repo.command()
+@click.argument("repository", metavar="REPO", type=_REPOSITORY)
+@output_options
+def ls(output: Output, repository: str) -> None:
+    """List the images of the repository REPO and their versions."""
+    from trimtransfer.repository import list_images, require_repository
+    from trimtransfer.store import DirectoryStore
+
+    store = DirectoryStore(repository)
+    require_repository(store)
+    images = list_images(store)
+    output.result({"images": [image.to_dict() for image in images]}, _listed(images))
+
+
+@repo.command()
+@click.argument("repository", metavar="REPO", type=_REPOSITORY)
+@click.argument("image", metavar="IMAGE", callback=_name("image"))
+@click.argument("version", metavar="[VERSION]", callback=_name("version"), required=False)
+@output_options
+def show(output: Output, repository: str, image: str, version: str | None) -> None:
+    """Show one version of IMAGE in REPO, the newest by default: what it is and what a first download of it costs."""
+    from trimtransfer.repository import describe, require_repository
+    from trimtransfer.store import DirectoryStore
+
+    store = DirectoryStore(repository)
+    require_repository(store)
+    details = describe(store, image, version)
+    output.result(details.to_dict(), _shown(details))
+
+
+@repo.command()
+@click.argument("repository", metavar="REPO", type=_REPOSITORY)
+@click.argument("image", metavar="[IMAGE]", callback=_name("image"), required=False)
+@click.option("--version", callback=_name("version"), metavar="V", help="Check one version of IMAGE only.")
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=100.0,
+    metavar="PERCENT",
+    help="Check all metadata, but only this share of the packs, picked at random.",
+)
+@click.option("--workers", type=click.IntRange(1, 1024), default=2, show_default=True, help="Threads that decode.")
+@output_options
+def verify(
+    output: Output, repository: str, image: str | None, version: str | None, sample: float, workers: int
+) -> None:
+    """Check the repository REPO, or one IMAGE in it: read, decode and compare everything with its digest.
+
+    Damage is reported by name, with the versions that need what is damaged; the exit code is then 6. A damaged or lost
+    pack heals when the image is published again: as far as the new version needs its content, that is stored again.
+    """
+    from trimtransfer.repository import require_repository
+    from trimtransfer.store import DirectoryStore
+    from trimtransfer.verify import verify as run
+    from trimtransfer.watch import Watch
+
+    if version and not image:
+        raise click.UsageError("--version needs an IMAGE")
+    store = DirectoryStore(repository)
+    require_repository(store)
+    watch = Watch(output.progress)
+    report = run(store, image=image, version=version, sample=sample, workers=workers, watch=watch)
+    output.result(report.to_dict(), _verified(report))
+    if report.damage:
+        raise SystemExit(EXIT_DAMAGED)
+
+
+def _published(report: PublishReport) -> str:
+    after = f", after {report.parent}" if report.parent else ""
+    lines = [
+        f"Published {report.image} {report.version} ({report.recognised}, {size_text(report.length)}{after})",
+        f"  zeros      {size_text(report.zero_bytes):>10}",
+        f"  known      {size_text(report.known_bytes):>10}  {report.known_chunks:,} chunks",
+        f"  repeated   {size_text(report.repeated_bytes):>10}",
+        f"  new        {size_text(report.new_bytes):>10}  {report.new_chunks:,} chunks",
+    ]
+    if report.again_bytes:
+        lines.append(f"  known, stored again to keep downloads compact: {size_text(report.again_bytes)}")
+    stored = f"{size_text(report.stored_bytes)} in {report.packs} packs, {size_text(report.metadata_bytes)} of metadata"
+    lines += [f"Added {stored}; {report.seconds:.1f} s", f"Digest {report.digest}"]
+    if report.flat:
+        lines.append(f"b3sum  {report.flat}")
+    return "\n".join(lines)
+
+
+def _listed(images: list[ImageSummary]) -> str:
+    lines = []
+    for image in images:
+        lines.append(image.image)
+        for version in image.versions:
+            if version.problem:
+                lines.append(f"  {version.version or 'head':<20} DAMAGED: {version.problem}")
+                continue
+            newest = "  newest" if version.newest else ""
+            size = size_text(version.length)
+            lines.append(f"  {version.version:<20} {_when(version.created)} {size:>10}  {version.digest[:16]}{newest}")
+    return "\n".join(lines) or "no images"
+
+
+def _shown(details: VersionDetails) -> str:
+    newest = ", the newest version" if details.newest else ""
+    lines = [
+        f"{details.image} {details.version}{newest}",
+        f"  published   {_when(details.created)}, number {details.sequence}"
+        + (f", after {details.parent}" if details.parent else ""),
+        f"  size        {size_text(details.length)}, {size_text(details.zero_bytes)} of it zeros",
+        f"  kind        {details.kind}, {len(details.segments)} segments, {details.regions} regions",
+        f"  chunks      {details.chunks:,}",
+        f"  stored in   {details.packs} packs of {size_text(details.pack_bytes)}",
+        f"  download    {size_text(details.download_bytes)} with nothing at hand "
+        f"({details.frames:,} frames, {size_text(details.metadata_bytes)} of metadata)",
+        f"  digest      {details.digest}",
+    ]
+    if details.flat:
+        lines.append(f"  b3sum       {details.flat}")
+    return "\n".join(lines)
+
+
+def _verified(report: VerifyReport) -> str:
+    lines = [
+        f"Checked {report.images} images, {report.versions} versions, {report.regions:,} regions, "
+        f"{report.packs_checked} of {report.packs} packs ({size_text(report.read_bytes)} read)"
+    ]
+    if report.unreferenced:
+        lines.append(f"{len(report.unreferenced)} packs are of no use to any version")
+    for damage in report.damage:
+        needed = f" (needed by {', '.join(damage.versions)})" if damage.versions else ""
+        lines.append(f"DAMAGED {damage.name}: {damage.problem}{needed}")
+    lines.append(f"{len(report.damage)} objects are damaged" if report.damage else "No damage found")
+    return "\n".join(lines)
+
+
+def _when(created: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(created)) + " UTC"
