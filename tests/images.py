@@ -33,10 +33,12 @@ _EPOCH = 1_700_000_000
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A set: packages that get upgraded, and packages that are installed on top of the upgraded image."""
+    """A set: packages that get upgraded (where the archive has two versions), packages that are installed on top of
+    the upgraded image, and packages that the host has, in their newest versions."""
 
     upgraded: tuple[str, ...]
     installed: tuple[str, ...]
+    host: tuple[str, ...]
 
 
 SETS = {
@@ -45,14 +47,20 @@ SETS = {
             "git", "libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "openssl", "libssl3", "udev",
         ),
         installed=("nano", "libgnutls30"),
+        host=("libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "libssl3", "nano"),
     ),
     "large": Recipe(
         upgraded=(
             "firefox-esr", "libreoffice-core", "samba-libs", "postgresql-15", "qemu-system-x86", "git",
             "libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "openssl", "libssl3", "libc6", "systemd",
-            "udev", "php8.2-cli", "bind9-libs", "libgs10", "tzdata",
+            "udev", "php8.2-cli", "bind9-libs", "libgs10", "tzdata", "openjdk-17-jre-headless", "vim-runtime",
+            "gcc-12", "cpp-12", "g++-12", "libicu72", "libllvm15", "fonts-noto-core",
         ),
         installed=("gimp", "libgimp2.0", "inkscape", "gimp-data"),
+        host=(
+            "libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "openssl", "libssl3", "libc6", "systemd",
+            "udev", "tzdata", "git", "vim-runtime", "gcc-12", "cpp-12", "libicu72", "firefox-esr",
+        ),
     ),
 }  # fmt: skip
 
@@ -66,8 +74,8 @@ class ImageSet:
     """Images of one set, as files.
 
     ``old``; ``new``: the same file system after the upgrade; ``rebuilt``: the upgraded tree in a file system made from
-    scratch; ``installed``: ``new`` with further packages; ``tree``: the unpacked files of ``old``, what a host that
-    runs the same distribution has on its disk.
+    scratch; ``installed``: ``new`` with further packages. As folders: ``tree``, the unpacked files of ``old``;
+    ``host``, the files of a host of the same distribution, up to date, with some of the packages.
     """
 
     name: str
@@ -76,14 +84,14 @@ class ImageSet:
     rebuilt: Path
     installed: Path
     tree: Path
+    host: Path
 
 
 def image_set(name: str = "small") -> ImageSet:
     """Return the set ``name`` of :data:`SETS`, building it at first use; :class:`Unavailable` if it cannot be had."""
     folder = cache_folder() / name
-    found = ImageSet(
-        name, *(folder / f"{part}.img" for part in ("old", "new", "rebuilt", "installed")), folder / "tree"
-    )
+    files = [folder / f"{part}.img" for part in ("old", "new", "rebuilt", "installed")]
+    found = ImageSet(name, *files, tree=folder / "tree", host=folder / "host")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{name}.lock", "w") as lock:  # test processes may run in parallel
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -112,7 +120,7 @@ def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
     folder.mkdir(parents=True)
     packages = cache_folder() / "packages"
     packages.mkdir(exist_ok=True)
-    versions = {name: _versions(name) for name in (*recipe.upgraded, *recipe.installed)}
+    versions = {name: _versions(name) for name in {*recipe.upgraded, *recipe.installed, *recipe.host}}
     if not any(old != new for old, new in versions.values()):
         raise Unavailable("the package archive has one version only of every package of this set")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -124,13 +132,17 @@ def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
         shutil.copytree(upgraded, complete, symlinks=True)
         for name in recipe.installed:
             _unpack(_download(name, versions[name][1], packages), complete)
+        for name in recipe.host:
+            _unpack(_download(name, versions[name][1], packages), images.host)
         size = max(_tree_size(images.tree), _tree_size(complete)) * 14 // 10 + (64 << 20)
         make_ext4(images.tree, images.old, size=size)
         make_ext4(upgraded, images.rebuilt, size=size)
         upgrade(images.old, images.new, images.tree, upgraded)
         upgrade(images.new, images.installed, upgraded, complete)
     # Written last: a build that was interrupted starts again.
-    (folder / _RECORD).write_text(json.dumps({"recipe": asdict(recipe), "versions": versions}, indent=1) + "\n")
+    (folder / _RECORD).write_text(
+        json.dumps({"recipe": asdict(recipe), "versions": dict(sorted(versions.items()))}, indent=1) + "\n"
+    )
 
 
 def make_ext4(tree: Path, image: Path, *, size: int) -> None:
