@@ -11,9 +11,9 @@ import click
 from trimtransfer.cli.output import Output, output_options, size_text
 
 if TYPE_CHECKING:
+    from trimtransfer.audit import AuditReport
     from trimtransfer.publish import PublishReport
     from trimtransfer.repository import ImageSummary, VersionDetails
-    from trimtransfer.verify import VerifyReport
 
 EXIT_DAMAGED: Final = 6
 _LEVEL: Final = 12
@@ -165,9 +165,9 @@ def verify(
     Damage is reported by name, with the versions that need what is damaged; the exit code is then 6. A damaged or lost
     pack heals when the image is published again: as far as the new version needs its content, that is stored again.
     """
+    from trimtransfer.audit import audit
     from trimtransfer.repository import require_repository
     from trimtransfer.store import DirectoryStore
-    from trimtransfer.verify import verify as run
     from trimtransfer.watch import Watch
 
     if version and not image:
@@ -175,7 +175,7 @@ def verify(
     store = DirectoryStore(repository)
     require_repository(store)
     watch = Watch(output.progress)
-    report = run(store, image=image, version=version, sample=sample, workers=workers, watch=watch)
+    report = audit(store, image=image, version=version, sample=sample, workers=workers, watch=watch)
     output.result(report.to_dict(), _verified(report))
     if report.damage:
         raise SystemExit(EXIT_DAMAGED)
@@ -232,7 +232,7 @@ def _shown(details: VersionDetails) -> str:
     return "\n".join(lines)
 
 
-def _verified(report: VerifyReport) -> str:
+def _verified(report: AuditReport) -> str:
     lines = [
         f"Checked {report.images} images, {report.versions} versions, {report.regions:,} regions, "
         f"{report.packs_checked} of {report.packs} packs ({size_text(report.read_bytes)} read)"
