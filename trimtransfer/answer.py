@@ -101,15 +101,15 @@ def _check_part(asked: Asked, headers: Mapping[str, str]) -> Answer:
         raise Failed(Cause.WRONG_RANGE, f"206 without Content-Range (Content-Type: {kind})", status=206)
     match = _CONTENT_RANGE.fullmatch(value)
     wanted = f"bytes {asked.start}-{asked.stop - 1}/{'*' if asked.total is None else asked.total}"
-    wrong = Failed(Cause.WRONG_RANGE, f"asked for {wanted}, the answer holds {value[:80]}", status=206)
+    detail = f"asked for {wanted}, the answer holds {value[:80]}"
     if match is None:
-        raise wrong
+        raise Failed(Cause.WRONG_RANGE, detail, status=206)
     start, stop, total = int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3])
     if total is not None and asked.total is not None and total != asked.total:
-        wrong.detail += ": the repository changed or is damaged, or a cache mixes versions"
-        raise wrong
+        detail += ": the repository changed or is damaged, or a cache mixes versions"
+        raise Failed(Cause.WRONG_RANGE, detail, status=206)
     if start != asked.start or not start < stop <= asked.stop:
-        raise wrong
+        raise Failed(Cause.WRONG_RANGE, detail, status=206)
     # A server may send less than asked (RFC 9110 section 15.3.7); the rest is asked for again, but not byte by byte.
     if stop < asked.stop and stop - start < _LEAST_PART:
         raise Failed(Cause.CUT, f"asked for {wanted}, the answer holds {value[:80]} only", status=206)

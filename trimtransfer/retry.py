@@ -134,19 +134,19 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
         return float(value[:12])
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
+    except (ValueError, OverflowError, TypeError, IndexError):  # what the parser raises depends on the nonsense
         return None
-    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
 
 
 class Failed(Exception):
-    """One attempt that failed: ``cause``, a ``detail`` for people, HTTP ``status``, ``retry_after`` in seconds."""
+    """One attempt that failed: ``cause``, HTTP ``status``, ``retry_after`` in seconds; its text is for people."""
 
     def __init__(
         self, cause: Cause, detail: str, *, status: int | None = None, retry_after: float | None = None
     ) -> None:
         super().__init__(detail)
-        self.cause, self.detail, self.status, self.retry_after = cause, detail, status, retry_after
+        self.cause, self.status, self.retry_after = cause, status, retry_after
 
 
 @dataclass(frozen=True, slots=True)
