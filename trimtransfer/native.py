@@ -81,12 +81,40 @@ def cut(mixed: NDArray[np.uint32], flags: NDArray[np.uint8]) -> NDArray[np.uint3
     return runs[: lib.tt_cut(_u32(mixed), _u8(flags), len(mixed), _u32(runs))]
 
 
+def rule(*, least: int, norm: int, most: int, strict: int, loose: int, level: int) -> object:
+    """Return a rule of chunker 2 (``tt_rule`` in ``native/search.h``) for :func:`search`; make it once.
+
+    Raises ``ValueError`` for values that the search is not made for.
+    """
+    if not (256 <= least <= norm <= most <= 1 << 40 and 0 <= strict <= loose < 1 << 64 and 0 <= level <= 126):
+        raise ValueError(f"no rule: {least} {norm} {most} bytes, hashes {strict} {loose}, level {level}")
+    made = ffi.new("tt_rule *")
+    made.min, made.norm, made.max = least, norm, most
+    made.strict, made.loose, made.level = strict, loose, level
+    return made
+
+
+def search(data: Bytes, by: object, cuts: NDArray[np.uint64], *, final: bool) -> int:
+    """Write the ends of the chunks of ``data``, which begins with one, to ``cuts``; return how many.
+
+    ``by`` is what :func:`rule` returned. With ``final`` the data ends here and so does the last chunk; otherwise the
+    search stops where fewer bytes than the rule's largest chunk are left. It also stops when ``cuts`` is full.
+    """
+    view = ffi.from_buffer("uint8_t[]", data)
+    count: int = lib.tt_search(view, len(view), final, by, _u64(cuts), len(cuts))
+    return count
+
+
 def _u8(array: NDArray[np.uint8]) -> object:
     return _pointer(array, np.dtype(np.uint8), "uint8_t[]")
 
 
 def _u32(array: NDArray[np.uint32]) -> object:
     return _pointer(array, np.dtype(np.uint32), "uint32_t[]")
+
+
+def _u64(array: NDArray[np.uint64]) -> object:
+    return _pointer(array, np.dtype(np.uint64), "uint64_t[]")
 
 
 def _pointer(array: NDArray[Any], dtype: np.dtype[Any], declaration: str) -> object:
