@@ -217,8 +217,8 @@ def read_chunks(root: Path, part: bytes, records: tuple[int, ...]) -> dict[int, 
 
 # ---- chunker 2: native/search.h ----
 
-SEARCH_LOW: list[int] = []
-SEARCH_HIGH: list[int] = []
+SEARCH_LOW = bytes.fromhex("093b16734e4fa091c36789b7cd3797cd")
+SEARCH_HIGH = bytes.fromhex("6d354193de609c481cbdc009a4d7a435")
 
 
 class SearchRule(NamedTuple):
@@ -230,6 +230,14 @@ class SearchRule(NamedTuple):
     strict: int
     loose: int
     level: int
+
+
+SEARCH_RULES = {
+    1 << 10: SearchRule(256, 842, 4096, 2**60 - 1, 2**64 - 1, 111),
+    1 << 13: SearchRule(2048, 6737, 32768, 1024819115206086199, 16397105843297379213, 121),
+    1 << 16: SearchRule(16384, 53897, 262144, 2**60 - 1, 2**64 - 1, 125),
+}
+"""By mean chunk length; the package has more."""
 
 
 def search_candidates(data: bytes, level: int) -> list[bool]:
@@ -283,3 +291,17 @@ def search_end(data: bytes, candidate: list[bool], start: int, rule: SearchRule)
     if most == rule.max and hashes:
         return start + min(hashes, key=lambda n: (hashes[n], n))
     return start + most
+
+
+def cut_bytes(region: bytes, *, mean: int = 1 << 16) -> list[Record]:
+    """Divide a region into records, lengths in bytes (chunker 2)."""
+    records: list[Record] = []
+    start = 0
+    for end in search(region, SEARCH_RULES[mean]):
+        zero = not any(region[start:end])
+        if zero and records and records[-1].zero:
+            records[-1] = Record(records[-1].length + end - start, True)
+        else:
+            records.append(Record(end - start, zero))
+        start = end
+    return records

@@ -1,8 +1,8 @@
 """Golden vectors of the chunkers: contents described by recipes, and the records that every version must cut.
 
-``golden/chunker_disk.json`` holds the recipes and their expected records for chunker 1. They are part of the format:
-entries are added, never changed. Run as a program, this file computes the records of recipes that have none yet, by
-the slow twin.
+``golden/chunker_disk.json`` and ``golden/chunker_bytes.json`` hold the recipes and their expected records for chunkers
+1 and 2. They are part of the format: entries are added, never changed. Run as a program, this file computes the records
+of recipes that have none yet, by the slow twins.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 BLOCK = 4096
 DISK = Path(__file__).parent / "golden" / "chunker_disk.json"
+BYTES = Path(__file__).parent / "golden" / "chunker_bytes.json"
 
 Piece = Sequence[Any]
 """Kind of content, number of 4 KiB blocks, seed."""
@@ -66,6 +67,17 @@ def _text(size: int, seed: bytes) -> bytes:
     return "".join(f"{word} {number:08d} the same again\n" for number in range(size // 37 + 1)).encode()[:size]
 
 
+def _periodic(size: int, seed: bytes) -> bytes:
+    """Repeats itself; the seed is the period."""
+    period = _random(int(seed), b"period" + seed) if int(seed) else b"\xff"
+    return (period * (size // len(period) + 1))[:size]
+
+
+def _counter(size: int, seed: bytes) -> bytes:
+    """32-bit numbers in order, little-endian."""
+    return b"".join((int(seed) + k).to_bytes(4, "little") for k in range(size // 4))
+
+
 KINDS: dict[str, Callable[[int, bytes], bytes]] = {
     "random": _random,
     "zeros": _zeros,
@@ -73,6 +85,8 @@ KINDS: dict[str, Callable[[int, bytes], bytes]] = {
     "files": _files,
     "sparse": _sparse,
     "text": _text,
+    "periodic": _periodic,
+    "counter": _counter,
 }
 
 
@@ -103,12 +117,14 @@ def expectation(records: Sequence[tuple[int, bool]]) -> dict[str, Any]:
 def _complete() -> None:
     import reference
 
-    vectors = load(DISK)
-    for vector in vectors.values():
-        if "expected" not in vector:
-            vector["expected"] = expectation(reference.cut_disk(content(vector)))
-    lines = [f"  {json.dumps(name)}: {json.dumps(vector)}" for name, vector in vectors.items()]
-    DISK.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    for path, twin in ((DISK, reference.cut_disk), (BYTES, reference.cut_bytes)):
+        vectors = load(path)
+        for vector in vectors.values():
+            if "expected" not in vector:
+                options = {"mean": vector["mean"]} if "mean" in vector else {}
+                vector["expected"] = expectation(twin(content(vector), **options))
+        lines = [f"  {json.dumps(name)}: {json.dumps(vector)}" for name, vector in vectors.items()]
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from trimtransfer import native
+from trimtransfer.bytechunker import cut_bytes, final_records
 from trimtransfer.chunk import BLOCK_SIZE, DIGEST_SIZE, REGION_SIZE, Bytes, Kind, chunk_digest
 from trimtransfer.table import ZERO as ZERO_BIT
 
@@ -22,7 +23,8 @@ ZERO: Final = np.uint32(ZERO_BIT)
 _PIECE: Final = 2 << 20
 """Bytes that are cut and then hashed while they are still in the processor's cache."""
 _MAX_CHUNKS: Final = 8192
-"""A region with more is cut again, with longer chunks (``native/cut.h``)."""
+"""A region of a disk image with more is cut again, with longer chunks (``native/cut.h``). Chunks of the other kind are
+so long that a region cannot have more."""
 
 
 def cut(kind: Kind, region: Bytes) -> NDArray[np.uint32]:
@@ -32,6 +34,8 @@ def cut(kind: Kind, region: Bytes) -> NDArray[np.uint32]:
     Raises ``ValueError`` if it is longer than ``REGION_SIZE`` or not contiguous.
     """
     view = _bytes_of(region)
+    if kind is Kind.BYTES:
+        return cut_bytes(view)
     mixed, flags = _room_for_hints(view)
     native.hints(view, mixed, flags)
     return _in_bytes(native.cut(mixed, flags), len(view))
@@ -49,7 +53,7 @@ def cut_and_digest(
     lengths: list[NDArray[np.uint32]] = []
     digests: list[bytes] = []
     at = hashed = 0
-    for seen, final in _final_records(view):
+    for seen, final in _final_records(view) if kind is Kind.DISK else final_records(view, piece=_PIECE):
         if content is not None:
             content.update(view[hashed:seen])
             hashed = seen
