@@ -106,8 +106,8 @@ class Nginx:
     def __init__(
         self, root: Path, work: Path, authority: Authority | None = None, *, http: str = "", server: str = ""
     ) -> None:
-        self._work = work / f"nginx-{time.monotonic_ns()}"
-        self._work.mkdir(parents=True)
+        self.work = work / f"nginx-{time.monotonic_ns()}"
+        self.work.mkdir(parents=True)
         self.root, self._extra, self._authority = root, (http, server), authority
         self.ca_cert = authority.file if authority else None
         self._process: subprocess.Popen[bytes] | None = None
@@ -123,16 +123,16 @@ class Nginx:
         for _ in range(5):
             self.port = free_port()
             self._write_config()
-            command = ["nginx", "-p", str(self._work), "-e", str(self._work / "error.log"), "-c", "nginx.conf"]
+            command = ["nginx", "-p", str(self.work), "-e", str(self.work / "error.log"), "-c", "nginx.conf"]
             self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
             if self._is_up():
                 return self
             self.stop()
-        raise RuntimeError(f"nginx does not start: {(self._work / 'error.log').read_text()[-2000:]}")
+        raise RuntimeError(f"nginx does not start: {(self.work / 'error.log').read_text()[-2000:]}")
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def stop(self) -> None:
         """Stop it at once."""
@@ -140,6 +140,12 @@ class Nginx:
             self._process.terminate()
             self._process.wait(10)
             self._process = None
+
+    def workers(self) -> list[int]:
+        """Return the process numbers of its workers."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [int(number) for number in children.read_text().split()]
 
     def pause(self) -> None:
         """Let it fall silent: connections stay, nothing is answered."""
@@ -162,12 +168,12 @@ class Nginx:
 
     def forget(self) -> None:
         """Empty the access log."""
-        os.truncate(self._work / "access.log", 0)
+        os.truncate(self.work / "access.log", 0)
 
     def _parse(self) -> list[Served]:
         with contextlib.suppress(FileNotFoundError):
             pattern = re.compile(r'(\d+) (\d+) (\S+) (\S+) "(.*)" "(.*)"')
-            found = map(pattern.fullmatch, (self._work / "access.log").read_text().splitlines())
+            found = map(pattern.fullmatch, (self.work / "access.log").read_text().splitlines())
             return [Served(int(m[1]), int(m[2]), *m.groups()[2:]) for m in found if m]
         return []
 
@@ -178,7 +184,7 @@ class Nginx:
             tls = f"ssl_certificate {chain}; ssl_certificate_key {key};"
         config = _CONFIG.format(
             user="user root;" if os.geteuid() == 0 else "",
-            work=self._work,
+            work=self.work,
             port=self.port,
             root=self.root,
             ssl=" ssl" if self._authority else "",
@@ -186,7 +192,7 @@ class Nginx:
             http=self._extra[0],
             server=self._extra[1],
         )
-        (self._work / "nginx.conf").write_text(config)
+        (self.work / "nginx.conf").write_text(config)
 
     def _is_up(self) -> bool:
         assert self._process is not None
@@ -395,7 +401,9 @@ class _Reply:
     def _compose(self) -> tuple[int, dict[str, str], bytes]:
         fault, data, asked = self._fault, self._object, self._request.range
         headers: dict[str, str] = {"Content-Type": "application/octet-stream"}
-        if data is None:
+        if self._request.method == "BAD":
+            status, body = 400, b"what?"
+        elif data is None:
             status, body = 404, b"no such object"
         elif asked is None or fault.ignore_range:
             status, body = 200, data
@@ -457,10 +465,60 @@ def _list_script(faults: list[Fault | None]) -> Script:
 
 def _read_request(stream: Any, connection: int) -> Request | None:
     line = stream.readline(65536).decode("latin-1").split()
-    if len(line) != 3:
+    if not line:
         return None
+    if len(line) != 3:
+        return Request("BAD", "", (), connection)
     headers = []
     while text := stream.readline(65536).decode("latin-1").rstrip("\r\n"):
         name, _, value = text.partition(":")
         headers.append((name.strip().lower(), value.strip()))
     return Request(line[0], line[1], tuple(headers), connection)
+
+
+# ---- proxies
+
+
+class ConnectProxy:
+    """A proxy that tunnels CONNECT to servers on this machine, whatever the host name; a context manager."""
+
+    def __init__(self) -> None:
+        self.targets: list[str] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> ConnectProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                threading.Thread(target=self._tunnel, args=(sock,), daemon=True).start()
+
+    def _tunnel(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            request = _read_request(client.makefile("rb", buffering=0), 0)
+            if request is None:
+                return
+            self.targets.append(f"{request.method} {request.target}")
+            with socket.create_connection(("127.0.0.1", int(request.target.rpartition(":")[2]))) as server:
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+                back.start()
+                _pump(client, server)
+                back.join()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)

@@ -39,6 +39,8 @@ _LEAST_AHEAD: Final = 4 << 10
 _MOST_AHEAD: Final = 4 << 20
 """Bounds of a socket's receive buffer under a rate limit: else a sixteenth of a second for each connection."""
 _NEVER: Final = float("inf")
+_BAD_LOCATION: Final = "Invalid URL in location header"
+"""How httpx reports a redirect that it cannot parse, although it is not asked to follow it."""
 _NOT_TLS: Final = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"))
 """What OpenSSL says when the other side talks, but not TLS."""
 
@@ -318,6 +320,8 @@ def _failed(error: httpx.HTTPError, *, body: bool) -> Failed:
         if text.startswith("407"):
             return Failed(Cause.PROXY_DENIED, REMEDIES[Cause.PROXY_DENIED], status=407)
         return Failed(Cause.CONNECTION, f"the proxy did not connect: {text}")
+    if text.startswith(_BAD_LOCATION):
+        return Failed(Cause.REDIRECT, "redirect to a malformed URL")
     if isinstance(error, httpx.ConnectTimeout):
         return Failed(Cause.CONNECTION, "no connection in time")
     if isinstance(error, httpx.TimeoutException):

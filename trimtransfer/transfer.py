@@ -229,12 +229,10 @@ class Transfer:
         if not asked.ranged:
             return
         self._line.ranges_ignored = not answer.partial
-        if not answer.partial:
+        if not answer.partial and len(parts) == 1:
             self._take_neighbours(parts)
-        elif len(parts) > 1:
-            self._queue.put_back(part.wanted for part in list(parts)[1:])
-            while len(parts) > 1:
-                parts.pop()
+        while answer.partial and len(parts) > 1:
+            self._queue.put_back([parts.pop().wanted])
 
     def _take_neighbours(self, parts: deque[Part]) -> None:
         """Append the queue's further ranges of the same object, in order, as far as they do not overlap."""
