@@ -15,17 +15,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.chunk import DIGEST_SIZE
 from trimtransfer.extents import Extents
 from trimtransfer.image import ImageSource
 from trimtransfer.index import IndexWriter, PrefixIndex
 from trimtransfer.indexfile import Rows
 from trimtransfer.manifest import Manifest
-from trimtransfer.table import Table
+from trimtransfer.seed import Category
+from trimtransfer.table import ZERO, Table
 from trimtransfer.tablefile import TableFile
 
 _STREAMED_LOOKUPS: Final = 2
 """Lookups that go through all tables; sorting them into an index pays from the next one on."""
 _IN_MEMORY_ROWS: Final = 1 << 19
+_RECENT: Final = 32
+"""Tables kept decoded: each is asked for a few times while its region is planned."""
 
 
 class InstalledImage:
@@ -42,12 +46,14 @@ class InstalledImage:
         tables: TableFile,
         directory: Path,
         *,
-        category: str = "previous",
+        category: Category = "previous",
         extents: Extents | None = None,
     ) -> None:
         self.source, self.manifest, self.tables = source, manifest, tables
-        self.name, self.category = str(source.path), category
+        self.name = str(source.path)
+        self.category: Category = category
         self._directory, self._extents = directory, extents
+        self._recent: dict[int, Table | None] = {}
         self._lookups = 0
         self._index: PrefixIndex | None = None
 
@@ -57,8 +63,13 @@ class InstalledImage:
     def table_at(self, start: int) -> Table | None:
         """Return the table of the region that begins at ``start``, in bytes; None if there is none, or it is lost."""
         index = int(np.searchsorted(self.manifest.starts, start))
-        there = index < self.manifest.region_count and int(self.manifest.starts[index]) == start
-        return self._table(index) if there else None
+        if index >= self.manifest.region_count or int(self.manifest.starts[index]) != start:
+            return None
+        if index not in self._recent:
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            self._recent[index] = self._table(index)
+        return self._recent[index]
 
     def find(self, prefixes: NDArray[np.uint64], lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Return the offset in the image of a chunk with each prefix and length, -1 where there is none."""
@@ -89,7 +100,7 @@ class InstalledImage:
     def _table(self, index: int) -> Table | None:
         region = self.manifest.region(index)
         if region.zero:
-            return Table.from_records(np.array([region.length | 1 << 31], dtype=np.uint32), np.zeros((0, 32), np.uint8))
+            return zero_table(region.length)
         return self.tables.get(region.table, size=region.length)
 
     def _chunks(self) -> Iterator[Rows]:
@@ -149,6 +160,11 @@ class InstalledImage:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()  # the mapping stays
+
+
+def zero_table(length: int) -> Table:
+    """Return the table of a region of zeros, ``length`` in bytes."""
+    return Table.from_records(np.array([length | ZERO], dtype=np.uint32), np.zeros((0, DIGEST_SIZE), dtype=np.uint8))
 
 
 class WrittenIndex:

@@ -157,7 +157,7 @@ def load_journal(path: Path, *, boot: bytes | None = None) -> tuple[JournalKey, 
 
 
 def _pack_header(key: JournalKey, boot: bytes) -> bytes:
-    fields = _HEADER.pack(MAGIC, FORMAT, key.base, key.target, boot, key.length, 0)[:-_CRC_SIZE]
+    fields = _HEADER.pack(MAGIC, FORMAT, key.base, key.target, key.base_manifest, boot, key.length, 0)[:-_CRC_SIZE]
     return fields + zlib.crc32(fields).to_bytes(_CRC_SIZE, "little")
 
 

@@ -110,6 +110,9 @@ class SideDirectory:
         self.journal = self.path / "journal"
         self.partial = self.path / "new.img"
         self.redo = self.path / "redo"
+        self.abandoned = self.path / "abandoned.img"
+        self.abandoned_manifest = self.path / "abandoned.bin"
+        self.abandoned_journal = self.path / "abandoned.journal"
         self._lock = self.path / "lock"
 
     def __repr__(self) -> str:
@@ -118,18 +121,13 @@ class SideDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Make the directory if need be and hold its lock; ``Locked`` if another process does."""
-        self._make()
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self._lock, flags, 0o644)
+        descriptor = self._lock_file(os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Locked(str(self.output), _holder(descriptor)) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(errors="replace"), 0)
             yield
         finally:
+            self._leave_nothing()
             os.close(descriptor)
 
     def installed(self) -> Installed | None:
@@ -180,6 +178,33 @@ class SideDirectory:
         """Delete what a killed run left behind under temporary names. Hold the lock."""
         for path in self.path.glob("*.tmp"):
             path.unlink(missing_ok=True)
+
+    def _lock_file(self, flags: int) -> int:
+        """Open and lock the lock file; again if its last holder deleted it meanwhile."""
+        while True:
+            self._make()
+            try:
+                descriptor = os.open(self._lock, flags, 0o644)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._lock)):
+                    return descriptor
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                holder = _holder(descriptor)
+                os.close(descriptor)
+                raise Locked(str(self.output), holder) from None
+            os.close(descriptor)
+
+    def _leave_nothing(self) -> None:
+        """Delete the directory if there is nothing in it but the lock: a run that failed early."""
+        with contextlib.suppress(OSError):
+            if {entry.name for entry in os.scandir(self.path)} == {self._lock.name}:
+                self._lock.unlink()
+                self.path.rmdir()
 
     def _make(self) -> None:
         with contextlib.suppress(FileExistsError):

@@ -6,7 +6,7 @@ rename, at the very end, by whoever has verified it.
 
 from __future__ import annotations
 
-import os
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -117,11 +117,11 @@ class PartialFile:
         self.file.close()
 
 
-def open_partial(path: Path, journal: Path, key: JournalKey, *, old: int | None = None) -> PartialFile:
+def open_partial(path: Path, journal: Path, key: JournalKey, *, old: Path | None = None) -> PartialFile:
     """Open the half-written file of this target, or start one.
 
-    ``key.base`` is the base of a new one; with ``Base.OLD`` it is a clone of the file with descriptor ``old``
-    (``OSError`` where the file system cannot do that). A file whose journal is lost, or belongs to another target, is
+    ``key.base`` is the base of a new one; it is a clone of the file ``old`` if one is given (``OSError`` where the file
+    system cannot do that). A file whose journal is lost, or belongs to another target, is
     taken with base ``UNKNOWN``: its content is looked at, not believed.
     """
     fresh = not path.exists()
@@ -133,8 +133,8 @@ def open_partial(path: Path, journal: Path, key: JournalKey, *, old: int | None 
             base, done = loaded[0].base if known else Base.UNKNOWN, loaded[1]
         elif fresh:
             base, done = key.base, Extents.none()
-            if base is not Base.ZEROS and old is not None and not clone(old, file.descriptor):
-                raise OSError("the file system cannot clone files")
+            if old is not None and not clone(old, file):
+                raise OSError(errno.ENOTSUP, "the file system cannot clone files", str(old))
         else:
             base, done = Base.UNKNOWN, Extents.none()
         file.resize(key.length)
@@ -163,10 +163,3 @@ def open_device(path: Path, journal: Path, key: JournalKey) -> PartialFile:
 
 def _same_target(one: JournalKey, other: JournalKey) -> bool:
     return (one.target, one.length) == (other.target, other.length)
-
-
-def discard_partial(path: Path, journal: Path) -> None:
-    """Delete a half-written file and its journal."""
-    for name in (journal, path):
-        if os.path.lexists(name):
-            name.unlink()

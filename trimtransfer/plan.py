@@ -229,6 +229,13 @@ class FetchPlan:
     first_write: Numbers
     missing: Numbers
 
+    @classmethod
+    def nothing(cls) -> FetchPlan:
+        """Return a plan that fetches nothing."""
+        none = np.zeros(0, dtype=np.int64)
+        first = np.zeros(1, dtype=np.int64)
+        return cls((), none.astype(FRAME), [], none.astype(WANTED), first, none.astype(WRITE), first, none)
+
     @property
     def fetch_bytes(self) -> int:
         """Bytes that the requests ask for."""

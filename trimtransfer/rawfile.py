@@ -111,12 +111,15 @@ class RawFile:
             os.fdatasync(self.descriptor)
 
 
-def clone(source: int, target: int) -> bool:
-    """Let the file ``target`` share all of ``source``'s blocks; False where the file system cannot (descriptors)."""
+def clone(source: Path, target: RawFile) -> bool:
+    """Let the file ``target`` share all blocks of the file ``source``; False where the file system cannot do that."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(target, _FICLONE, source)
+        fcntl.ioctl(target.descriptor, _FICLONE, descriptor)
     except OSError:
         return False
+    finally:
+        os.close(descriptor)
     return True
 
 
