@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trimtransfer.repository import ImageSummary, VersionDetails
 
 EXIT_DAMAGED: Final = 6
-_LEVEL: Final = 12
+_LEVEL: Final = 16
 _MAX_LEVEL: Final = 22
 
 
@@ -74,7 +74,7 @@ def repo() -> None:
     type=click.IntRange(1, _MAX_LEVEL),
     default=_LEVEL,
     show_default=True,
-    help="zstd level. 19 makes updates some per cent smaller and publishing several times slower.",
+    help="zstd level. 19 saves half a per cent and takes a third longer; 6 is 10 % larger and eight times faster.",
 )
 @click.option(
     "--kind",
