@@ -1,12 +1,13 @@
-"""How fast the chunkers are on one core, beside reading the memory and beside BLAKE3; prints one JSON object.
+"""How fast the chunkers are on one core, beside reading the memory, BLAKE3 and a peer; prints one JSON object.
 
     python benchmarks/bench_chunkers.py [--mib 1024] [--rounds 3] [--data FILE]
 
 The data is the machine's own /usr laid out as in a disk image (every file from a 4 KiB border on, padded with zeros),
 or FILE, in one large buffer, visited 64 MiB (a region) at a time. The kernels take turns, each on another region, so
 that none finds in a cache what it is going to read. Time is the thread's CPU time: other work on the machine hardly
-matters, and ratios within one run are what counts. ``TRIMTRANSFER_SIMD`` sets the instruction set of the rows that
-name none.
+matters, and ratios within one run are what counts. The peer of chunker 2 is FastCDC (the package pyfastcdc), with the
+nominal size that makes its mean chunk on this data as long as ours. ``TRIMTRANSFER_SIMD`` sets the instruction set of
+the rows that name none.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from typing import Any
 
 import numpy as np
 from blake3 import blake3
+from pyfastcdc import FastCDC
 
 from trimtransfer import native
+from trimtransfer.bytechunker import MEAN, Rule, cuts
 from trimtransfer.chunk import BLOCK_SIZE, REGION_SIZE, Kind, chunk_digest, region_digest, region_hasher
 from trimtransfer.chunker import ZERO, cut, cut_and_digest
 
@@ -84,7 +87,7 @@ def disk(regions: Sequence[memoryview]) -> list[Kernel]:
     """Chunker 1 on every instruction set, and together with the digests of its chunks."""
     lists = [cut(Kind.DISK, region).tolist() for region in regions]
     return [
-        *(Kernel(f"chunker 1, {path.name.lower()}", hints_on(path)) for path in native.available()),
+        *(Kernel(f"chunker 1, {path.name.lower()}", on(path, cut_disk)) for path in native.available()),
         Kernel("chunker 1", lambda _, view: cut(Kind.DISK, view)),
         Kernel("blake3 of chunker 1's chunks", lambda number, view: digest_list(view, lists[number])),
         Kernel("chunker 1 + blake3 of its chunks", lambda _, view: cut_and_digest(Kind.DISK, view)),
@@ -99,15 +102,20 @@ def disk(regions: Sequence[memoryview]) -> list[Kernel]:
     ]
 
 
-def hints_on(path: native.Simd) -> Callable[[int, memoryview], object]:
-    """Chunker 1 on one instruction set."""
+def cut_disk(view: memoryview) -> object:
+    """Chunker 1."""
+    return cut(Kind.DISK, view)
+
+
+def on(path: native.Simd, function: Callable[[memoryview], object]) -> Callable[[int, memoryview], object]:
+    """A function on one instruction set."""
 
     def run(_: int, view: memoryview) -> object:
         before = native.selected()
         native.select(path)
-        lengths = cut(Kind.DISK, view)
+        result = function(view)
         native.select(before)
-        return lengths
+        return result
 
     return run
 
@@ -123,6 +131,46 @@ def digest_list(view: memoryview, lengths: list[int]) -> list[bytes]:
     return found
 
 
+CALL = 16 << 20
+"""Bytes in one call of the byte-wise chunkers."""
+
+
+def byte_wise(regions: Sequence[memoryview], peer_size: int) -> list[Kernel]:
+    """Chunker 2 on every instruction set, the peer at the same mean, and chunker 2 with the digests of its chunks."""
+    lists = [cut(Kind.BYTES, region).tolist() for region in regions]
+    return [
+        *(Kernel(f"chunker 2, {path.name.lower()}", on(path, search)) for path in native.available()),
+        Kernel("chunker 2", lambda _, view: search(view)),
+        Kernel("pyfastcdc", lambda _, view: peer_mean([view], peer_size)),
+        Kernel("blake3 of chunker 2's chunks", lambda number, view: digest_list(view, lists[number])),
+        Kernel("chunker 2 + blake3 of its chunks", lambda _, view: cut_and_digest(Kind.BYTES, view)),
+        Kernel("... after the whole search", lambda _, view: digest_list(view, cut(Kind.BYTES, view).tolist())),
+    ]
+
+
+def search(view: memoryview) -> int:
+    """Chunker 2, one call after the other; returns the number of chunks."""
+    return sum(len(cuts(view[start : start + CALL])) for start in range(0, len(view), CALL))
+
+
+def peer_mean(regions: Sequence[memoryview], size: int) -> float:
+    """FastCDC with normalisation level 2 and the limits of chunker 2; returns the realised mean."""
+    rule = Rule(MEAN)
+    chunker = FastCDC(size, min_size=rule.min, max_size=rule.max, normalized_chunking=2)
+    calls = [region[start : start + CALL] for region in regions for start in range(0, len(region), CALL)]
+    return sum(map(len, calls)) / sum(1 for call in calls for _ in chunker.cut_buf(call))
+
+
+def peer_size_for(regions: Sequence[memoryview], mean: float) -> int:
+    """The nominal size with which the peer's realised mean is ``mean``."""
+    low, high = 32 << 10, 96 << 10
+    while high - low > 256:
+        size = (low + high) // 2
+        low, high = (size, high) if peer_mean(regions, size) < mean else (low, size)
+    return high
+
+
+BAR = {native.Simd.AVX2: 3.5, native.Simd.AVX512: 4.5}
 RATIOS = [
     *(Ratio(f"chunker 1, {path.name.lower()}", "blake3", 2.0) for path in native.available() if path > 0),
     Ratio("chunker 1", "read"),
@@ -130,6 +178,10 @@ RATIOS = [
     Ratio("chunker 1 + blake3 of its chunks", "blake3 of chunker 1's chunks", 0.75),
     Ratio("... one after the other", "blake3 of chunker 1's chunks"),
     Ratio("chunker 1 + blake3 of regions and chunks", "blake3 of regions and chunks"),
+    *(Ratio(f"chunker 2, {path.name.lower()}", "pyfastcdc", BAR.get(path)) for path in native.available()),
+    Ratio("chunker 2", "read"),
+    Ratio("chunker 2 + blake3 of its chunks", "blake3 of chunker 2's chunks", 0.75),
+    Ratio("... after the whole search", "blake3 of chunker 2's chunks"),
 ]
 
 
@@ -217,10 +269,13 @@ def main(arguments: Sequence[str]) -> None:
     regions = fill(options.data, options.mib << 20)
     if not regions:
         parser.error(f"{options.data} holds less than {REGION_SIZE >> 20} MiB")
-    kernels = [*reading(), *hashing(), *disk(regions)]
+    mean = len(regions) * REGION_SIZE / sum(map(search, regions))
+    peer_size = peer_size_for(regions, mean)
+    kernels = [*reading(), *hashing(), *disk(regions), *byte_wise(regions, peer_size)]
     lengths = np.concatenate([cut(Kind.DISK, region) for region in regions])
     result = {"benchmark": "chunkers", "machine": machine(), "data_MiB": len(regions) * REGION_SIZE >> 20}
-    result["mean_chunk"] = {"chunker 1": int(lengths[lengths < ZERO].mean())}
+    result["mean_chunk"] = {"chunker 1": int(lengths[lengths < ZERO].mean()), "chunker 2": int(mean)}
+    result["mean_chunk"]["pyfastcdc"] = int(peer_mean(regions, peer_size))
     result |= report(measure(kernels, regions, options.rounds), RATIOS)
     print(json.dumps(result, indent=1))
 
