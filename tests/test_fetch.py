@@ -715,6 +715,7 @@ def test_TR15_a_low_rate_asks_for_pieces_and_does_not_stall(opened: Opener) -> N
         store = opened(server, replace(QUICK, stall=0.2), limit_rate=1000, connections=4)
         fetch_all(store, [Range(NAME, 5000, 1500, SIZE)])
         assert [request.range for request in server.requests] == [(5000, 5799), (5800, 6499)]
+        assert server.connections == 1
         assert store.stats.retries == 0
         store.limit_rate = None
         fetch_all(store, ranges())
@@ -918,7 +919,9 @@ def test_logs_tell_of_retries_and_no_secrets(opened: Opener, caplog: pytest.LogC
     assert len(ours) == 2
     assert f"{server.url}/{NAME}: the server reports an error of its own" in ours[0]
     assert all(secret not in text for text in ours for secret in ("geheim", "vertraulich"))
+    assert "HTTP Request: GET" in caplog.text
     assert "geheim" not in caplog.text
+    assert "vertraulich" not in caplog.text
 
 
 @pytest.mark.parametrize("arguments", [{"connections": 0}, {"limit_rate": 0}, {"limit_rate": -5}])

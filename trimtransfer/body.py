@@ -133,9 +133,9 @@ def cut(
         body.skip(part.begin)
         with landing.room(part.wanted.length) as room:
             body.fill(part, room)
+        body.finish()
         if part.begin < part.end:
             return
-        body.finish()
         ready(part)
         parts.popleft()
         first = False

@@ -8,6 +8,7 @@ authorities come from the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``SSL_CERT
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import ssl
@@ -25,7 +26,7 @@ from trimtransfer.crew import Stopped
 from trimtransfer.errors import FetchError
 from trimtransfer.line import Line
 from trimtransfer.retry import Cause, Failed, FetchOptions
-from trimtransfer.site import Site, follow
+from trimtransfer.site import Site, follow, shown
 from trimtransfer.store import Range, StoreStats
 from trimtransfer.transfer import Transfer
 
@@ -35,9 +36,10 @@ _KEPT_ALIVE: Final = 30.0
 """Seconds that an idle connection is kept: less than the 60 to 75 after which servers close theirs."""
 _DRAINED: Final = 16 << 10
 """Longest body of a redirect or an error that is read in order to keep the connection."""
-_LEAST_AHEAD: Final = 4 << 10
+_LEAST_AHEAD: Final = 64 << 10
 _MOST_AHEAD: Final = 4 << 20
-"""Bounds of a socket's receive buffer under a rate limit: else a sixteenth of a second for each connection."""
+"""Bounds of a socket's receive buffer under a rate limit: else a sixteenth of a second for each connection. Less than
+a large segment (64 KiB on loopback) would make every one of them wait for a timer."""
 _NEVER: Final = float("inf")
 _BAD_LOCATION: Final = "Invalid URL in location header"
 """How httpx reports a redirect that it cannot parse, although it is not asked to follow it."""
@@ -291,6 +293,16 @@ def _tls(ca_cert: str | None, url: str) -> ssl.SSLContext:
     except OSError as error:
         what = ca_cert or "certificates of the environment (SSL_CERT_FILE, SSL_CERT_DIR)"
         raise FetchError(url, f"{what} cannot be read as certificate authorities: {error}") from error
+
+
+def _hide_queries(record: logging.LogRecord) -> bool:
+    """Take queries, which may be signatures, out of the URLs that httpx logs."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(shown(str(item)) if isinstance(item, httpx.URL) else item for item in record.args)
+    return True
+
+
+logging.getLogger("httpx").addFilter(_hide_queries)
 
 
 def _version() -> str:

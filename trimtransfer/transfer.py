@@ -28,7 +28,7 @@ from trimtransfer.store import Range
 _LOG: Final = logging.getLogger("trimtransfer.fetch")
 _TICK: Final = 0.1
 """Seconds within which cancelling and stalls are noticed."""
-_LOW_RATE: Final = 256 << 10
+_LOW_RATE: Final = 1 << 20
 """Bytes per second below which one connection asks for pieces of ``_PIECE`` seconds: what several connections and
 their socket buffers take in at once would be many seconds' worth."""
 _PIECE: Final = 0.8
