@@ -11,6 +11,8 @@
 #include "cpu.h"
 #include "cut.h"
 #include "hints.h"
+#include "search.h"
+#include "search_scan.h"
 
 /* Prints the results of one function over `data`. */
 typedef void check(const uint8_t *data, uint64_t length, FILE *out);
@@ -39,11 +41,62 @@ static void check_disk(const uint8_t *data, uint64_t length, FILE *out)
     free(flags);
 }
 
+/* Chunker 2 with chunks of 1 KiB in the mean: the cuts when the data ends there, and when more is to follow. */
+static void check_bytes(const uint8_t *data, uint64_t length, FILE *out)
+{
+    static const tt_rule rule = {256, 842, 4096, (1ull << 60) - 1, ~0ull, 111};
+    uint64_t capacity = length / rule.min + 1, *cuts = room(capacity * sizeof *cuts);
+    for (int final = 1; final >= 0; final--) {
+        uint64_t count = tt_search(data, length, final, &rule, cuts, capacity);
+        for (uint64_t i = 0; i < count; i++)
+            fprintf(out, " %llu", (unsigned long long)cuts[i]);
+        fprintf(out, " /");
+    }
+    free(cuts);
+}
+
+/* The candidates that a scan finds in all of the data that it may look at. */
+static void print_scan(tt_scan *scan, const uint8_t *data, uint64_t length, FILE *out)
+{
+    uint64_t groups = length < TT_REACH ? 0 : (length - TT_REACH) / TT_GROUP, marks[TT_WORDS];
+    for (uint64_t at = 0; at < groups; at++) {
+        at += scan(data + TT_REACH + at * TT_GROUP, groups - at, 111, marks);
+        if (at == groups)
+            break;
+        for (unsigned i = 0; i < TT_GROUP; i++)
+            if (marks[i / 64] >> i % 64 & 1)
+                fprintf(out, " %llu", (unsigned long long)(TT_REACH + at * TT_GROUP + i));
+    }
+}
+
+/* Printed twice: with AVX-512 there are two scans, and which of them the search takes depends on the processor. */
+static void check_scan(const uint8_t *data, uint64_t length, FILE *out)
+{
+    tt_scan *scan = tt_scan_scalar, *other = NULL;
+#if defined(TT_X86) || defined(TT_NEON)
+    if (tt_path() == TT_128)
+        scan = tt_scan_128;
+#endif
+#if defined(TT_X86)
+    if (tt_path() == TT_AVX2)
+        scan = tt_scan_avx2;
+    if (tt_path() == TT_AVX512) {
+        scan = tt_scan_avx512;
+        other = __builtin_cpu_supports("avx512vbmi") ? tt_scan_vbmi : NULL;
+    }
+#endif
+    print_scan(scan, data, length, out);
+    fprintf(out, " /");
+    print_scan(other != NULL ? other : scan, data, length, out);
+}
+
 static const struct {
     const char *name;
     check *run;
 } checks[] = {
     {"disk", check_disk},
+    {"bytes", check_bytes},
+    {"scan", check_scan},
 };
 
 static char *result_of(check *run, const uint8_t *data, uint64_t length)

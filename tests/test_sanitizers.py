@@ -29,7 +29,22 @@ def disk(data: bytes) -> str:
     return " ".join(hints + [f"{'-' * record.zero}{record.length}" for record in reference.cut_blocks(blocks)])
 
 
-TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk}
+def chunks(data: bytes) -> str:
+    """What the driver prints for chunker 2: cuts at the end of the data, and where more is to follow."""
+    rule = reference.SEARCH_RULES[1 << 10]
+    found = [reference.search(data, rule, final=final) for final in (True, False)]
+    return " ".join(" ".join([*map(str, ends), "/"]) for ends in found)
+
+
+def scan(data: bytes) -> str:
+    """What the driver prints for the scans of chunker 2, of which some paths have two."""
+    whole = (len(data) - 131) // 256 * 256
+    candidates = reference.search_candidates(data, 111)[131 : 131 + whole] if whole > 0 else []
+    found = [str(131 + at) for at, candidate in enumerate(candidates) if candidate]
+    return " ".join([*found, "/", *found])
+
+
+TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk, "bytes": chunks, "scan": scan}
 
 
 def inputs(seed: int) -> dict[str, bytes]:
