@@ -11,6 +11,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.catalogue import Catalogue, Location
 from trimtransfer.chunk import BLOCK_SIZE, Kind, object_digest
-from trimtransfer.errors import FormatError, Locked
+from trimtransfer.errors import FormatError, Locked, TargetRefused
 from trimtransfer.globs import PathChooser
 from trimtransfer.index import ALTERNATIVES, IndexWriter, Live, PrefixIndex
 from trimtransfer.indexfile import Rows
@@ -35,6 +36,10 @@ IMAGE_SIZE: Final = 1 << 20
 """Files of a seed tree from this size on are cut as images too: by segments, with their true last bytes."""
 _LOCATIONS: Final = 4096
 """Locations of files that a seed remembers."""
+_TWINS: Final = 4
+"""Indexes of one seed, for processes that scan it at the same time."""
+_KEPT: Final = 16
+"""Indexes of seeds that are kept for the next time, the most recently used ones."""
 
 
 class Seed(Protocol):
@@ -213,22 +218,30 @@ def seed_from_path(
         FileNotFoundError: there is nothing at ``path``.
         Cancelled: ``cancel`` was set; what was indexed so far is kept.
         NoSpace: no room for the index.
+        Locked: more than a few other processes scan the same seed.
     """
     real = os.path.realpath(os.fsencode(path))
     found = os.stat(real)
     key = object_digest(real + b"\0%d" % kind).hex()[:16]
     if known_tables is not None:
         return _seed_from_tables(real, found, kind, Path(scratch) / f"tables-{key}.bin", known_tables)
-    index = TreeIndex(Path(scratch) / f"seed-{key}", kind=kind)
-    report = update_index(
-        index,
-        [os.fsdecode(real)],
-        chooser=PathChooser(),
-        images=IMAGE_SIZE if stat.S_ISDIR(found.st_mode) else 0,
-        stop=stop,
-        progress=progress,
-        cancel=cancel,
-    )
+    for number in range(_TWINS):
+        index = TreeIndex(Path(scratch) / (f"seed-{key}-{number}" if number else f"seed-{key}"), kind=kind)
+        try:
+            report = update_index(
+                index,
+                [os.fsdecode(real)],
+                chooser=PathChooser(),
+                images=IMAGE_SIZE if stat.S_ISDIR(found.st_mode) else 0,
+                stop=stop,
+                progress=progress,
+                cancel=cancel,
+            )
+            break
+        except Locked:  # another process scans the same seed just now; it may take long, so this one has its own index
+            if number == _TWINS - 1:
+                raise
+    _forget_old(Path(scratch), index)
     return open_seed(index, os.fspath(path), "seed", report=report)
 
 
@@ -242,6 +255,16 @@ def open_seed(
     except (FormatError, Locked):
         catalogue, runs, live = None, [], None
     return IndexedSeed(name, category, runs, catalogue, live=live, public=public, report=report)
+
+
+def _forget_old(scratch: Path, present: TreeIndex) -> None:
+    """Delete the indexes of seeds that were not used for the longest time, beyond those that are kept."""
+    with suppress(OSError):
+        os.utime(present.directory / "lock")
+        used = [(lock.stat().st_mtime, lock.parent) for lock in scratch.glob("seed-*/lock")]
+        for _, directory in sorted(used, reverse=True)[_KEPT:]:
+            with suppress(Locked, TargetRefused):
+                TreeIndex(directory, kind=present.kind).clear()
 
 
 @dataclass(frozen=True, slots=True)

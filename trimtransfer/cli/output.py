@@ -44,6 +44,7 @@ class Output:
         self._started = time.monotonic()
         self._shown: dict[str, float] = {}
         self._finished: dict[str, int] = {}
+        self._counts: dict[str, dict[str, int]] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -73,6 +74,10 @@ class Output:
                 self._draw(phase, done, total)
             else:
                 self._write_event(phase, done, total)
+
+    def count(self, phase: str, **counts: int) -> None:
+        """Set what is shown beside a phase's bytes from now on, such as ``files=1200``."""
+        self._counts[phase] = counts
 
     def say(self, text: str) -> None:
         """Print a line for people: to standard output, not with ``--json`` or ``--quiet``."""
@@ -117,17 +122,23 @@ class Output:
             self._bars = _start_bars()
         if phase not in self._tasks:
             self._tasks[phase] = self._bars.add_task(phase, total=None)
-        self._bars.update(self._tasks[phase], completed=done, total=total or None)
+        text = f"{phase:<8}{self._counted(phase).lstrip(',')}"
+        self._bars.update(self._tasks[phase], completed=done, total=total or None, description=text)
 
     def _write_event(self, phase: str, done: int, total: int) -> None:
         seconds = round(time.monotonic() - self._started, 1)
         if self.json:
             event = {"event": "progress", "phase": phase, "done": done, "total": total, "seconds": seconds}
+            event |= self._counts.get(phase, {})
             click.echo(json_module.dumps(event), err=True)
         elif total:
-            click.echo(f"{phase}: {size_text(done)} of {size_text(total)} ({100 * done // total} %)", err=True)
+            share = f" of {size_text(total)} ({100 * done // total} %)"
+            click.echo(f"{phase}: {size_text(done)}{share}{self._counted(phase)}", err=True)
         else:
-            click.echo(f"{phase}: {size_text(done)}", err=True)
+            click.echo(f"{phase}: {size_text(done)}{self._counted(phase)}", err=True)
+
+    def _counted(self, phase: str) -> str:
+        return "".join(f", {count:,} {name}" for name, count in self._counts.get(phase, {}).items())
 
 
 def output_options(function: Callable[Concatenate[Output, P], R]) -> Callable[P, R]:
