@@ -146,8 +146,8 @@ def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
 
 
 def make_ext4(tree: Path, image: Path, *, size: int) -> None:
-    """Make an ext4 file system of ``size`` bytes (rounded to MiB) that holds ``tree``."""
-    options = ["-q", "-t", "ext4", "-U", _UUID, "-E", f"hash_seed={_UUID}", "-d", str(tree)]
+    """Make an ext4 file system of ``size`` bytes (rounded to MiB) that holds ``tree``, in blocks of 4 KiB as usual."""
+    options = ["-q", "-t", "ext4", "-b", "4096", "-U", _UUID, "-E", f"hash_seed={_UUID}", "-d", str(tree)]
     _run(["mke2fs", *options, str(image), f"{-(-size >> 20)}M"])
 
 
