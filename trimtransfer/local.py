@@ -217,7 +217,13 @@ class SideDirectory:
 
 
 def default_path(output: Path) -> Path:
-    """Return the side directory of an image: beside a file, in the user's state directory for a device."""
+    """Return the side directory of an image: beside a file, in the user's state directory for a device.
+
+    Raises:
+        TargetRefused: the path names no file at all.
+    """
+    if not output.name:
+        raise TargetRefused(str(output), "is a directory; name a file")
     with contextlib.suppress(OSError):
         if stat.S_ISBLK(os.stat(output).st_mode):
             import platformdirs

@@ -19,7 +19,7 @@ import numpy as np
 
 from trimtransfer.assembler import Assembler, Meter, copy_region
 from trimtransfer.choice import Choice, choose
-from trimtransfer.errors import IntegrityError, NoSpace
+from trimtransfer.errors import IntegrityError, NoSpace, NotFound
 from trimtransfer.head import Head
 from trimtransfer.hostindex import HostIndex
 from trimtransfer.image import ImageSource
@@ -148,7 +148,7 @@ class _Sync:
         side.clear_temporary()
         finish_interrupted(side, self._watch)
         installed = believed_installed(side)
-        head = read_head(self._store, self._request.image) if self._request.version is None else None
+        head = newest(self._store, self._request) if self._request.version is None else None
         if installed is not None and head is not None and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
         manifest = wanted_manifest(self._store, self._request, head)
@@ -306,6 +306,14 @@ def believed_installed(side: SideDirectory) -> Installed | None:
     return installed if installed is not None and installed.file.believed(found) else None
 
 
+def newest(store: Store, request: Request) -> Head:
+    """Return the head of the wanted image; ``NotFound`` that names it, ``FormatError``."""
+    try:
+        return read_head(store, request.image)
+    except NotFound as error:
+        raise NotFound(f"image {request.image}", error.url) from error
+
+
 def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manifest:
     """Return the manifest of the wanted version: one kept from an interrupted run, else the repository's.
 
@@ -317,7 +325,11 @@ def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manife
         if kept is not None:
             return kept
         return read_manifest(store, request.image, head.version, head=head)
-    return read_manifest(store, request.image, request.version or "")
+    version = request.version or ""
+    try:
+        return read_manifest(store, request.image, version)
+    except NotFound as error:
+        raise NotFound(f"version {version} of image {request.image}", error.url) from error
 
 
 def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:

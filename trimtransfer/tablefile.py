@@ -31,6 +31,7 @@ class TableFile:
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         """Open it; a missing, damaged or foreign file is as good as an empty one. ``OSError`` if it cannot be made."""
         self.path = path
+        self._writable = writable
         self._lock = threading.Lock()
         self._places: dict[bytes, tuple[int, int]] = {}
         flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
@@ -70,8 +71,8 @@ class TableFile:
         return None
 
     def add(self, digest: bytes, stored: bytes) -> None:
-        """Keep a table in its stored form (the caller has verified it)."""
-        if len(stored) > _MAX_STORED:
+        """Keep a table in its stored form (the caller has verified it); nothing happens if the file is read only."""
+        if len(stored) > _MAX_STORED or not self._writable:
             return
         with self._lock:
             if digest in self._places:

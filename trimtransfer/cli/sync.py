@@ -1,0 +1,247 @@
+"""``medv-sync``: sync (the command without a name), plan, verify, index."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from trimtransfer.cli.index import index
+from trimtransfer.cli.output import Output, output_options, size_text
+
+if TYPE_CHECKING:
+    from trimtransfer.hostindex import HostIndex
+    from trimtransfer.report import Content, PlanReport, SyncReport, VerifyReport
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_DAMAGED: Final = 6
+_RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:i?b)?(?:/s)?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_NAMES: Final = {
+    "unchanged": "in place already", "seed": "from seeds", "host": "from host files", "fetched": "fetched",
+    "zero": "zeros",
+}  # fmt: skip
+
+
+def _rate(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Read bytes per second: ``500k``, ``2.5M``, ``1G`` (powers of 1024)."""
+    if value is None:
+        return None
+    match = _RATE.fullmatch(value.strip())
+    if match is None or float(match[1]) == 0:
+        raise click.BadParameter(f"{value!r}: bytes per second above 0, such as 500k or 2.5M", context, parameter)
+    return float(match[1]) * _UNITS[match[2].lower()]
+
+
+class SyncGroup(click.Group):
+    """A group whose commands' names win, and whose other arguments belong to the command ``sync``."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Put ``sync`` before arguments that do not begin with a command's name."""
+        if args and args[0] not in self.commands and args[0] not in context.help_option_names:
+            args = ["sync", *args]
+        return super().parse_args(context, args)
+
+    def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both ways to call it."""
+        formatter.write_usage(context.command_path, "[OPTIONS] URL IMAGE")
+        formatter.write_usage(context.command_path, "COMMAND ...")
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of ``sync`` and the other commands."""
+        options = [one for one in self.commands["sync"].get_params(context) if isinstance(one, click.Option)]
+        records = [record for option in options if (record := option.get_help_record(context))]
+        with formatter.section("Options"):
+            formatter.write_dl(records)
+        self.format_commands(context, formatter)
+
+
+def source_options(function: F) -> F:
+    """Decorate a command with the options that sync and plan share."""
+    options = [
+        click.argument("url", metavar="URL"),
+        click.argument("image", metavar="IMAGE"),
+        click.option("-o", "--output", metavar="FILE", help="File or block device to write.  [default: ./IMAGE.img]"),
+        click.option("--version", metavar="V", help="Version to sync.  [default: the newest]"),
+        click.option(
+            "--seed", "seeds", multiple=True, metavar="PATH",
+            help="File, folder or device that may hold parts of the image; may be given several times.",
+        ),
+        click.option(
+            "--host-index/--no-host-index", default=None,
+            help="Use this machine's program files, indexing them first if need be; or do not use them.  "
+            "[default: use the index if there is one]",
+        ),
+        click.option(
+            "--write", type=click.Choice(["auto", "new", "in-place"]), default="auto", show_default=True,
+            help="Write a new file beside the old one and rename it, or bring the old one forward in place.",
+        ),
+        click.option("--cache", metavar="DIR", help="Keep indexes of host files and seeds here."),
+        click.option(
+            "--connections", type=click.IntRange(1, 16), default=4, show_default=True, help="Requests at a time."
+        ),
+        click.option("--ca-cert", metavar="FILE", help="Certificate authorities to trust instead of the system's."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.group(cls=SyncGroup, name="sync")
+def medv_sync() -> None:
+    """Bring a disk image up to date from a repository, with as few bytes as possible.
+
+    URL is a repository (https://..., or a local directory), IMAGE the name of an image in it. What is on this machine
+    already - the old version, other images, program files - is not fetched again. Every byte is verified.
+
+    Interrupted, killed or out of space: the old image is intact, or the new one complete; run the same command again
+    and it goes on where it stopped.
+
+    \b
+    Examples:
+      medv-sync https://host/images debian
+      medv-sync https://host/images debian -o /var/lib/images/debian.img --host-index
+      medv-sync plan https://host/images debian
+      medv-sync verify debian.img
+    """
+
+
+@medv_sync.command("sync", hidden=True)
+@source_options
+@click.option("--limit-rate", callback=_rate, metavar="R", help="Most bytes per second, such as 500k or 2.5M.")
+@output_options
+def sync_command(
+    output: Output, /, url: str, image: str, host_index: bool | None, cache: str | None, **options: Any
+) -> None:
+    """Bring a disk image up to date from a repository."""
+    from trimtransfer.sync import sync
+
+    with _Usage():
+        host = _host_index(host_index, cache, output)
+        report = sync(url, image, host_index=host, cache=cache, progress=output.progress, **options)
+    for warning in report.warnings:
+        output.warn(warning)
+    output.result(report.to_dict(), _sync_text(report))
+
+
+@medv_sync.command("plan")
+@source_options
+@click.option("--bandwidth", callback=_rate, metavar="R", help="Bytes per second to estimate the time with.")
+@output_options
+def plan_command(
+    output: Output, /, url: str, image: str, host_index: bool | None, cache: str | None, **options: Any
+) -> None:
+    """Tell what a sync would fetch, and how long that takes. Fetches and writes no content.
+
+    Seeds that have no index yet are scanned for it.
+    """
+    from trimtransfer.preview import plan
+
+    with _Usage():
+        host = _host_index(host_index, cache, output)
+        report = plan(url, image, host_index=host, cache=cache, progress=output.progress, **options)
+    output.result(report.to_dict(), _plan_text(report))
+
+
+@medv_sync.command("verify")
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
+@output_options
+def verify_command(output: Output, /, file: str) -> None:
+    """Compare an image with what was recorded when it was synced. Reads all of it.
+
+    Exit code 6 if it differs; the next sync repairs it.
+    """
+    from trimtransfer.verify import verify_image
+
+    report = verify_image(file, progress=output.progress)
+    output.result(report.to_dict(), _verify_text(report))
+    if not report.ok:
+        sys.exit(EXIT_DAMAGED)
+
+
+medv_sync.add_command(index)
+
+
+class _Usage:
+    """Turns ``ValueError`` (a wrong argument) into a usage error."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        if isinstance(error, ValueError):
+            raise click.UsageError(str(error)) from None
+
+
+def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostIndex | None:
+    """Return the host index to use: none, the one there is (which may be empty), or one that is made when needed."""
+    if wanted is False:
+        return None
+    from pathlib import Path
+
+    from trimtransfer.hostindex import HostIndex
+
+    directory = Path(cache) / "index" if cache is not None else None
+    if not wanted:
+        return HostIndex(directory)
+
+    class MadeWhenNeeded(HostIndex):
+        def seed(self) -> Any:
+            if not self.totals().files:
+                self.update(progress=output.progress)
+            return super().seed()
+
+    return MadeWhenNeeded(directory)
+
+
+def _sync_text(report: SyncReport) -> str:
+    if report.wrote == "nothing":
+        return f"{report.output} is {report.image} {report.version} already ({size_text(report.network.bytes)} fetched)"
+    lines = [f"{report.output} is now {report.image} {report.version}, {size_text(report.length)}, verified"]
+    lines += _content_lines(report.content, report.length)
+    network = report.network
+    how = {"new": "a new file", "in-place": "in place"}[report.wrote]
+    lines.append(
+        f"{size_text(network.bytes)} over the network in {network.requests} requests; written as {how} "
+        f"in {report.seconds:.1f} s".replace("as in place", "in place")
+    )
+    if report.resumed_bytes:
+        lines.append(f"{size_text(report.resumed_bytes)} were there from an interrupted run")
+    if report.rejected_chunks:
+        chunks = "1 chunk" if report.rejected_chunks == 1 else f"{report.rejected_chunks} chunks"
+        lines.append(f"{chunks} of local data had changed and came over the network instead")
+    return "\n".join(lines)
+
+
+def _plan_text(report: PlanReport) -> str:
+    if report.would_write == "nothing":
+        return f"{report.output} is {report.image} {report.version} already"
+    lines = [f"{report.output} would become {report.image} {report.version}, {size_text(report.length)}"]
+    lines += _content_lines(report.content, report.length)
+    line = f"{size_text(report.fetch_bytes)} to fetch in about {report.fetch_requests} requests"
+    if report.estimate_seconds is not None and report.bandwidth_bytes_per_second is not None:
+        line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
+    return "\n".join([*lines, line])
+
+
+def _verify_text(report: VerifyReport) -> str:
+    name = f"{report.image} {report.version}"
+    if report.ok:
+        return f"{report.path} is {name}: {size_text(report.length)}, digest {report.digest.hex()}"
+    lines = [f"{report.path} is NOT {name}"]
+    if report.found_length != report.length:
+        lines.append(f"  {report.found_length:,} bytes instead of {report.length:,}")
+    lines += [f"  other content in bytes {start:,} to {start + length:,}" for start, length in report.damaged]
+    return "\n".join(lines)
+
+
+def _content_lines(content: Content, length: int) -> list[str]:
+    values = {key: value for key, value in content.to_dict().items() if value}
+    return [
+        f"  {_NAMES[key]:<17}{size_text(value):>11}  {100 * value / max(1, length):5.1f} %"
+        for key, value in values.items()
+    ]
