@@ -71,8 +71,15 @@ class Store(Protocol):
     All methods raise ``NotFound`` for an object that does not exist and ``FetchError`` for a transfer that failed.
     """
 
-    url: str
-    stats: StoreStats
+    @property
+    def url(self) -> str:
+        """The store's address, as messages show it."""
+        ...
+
+    @property
+    def stats(self) -> StoreStats:
+        """What has crossed the wire so far."""
+        ...
 
     def read(self, name: str, *, limit: int) -> bytes:
         """Return a small object whole. One longer than ``limit`` raises ``FormatError``, at most limit + 1 are read."""
