@@ -242,7 +242,7 @@ class _Exchange:
 
     def __init__(self, connection: _Connection, response: httpx.Response, url: str) -> None:
         self.status = response.status_code
-        self.headers: Mapping[str, str] = response.headers
+        self.headers: Mapping[str, str] = dict(response.headers.items())
         self.url = url
         self._connection, self._response = connection, response
 
