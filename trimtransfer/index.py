@@ -23,11 +23,11 @@ from trimtransfer.indexfile import MAX_FILES, RowFile, Rows, write_rows
 Live: TypeAlias = Callable[[NDArray[np.uint32]], NDArray[np.bool_]]
 """Tells which of some file numbers still stand for a file."""
 
-BUFFER_ROWS: Final = 1 << 19
+BUFFER_ROWS: Final = 1 << 18
 """Rows that a writer holds before it spills them, and that a merge holds of all its inputs together."""
 WRITER_MEMORY: Final = 48 << 20
-"""Bytes that a writer or a merge takes at most: 24 for each row of the buffer, as much again for its sorted copy or the
-merge's next output, and 16 for orders, times :data:`BUFFER_ROWS`, with a margin; the tests measure it."""
+"""Bytes that a writer or a merge takes at most: for each row of the buffer 24, as much again while parts are joined,
+and again for the sorted copy, 40 for sorting by two columns, and the allocator's share. The tests measure it."""
 ALTERNATIVES: Final = 64
 """Rows of one chunk that a lookup goes through at most; more copies of a chunk than that are never all gone."""
 _MAX_SPILLS: Final = 64
