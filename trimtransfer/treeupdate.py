@@ -210,6 +210,7 @@ class _Update:
         if self._pays_no_more():
             self._report.stopped.append(os.fsdecode(root))
         if whole and not (guard is not None and guard.dead):
+            self._commit()  # replaces the entries of changed files, which were not seen either
             self._forget_unseen(root)
 
     def _take(self, listing: Listing, guard: Guard | None) -> None:
