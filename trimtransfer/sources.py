@@ -108,7 +108,10 @@ def set_aside(side: SideDirectory, target: bytes) -> None:
     side.partial.replace(side.abandoned)
 
 
-def discard_abandoned(side: SideDirectory) -> None:
-    """Delete what was set aside."""
-    for path in (side.abandoned, side.abandoned_manifest, side.abandoned_journal):
-        path.unlink(missing_ok=True)
+def discard_unfinished(side: SideDirectory) -> None:
+    """Delete everything half-written: the image is what it should be. Hold the lock."""
+    unfinished = (side.redo, side.journal, side.partial, side.target)
+    abandoned = (side.abandoned, side.abandoned_manifest, side.abandoned_journal)
+    there = [path for path in (*unfinished, *abandoned) if path.exists()]
+    if there:
+        side.remove(*there)

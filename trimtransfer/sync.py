@@ -1,6 +1,6 @@
 """Sync: make a local file or device exactly one version of an image, with as few bytes from the repository as possible.
 
-Read :meth:`_Sync.run` from top to bottom: it is the order of work. Whatever stops it - a kill, a full disk, Ctrl-C, a
+Read :func:`sync` and :meth:`_Sync.run` from top to bottom: they are the order of work. Whatever stops it - a kill, a full disk, Ctrl-C, a
 broken network - the image is the old version or the new one, and the same call goes on where it stopped.
 """
 
@@ -36,7 +36,7 @@ from trimtransfer.remote import REMEDY, Remote, open_store
 from trimtransfer.report import Content, Network, SyncReport
 from trimtransfer.repository import read_head, read_manifest
 from trimtransfer.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan
-from trimtransfer.sources import Sources, discard_abandoned, set_aside
+from trimtransfer.sources import Sources, discard_unfinished, set_aside
 from trimtransfer.store import Store
 from trimtransfer.tablefile import TableFile
 from trimtransfer.verify import in_parallel, wrong_regions
@@ -100,11 +100,14 @@ def sync(
     meter = Meter("fetch", watch)
     meter.paused = True
     check_output(request.side.output)
-    store = open_store(
-        url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
-    )
-    with closing(store), request.side.locked():
-        return _Sync(request, store, watch, meter).run()
+    with request.side.locked():
+        request.side.clear_temporary()
+        finish_interrupted(request.side, watch)  # before anything is asked of the network
+        store = open_store(
+            url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
+        )
+        with closing(store):
+            return _Sync(request, store, watch, meter).run()
 
 
 def make_request(
@@ -132,7 +135,7 @@ def make_request(
 
 
 class _Sync:
-    """One run of :func:`sync`, under the lock."""
+    """One run of :func:`sync`, under the lock and with nothing left half-applied."""
 
     def __init__(self, request: Request, store: Store, watch: Watch, fetching: Meter) -> None:
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
@@ -145,8 +148,6 @@ class _Sync:
     def run(self) -> SyncReport:
         """Do everything, in this order."""
         side = self._side
-        side.clear_temporary()
-        finish_interrupted(side, self._watch)
         installed = believed_installed(side)
         head = newest(self._store, self._request) if self._request.version is None else None
         if installed is not None and head is not None and head.image_digest == installed.image_digest:
@@ -160,8 +161,7 @@ class _Sync:
             wrote = self._make(manifest, tables)
             tables.sync()
             record_installed(side, manifest)
-            side.remove(side.target, side.partial, side.journal, side.redo)
-            discard_abandoned(side)
+            discard_unfinished(side)
             tables.compact(digest.tobytes() for digest in manifest.rows["table"])
         return self._report(manifest, wrote)
 
@@ -268,6 +268,7 @@ class _Sync:
             raise NoSpace(str(self._side.output), needed + _ROOM, free)
 
     def _up_to_date(self, version: str, digest: bytes, length: int) -> SyncReport:
+        discard_unfinished(self._side)
         return self._finished(version, digest, length, "nothing", Content(unchanged=length), 0)
 
     def _report(self, manifest: Manifest, wrote: str) -> SyncReport:

@@ -1,0 +1,152 @@
+"""What the tests of sync share: small images with everything in them that real ones have, and a process to kill.
+
+Images are sparse, some regions long, with a few MiB of data, so that one sync takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from trimtransfer.chunk import REGION_SIZE, Kind
+from trimtransfer.publish import publish
+
+SMALL_PACK = 16 + (320 << 10)
+"""Smallest limit of a pack: many packs from little data."""
+BLOCK = 4096
+
+
+def make_images(
+    rng: np.random.Generator, *, regions: int = 4, pieces: int = 10, tail: int = 1000, versions: int = 2
+) -> list[bytes]:
+    """Return versions of an image: scattered runs of content; later ones change, move, repeat, clear and add some."""
+    size = (regions - 1) * REGION_SIZE + (2 << 20)
+    image = bytearray(size + tail)
+    places = sorted(int(at) * BLOCK for at in rng.choice(size // BLOCK - 64, pieces, replace=False))
+    for at in places:
+        put(image, at, content(rng, int(rng.integers(20_000, 400_000))))
+    images = [bytes(image)]
+    for _ in range(versions - 1):
+        image = bytearray(images[-1])
+        if rng.random() < 0.5:
+            image.extend(bytes(int(rng.integers(1, 200_000))))
+        change(rng, image, places)
+        images.append(bytes(image))
+    return images
+
+
+def change(rng: np.random.Generator, image: bytearray, places: list[int]) -> None:
+    """Change an image in place: overwrite, move, repeat, clear, and write anew."""
+    one, two, three = (places[int(n)] for n in rng.choice(len(places), 3, replace=False))
+    put(image, one + 5 * BLOCK, content(rng, 50_000))
+    moved = bytes(image[two : two + 200_000])
+    put(image, two, bytes(200_000))
+    at = int(rng.integers(0, (len(image) - 300_000) // BLOCK)) * BLOCK
+    put(image, at, moved)
+    repeated = content(rng, 80_000)
+    put(image, three, repeated)
+    put(image, int(rng.integers(0, (len(image) - 300_000) // BLOCK)) * BLOCK, repeated)
+    put(image, len(image) - 700, content(rng, 700))
+
+
+def content(rng: np.random.Generator, size: int) -> bytes:
+    """Return bytes that compress to about a half."""
+    return rng.integers(0, 16, size, dtype=np.uint8).tobytes()
+
+
+def put(image: bytearray, at: int, data: bytes) -> None:
+    """Overwrite part of an image, without changing its length."""
+    data = data[: len(image) - at]
+    image[at : at + len(data)] = data
+
+
+def write_sparse(path: Path, data: bytes) -> None:
+    """Write a file with holes for its blocks of zeros."""
+    blocks = np.frombuffer(data, dtype=np.uint8, count=len(data) // BLOCK * BLOCK).reshape(-1, BLOCK).any(axis=1)
+    with open(path, "wb") as file:
+        for block in np.flatnonzero(blocks).tolist():
+            os.pwrite(file.fileno(), data[block * BLOCK : (block + 1) * BLOCK], block * BLOCK)
+        tail = len(data) % BLOCK
+        if tail:
+            os.pwrite(file.fileno(), data[-tail:], len(data) - tail)
+        file.truncate(len(data))
+
+
+def publish_all(repository: Path, images: list[bytes], *, image: str = "disk", small_packs: bool = True) -> None:
+    """Publish images as versions 1, 2, ... of one image."""
+    limit = {"_pack_limit": SMALL_PACK} if small_packs else {}
+    source = repository.with_name(repository.name + "-source.img")
+    for number, data in enumerate(images, 1):
+        write_sparse(source, data)
+        publish(repository, source, image=image, version=str(number), kind=Kind.DISK, level=1, **limit)  # type: ignore[arg-type]
+    source.unlink()
+
+
+def leftovers(output: Path) -> set[str]:
+    """Return the names in an image's side directory that a finished sync does not leave there."""
+    return set(os.listdir(output.with_name(output.name + ".medv"))) - {
+        "state.json",
+        "manifest.bin",
+        "tables.bin",
+        "lock",
+    }
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call in the other process ended: ``killed``, or its result or error."""
+
+    killed: bool
+    result: Any = None
+    error: str | None = None
+    calls: int = 0
+
+
+class Victim:
+    """A process that runs syncs in forked children, which can be killed at any call into the operating system."""
+
+    def __enter__(self) -> Victim:
+        script = Path(__file__).with_name("victim.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait(30)
+
+    def sync(
+        self,
+        *arguments: Any,
+        kill_at: int | None = None,
+        cut: int | None = None,
+        boot: str | None = None,
+        **options: Any,
+    ) -> Ended:
+        """Run ``sync(*arguments, **options)`` and return how it ended.
+
+        ``kill_at``: die at that call that changes files. With ``cut`` (a seed) some writes since the last fsync are
+        undone at that moment, as a power cut would. ``boot`` is the boot id that it sees.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {"arguments": [str(one) for one in arguments], "kill_at": kill_at, "cut": cut, "boot": boot}
+        options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        self._process.stdin.write(json.dumps({**order, "options": options}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        killed = answer["status"] == -signal.SIGKILL
+        return Ended(killed, answer.get("result"), answer.get("error"), answer.get("calls", 0))
