@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import CHECK_SIZE, DIGEST_SIZE, chunk_digest, object_hasher
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, TrimTransferError
 from trimtransfer.head import Head
+from trimtransfer.intent import pending
 from trimtransfer.location import PackRef
 from trimtransfer.manifest import REFS, TABLES, Manifest, Region
 from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
 from trimtransfer.pack import MAX_PACK, check_pack, decode_frame, pack_name
-from trimtransfer.repository import VersionReader, image_names, read_head, read_manifest, version_names
+from trimtransfer.repository import VersionReader, folder_names, read_head, read_manifest, version_names
 from trimtransfer.spill import Rows, large_array, scatter
 from trimtransfer.store import DirectoryStore, Range
 from trimtransfer.table import Table, difference_base
@@ -101,7 +102,7 @@ def audit(
     """
     with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory:
         metadata = _Metadata(store, Path(directory), watch)
-        for name in [image] if image else image_names(store):
+        for name in [image] if image else folder_names(store):
             metadata.image(name, version)
         packs = _Packs(store, metadata, Path(directory), watch)
         checked = packs.run(sample, workers)
@@ -132,6 +133,7 @@ class _Metadata:
         self._numbers: dict[bytes, int] = {}
         self._seen: set[bytes] = set()
         self._files: set[tuple[str, bytes]] = set()
+        self._pending = pending(store)
 
     @contextmanager
     def _noting(self, name: str) -> Iterator[None]:
@@ -145,19 +147,21 @@ class _Metadata:
 
     def image(self, image: str, version: str | None) -> None:
         """Check an image's head and its versions, or one of them."""
+        names = [name for name in version_names(self._store, image) if (image, name) != self._pending]
+        if not names and self._pending and self._pending[0] == image:
+            return  # its first version is being published
         self.images += 1
         head = None
         with self._noting(head_name(image)):
             head = read_head(self._store, image)
         found: dict[str, Manifest] = {}
-        for name in version_names(self._store, image):
+        named = {name for name in (version, head.version if head else None) if name is not None}
+        for name in sorted({*names} | named):
             with self._noting(manifest_name(image, name)):
                 found[name] = read_manifest(self._store, image, name, head=head)
-        if head is not None:
+        if head is not None and head.version in found:
             with self._noting(head_name(image)):
-                _check_head(head, found.get(head.version))
-        if version is not None and version not in found:
-            self.damage.append(Damage(manifest_name(image, version), "missing or damaged"))
+                _check_head(head, found[head.version])
         for manifest in sorted(found.values(), key=lambda manifest: manifest.sequence):
             if version in (None, manifest.version) and (head is None or manifest.sequence <= head.sequence):
                 self._version(manifest, found.get(manifest.parent))
@@ -286,9 +290,7 @@ class _Packs:
         ]
 
 
-def _check_head(head: Head, manifest: Manifest | None) -> None:
-    if manifest is None:
-        raise FormatError("head", "version", "a version that can be read", head.version)
+def _check_head(head: Head, manifest: Manifest) -> None:
     if manifest.image_digest() != head.image_digest:
         raise IntegrityError("head", manifest.image_digest(), head.image_digest)
     found = (head.sequence, head.length)

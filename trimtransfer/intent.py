@@ -19,7 +19,7 @@ from typing import Final
 from trimtransfer.errors import FormatError, Locked, NotFound
 from trimtransfer.head import MAX_HEAD, Head
 from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
-from trimtransfer.store import DirectoryStore, sync_directory
+from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
 
 _LOCK: Final = "lock"
 _INTENT: Final = "intent"
@@ -79,16 +79,27 @@ def clean_up(store: DirectoryStore) -> list[str]:
     The caller holds the lock, so whatever is found belongs to a dead process.
     """
     store.clear_temporary()
-    path = store.private(_INTENT)
-    try:
-        with open(path, "rb") as file:
-            lines = file.read(_MAX_INTENT).split(b"\n")
-    except FileNotFoundError:
+    lines = _read(store)
+    if lines is None:
         return []
     begun = len(lines) > 1  # else it died while it wrote the first line, before it did anything
     deleted = _undo(store, lines) if begun and not _is_committed(store, lines[0]) else []
-    path.unlink()
+    store.private(_INTENT).unlink()
     return deleted
+
+
+def pending(store: DirectoryStore) -> tuple[str, str] | None:
+    """Return image and version of a publish that is in progress, or died: what it wrote counts for nothing yet."""
+    lines = _read(store)
+    return _parse(lines[0]) if lines and len(lines) > 1 and not _is_committed(store, lines[0]) else None
+
+
+def _read(store: DirectoryStore) -> list[bytes] | None:
+    try:
+        with open(store.path / PRIVATE / _INTENT, "rb") as file:
+            return file.read(_MAX_INTENT).split(b"\n")
+    except FileNotFoundError:
+        return None
 
 
 def _is_committed(store: DirectoryStore, line: bytes) -> bool:

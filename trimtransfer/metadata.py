@@ -54,7 +54,7 @@ class MetadataWriter:
         self._numbers: dict[int, int] = {}  # file number in the parent's manifest -> file number here
         self._full: dict[bytes, Any] = {}  # table digest -> reference of the whole table, stored in this version
         manifest = parent.manifest if parent else None
-        self._comparable = comparable(manifest, survey.kind, survey.starts, survey.lengths)
+        self._comparable = comparable(manifest, survey.kind, survey.starts)
         self._known = _known_tables(manifest)
         self._row_of = np.cumsum(~manifest.zero) - 1 if manifest else np.zeros(0, dtype=np.int64)
 

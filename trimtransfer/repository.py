@@ -171,6 +171,11 @@ def image_names(store: DirectoryStore) -> list[str]:
     return sorted({parts[1] for parts in names if len(parts) == 3 and parts[2] == "head.json"})
 
 
+def folder_names(store: DirectoryStore) -> list[str]:
+    """Return the names of the images that have anything: a head, or files of a version."""
+    return sorted({name.split("/")[1] for name, _ in store.list("images") if name.count("/") >= 2})
+
+
 def version_names(store: DirectoryStore, image: str) -> list[str]:
     """Return the names of an image's versions that have a manifest, by name."""
     prefix = f"images/{check_name('image', image)}"

@@ -119,12 +119,12 @@ def survey(
     return result
 
 
-def comparable(parent: Manifest | None, kind: Kind, starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return for each region whether the parent has one of the same number, place, length and kind of cuts."""
+def comparable(parent: Manifest | None, kind: Kind, starts: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return for each region whether the parent has one of the same number, start and kind of cuts."""
     found: NDArray[np.bool_] = np.zeros(len(starts), dtype=np.bool_)
     if parent is not None and parent.kind == kind:
         both = min(len(starts), parent.region_count)
-        found[:both] = (parent.starts[:both] == starts[:both]) & (parent.lengths[:both] == lengths[:both])
+        found[:both] = parent.starts[:both] == starts[:both]
     return found
 
 
@@ -146,7 +146,7 @@ def _known_contents(result: Survey, parent: Manifest | None) -> dict[int, tuple[
     """Return content and table digest of the parent's regions that the new ones can be compared with."""
     if parent is None:
         return {}
-    usable = comparable(parent, result.kind, result.starts, result.lengths)
+    usable = comparable(parent, result.kind, result.starts)
     numbers = np.flatnonzero(~parent.zero)
     return {
         int(index): (row["content"].tobytes(), row["table"].tobytes())
