@@ -85,15 +85,15 @@ def bench(images: ImageSet, scratch: Path, options: argparse.Namespace) -> dict[
 
 def bench_peer(peer: Peer, cases: list[Case], report: dict[str, Any]) -> None:
     """Publish all images with one peer, then run its cases."""
-    stored = 0
+    size = 0
     for image, parent in PUBLISHED:
         row: dict[str, Any] = {"peer": peer.name, "image": image}
         try:
             row |= figures(peer.publish(image, parent))
         except Failed as error:
             row["failed"] = str(error)
-        before, stored = stored, stored_bytes(peer.folder)
-        report["publish"].append(row | {"added_bytes": stored - before, "files": file_count(peer.folder)})
+        before, (files, size) = size, stored(peer.folder)
+        report["publish"].append(row | {"added_bytes": size - before, "files": files})
         say(f"{peer.name}: published {image}: {row}")
     for case in cases:
         report["fetch"].append(row := {"peer": peer.name, "case": case.name, **run_case(peer, case)})
@@ -137,15 +137,10 @@ def make_tar(tree: Path, target: Path) -> Path:
     return target
 
 
-def stored_bytes(folder: Path) -> int:
-    """Return the bytes of all files in a folder; of a sparse file, what it takes."""
-    files = (path.stat() for path in folder.rglob("*") if path.is_file())
-    return sum(min(status.st_size, status.st_blocks * 512) for status in files)
-
-
-def file_count(folder: Path) -> int:
-    """Return the number of files in a folder."""
-    return sum(path.is_file() for path in folder.rglob("*"))
+def stored(folder: Path) -> tuple[int, int]:
+    """Return number and bytes of the files in a folder; a file with two names once, of a sparse one what it takes."""
+    files = {status.st_ino: status for path in folder.rglob("*") if path.is_file() for status in (path.stat(),)}
+    return len(files), sum(min(status.st_size, status.st_blocks * 512) for status in files.values())
 
 
 def machine() -> dict[str, Any]:
@@ -179,14 +174,14 @@ def tables(report: dict[str, Any]) -> str:
             lines.append(f"| {peer} | " + " | ".join(_amount(rows.get(name)) for name in names) + " |")
             costs.append(f"| {peer} | " + " | ".join(_effort(rows.get(name)) for name in names) + " |")
     images = [image for image, _ in PUBLISHED]
-    stored = ["| publish: MiB added (CPU-s) | " + " | ".join(images) + " | files |", "|---" * (len(images) + 2) + "|"]
+    added = ["| publish: MiB added (CPU-s) | " + " | ".join(images) + " | files |", "|---" * (len(images) + 2) + "|"]
     for peer in report["peers"]:
         published = [row for row in report["publish"] if row["peer"] == peer]
         if published:
             cells = [f"{row['added_bytes'] / MIB:.1f} ({row.get('cpu_seconds', '-')})" for row in published]
-            stored.append(f"| {peer} | " + " | ".join(cells) + f" | {published[-1]['files']:,} |")
+            added.append(f"| {peer} | " + " | ".join(cells) + f" | {published[-1]['files']:,} |")
     skipped = [f"Skipped: {name}: {facts['skipped']}." for name, facts in report["peers"].items() if "skipped" in facts]
-    return "\n".join([*lines, "", *costs, "", *stored, "", *skipped])
+    return "\n".join([*lines, "", *costs, "", *added, "", *skipped])
 
 
 def _amount(row: dict[str, Any] | None) -> str:

@@ -137,7 +137,7 @@ class Trimtransfer(Peer):
             self.lab.images[image], "--image", "disk", "--version", image, "--level", str(self.lab.level), "--quiet",
         )  # fmt: skip
         if image == "old":
-            shutil.copytree(self.folder / "disk", self.folder / "again")
+            shutil.copytree(self.folder / "disk", self.folder / "again", copy_function=os.link)
         return cost
 
     def prepare(self, case: Case, output: Path) -> None:
