@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import read_image
 
+from trimtransfer import metadata
 from trimtransfer.audit import audit
 from trimtransfer.chunk import REGION_SIZE, Kind
 from trimtransfer.errors import (
@@ -217,6 +218,25 @@ def test_ten_mebibytes_in_a_large_image_add_at_most_sixteen(tmp_path: Path) -> N
     assert grown <= 16 * MIB
     # the head replaces the one before it
     assert abs(grown - report.stored_bytes - report.metadata_bytes) < 1024
+
+
+def test_too_many_files_are_not_referred_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rnd: random.Random
+) -> None:
+    """Each version changes one region, so the others' tables lie in ever more files; beyond a limit they are copied."""
+    monkeypatch.setattr(metadata, "MAX_FILES", 5)
+    path = tmp_path / "image"
+    path.touch()
+    os.truncate(path, 6 * REGION_SIZE)
+    for version in range(6):
+        with open(path, "r+b") as file:
+            file.seek(version * REGION_SIZE + 5000)
+            file.write(rnd.randbytes(300_000))
+        publish(tmp_path / "r", path, image="a", version=str(version), level=1, kind=Kind.DISK)
+        manifest = VersionReader.open(DirectoryStore(tmp_path / "r"), "a").manifest
+        assert len(manifest.files) <= 5
+    assert read_image(tmp_path / "r", "a") == path.read_bytes()
+    check_whole(tmp_path)
 
 
 def test_images_alike_share_content(tmp_path: Path, rnd: random.Random) -> None:
