@@ -305,3 +305,29 @@ def cut_bytes(region: bytes, *, mean: int = 1 << 16) -> list[Record]:
             records.append(Record(end - start, zero))
         start = end
     return records
+
+
+# ---- rolling match: native/match.h ----
+
+
+def window_keys(data: bytes, size: int, *, step: int = 1) -> list[int]:
+    """Return the key of the window at every offset of ``data``, or at every ``step``-th."""
+    every = np.lib.stride_tricks.sliding_window_view(np.frombuffer(data, np.uint8), size)
+    windows = every[::step].astype(np.int64)
+    low = windows.sum(axis=1) % 2**32
+    high = (windows * np.arange(size, 0, -1)).sum(axis=1) % 2**32
+    return [(h * 2**32 + n) * 0x9E3779B97F4A7C15 % 2**64 for n, h in zip(low.tolist(), high.tolist(), strict=True)]
+
+
+def find_blocks(table: bytes, size: int, data: bytes) -> list[tuple[int, int]]:
+    """Return offsets in ``data`` and numbers of the blocks of ``table`` that lie there, found from left to right."""
+    first: dict[bytes, int] = {}
+    for index in range(len(table) // size):
+        first.setdefault(table[index * size : (index + 1) * size], index)
+    found, at = [], 0
+    while at + size <= len(data):
+        index = first.get(data[at : at + size], -1)
+        if index >= 0:
+            found.append((at, index))
+        at += size if index >= 0 else 1
+    return found

@@ -44,7 +44,18 @@ def scan(data: bytes) -> str:
     return " ".join([*found, "/", *found])
 
 
-TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk, "bytes": chunks, "scan": scan}
+def match(data: bytes) -> str:
+    """What the driver prints for the rolling match."""
+    if len(data) < 48:
+        return ""
+    rows: dict[int, int] = {}
+    for row, key in enumerate(sorted(reference.window_keys(data, 48, step=48))):
+        rows.setdefault(key, row)
+    here = reference.window_keys(data[:20_000], 48)
+    return " ".join(f"{offset}:{rows[key]}" for offset, key in enumerate(here) if key in rows)
+
+
+TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk, "bytes": chunks, "scan": scan, "match": match}
 
 
 def inputs(seed: int) -> dict[str, bytes]:
