@@ -2,7 +2,7 @@
  *
  * Every function with more than one path gives identical results on each of them; the choice is about speed only. It
  * is made per call: `switch (tt_path())`. The paths above scalar exist where the compiler knows function-level targets
- * (gcc and clang) on 64-bit x86, and path 1 on 64-bit Arm, where NEON is always present; elsewhere everything is scalar.
+ * (gcc and clang) on 64-bit x86, and path 1 on 64-bit Arm, where NEON is always present; elsewhere all is scalar.
  */
 #ifndef TT_CPU_H
 #define TT_CPU_H
