@@ -196,7 +196,7 @@ static uint64_t next_length(const uint8_t *start, uint64_t left, tt_scan *scan, 
      * more than TT_REACH, so no scan reads before the chunk. */
     uint64_t at = rule->min - 1;
     at -= (uintptr_t)(start + at) % LINE;
-    for (uint64_t ahead = 0; ahead < AHEAD; ahead += LINE)
+    for (unsigned ahead = 0; ahead < AHEAD; ahead += LINE)
         TT_PREFETCH(start + at, ahead);
     while (at < c.limit) {
         uint64_t marks[TT_WORDS];
