@@ -382,10 +382,14 @@ def test_a_cancelled_scan_goes_on_where_it_stopped(tmp_path: Path, rng: np.rando
         cancel.set()
 
     scratch = tmp_path / "scratch"
-    with pytest.raises(Cancelled):
-        for _ in range(100):  # progress is not reported more often than every tenth of a second
+
+    def scan_until_cancelled() -> None:
+        while True:  # progress is not reported more often than every tenth of a second
             shutil.rmtree(scratch, ignore_errors=True)
             seed_from_path(tmp_path / "tree", Kind.DISK, scratch=scratch, cancel=cancel, progress=progress)
+
+    with pytest.raises(Cancelled):
+        scan_until_cancelled()
     with seed_from_path(tmp_path / "tree", Kind.DISK, scratch=scratch) as seed:
         for value in data:
             assert_holds(seed, chunks_of(value))
