@@ -27,6 +27,7 @@ from trimtransfer.chunk import REGION_SIZE, Kind
 from trimtransfer.errors import (
     Cancelled,
     FormatError,
+    IntegrityError,
     Locked,
     NoSpace,
     NotFound,
@@ -578,6 +579,54 @@ def test_a_damaged_pack_that_would_be_written_again_is_replaced(tmp_path: Path, 
     assert audit(store).damage == ()
     report = publish(tmp_path / "r", path, image="c", version="1", level=1)
     assert (report.packs, report.kept_packs) == (0, 1)
+
+
+def publish_on_a_bad_disk(root: Path, content: bytes, limit: int, result: Any) -> None:
+    """Publish version 2 while one bit of the ``limit``-th write is lost; report how many writes there are."""
+    count = 0
+    original = os.write
+
+    def write(descriptor: int, data: Any) -> int:
+        nonlocal count
+        count += 1
+        if count == limit:
+            changed = bytearray(data)
+            changed[len(changed) // 2] ^= 1
+            data = changed
+        return original(descriptor, data)
+
+    os.write = write
+    try:
+        publish_bytes(root, content, "2", _pack_limit=SMALL_PACK, workers=1)
+        outcome = "published"
+    except (IntegrityError, FormatError) as error:
+        outcome = str(error)
+    result.put((count, outcome))
+
+
+def test_a_disk_that_loses_bits(tmp_path: Path, rnd: random.Random) -> None:
+    """Each write in turn is damaged: either that is noticed and nothing published, or it was of no importance."""
+    old = rnd.randbytes(MIB)
+    new = old[: 300 * KIB] + rnd.randbytes(700 * KIB)
+    (tmp_path / "base").mkdir()
+    publish_bytes(tmp_path / "base", old, "1", _pack_limit=SMALL_PACK)
+    context = multiprocessing.get_context("fork")
+    total, noticed = 1000, 0
+    for limit in range(1000):  # the first time nothing is damaged
+        if limit > total:
+            break
+        root = tmp_path / "bad"
+        shutil.copytree(tmp_path / "base", root)
+        result = context.SimpleQueue()
+        process = context.Process(target=publish_on_a_bad_disk, args=(root, new, limit, result))
+        process.start()
+        writes, outcome = result.get()
+        process.join()
+        total = total if limit else writes
+        assert read_image(root / "r", "a") == (new if outcome == "published" else old), f"write {limit}: {outcome}"
+        noticed += outcome != "published"
+        shutil.rmtree(root)
+    assert noticed >= 6
 
 
 # ---- fragmentation

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtransfer.chunk import object_digest
 from trimtransfer.errors import FetchError, FormatError, NotFound
 from trimtransfer.store import DirectoryStore, Range, Store
 
@@ -56,6 +57,7 @@ def test_what_is_staged_can_be_read_back(store: DirectoryStore) -> None:
         staging.write(memoryview(b"second"))
         staging.sync()
         assert staging.read_back() == b"first second"
+        assert staging.read_back_digest() == object_digest(b"first second")
         assert not store.exists("a/b")
     assert store.size("a/b") == 12
 

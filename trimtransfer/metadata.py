@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import object_check, object_hasher
 from trimtransfer.dedupe import Packs
+from trimtransfer.errors import IntegrityError
 from trimtransfer.inventory import AGAIN, IN_PARENT, Inventory
 from trimtransfer.location import RUN, Locations
 from trimtransfer.manifest import LOCATIONS, MAX_FILES, REF, REFS, ROW, TABLES, FileRef, Manifest, StoredRef
 from trimtransfer.names import locations_name, tables_name
 from trimtransfer.repository import VersionReader
 from trimtransfer.spill import Pieces, Rows
-from trimtransfer.store import DirectoryStore, StagedObject
+from trimtransfer.store import DISK_REMEDY, DirectoryStore, StagedObject
 from trimtransfer.survey import Survey, comparable
 from trimtransfer.table import Table, encode_difference, encode_full
 
@@ -200,8 +201,11 @@ class MetadataWriter:
             for pieces in (self._early[kind], self._late[kind]):
                 for number in range(len(pieces)):
                     _append(staging, hasher, pieces[number])
-            length = staging.length
-        return FileRef(kind, version, length, hasher.digest())
+            staging.sync()
+            found = staging.read_back_digest()
+            if found != hasher.digest():
+                raise IntegrityError(f"{name}, read back", hasher.digest(), found, DISK_REMEDY)
+            return FileRef(kind, version, staging.length, found)
 
     def _settle(self, rows: NDArray[Any]) -> None:
         """Give late pieces their offsets and files their numbers, now that both are known."""

@@ -23,7 +23,7 @@ from trimtransfer.intent import Intent
 from trimtransfer.inventory import AGAIN, NOWHERE, Inventory
 from trimtransfer.location import FRAME, PackRef
 from trimtransfer.pack import FRAME_FILL, MAX_PACK, Codec, PackBuilder, decode_frame, encode_frame, pack_name
-from trimtransfer.store import DirectoryStore
+from trimtransfer.store import DISK_REMEDY, DirectoryStore
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 
@@ -239,10 +239,9 @@ def _first_difference(raw: Bytes, chunks: _Chunks) -> int:
 
 def _check_written(name: str, digest: bytes, data: bytes, frames: list[tuple[int, _Frame]]) -> None:
     """Check a pack as it lies on the disk: its digest, every frame, every chunk in them."""
-    remedy = "the disk or memory of this machine damages data"
     found = object_digest(data)
     if found != digest:
-        raise IntegrityError(f"{name}, read back", digest, found, remedy)
+        raise IntegrityError(f"{name}, read back", digest, found, DISK_REMEDY)
     view = memoryview(data)
     for offset, frame in frames:
         stored = view[offset : offset + len(frame.stored)]
@@ -250,4 +249,4 @@ def _check_written(name: str, digest: bytes, data: bytes, frames: list[tuple[int
         bad = _first_difference(raw, frame.chunks)
         if bad >= 0:
             expected = frame.chunks.digests[bad].tobytes()
-            raise IntegrityError(f"{name}, chunk {bad} of the frame at {offset}", expected, b"", remedy)
+            raise IntegrityError(f"{name}, chunk {bad} of the frame at {offset}", expected, b"", DISK_REMEDY)

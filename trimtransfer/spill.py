@@ -13,6 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from trimtransfer.chunk import object_check
+from trimtransfer.errors import IntegrityError
+from trimtransfer.store import DISK_REMEDY
+
 IN_MEMORY: Final = 4 << 20
 """Arrays up to this many bytes stay in memory."""
 
@@ -91,24 +95,30 @@ class Rows:
 
 
 class Pieces:
-    """Byte strings kept in order in a temporary file, each found by its number."""
+    """Byte strings kept in order in a temporary file, each found by its number. A damaged one raises when read."""
 
     def __init__(self, directory: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - held
         self._ends = [0]
+        self._checks: list[bytes] = []
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._checks)
 
     def append(self, data: bytes) -> int:
         """Append a byte string and return its number."""
         _write_all(self._file.fileno(), memoryview(data))
         self._ends.append(self._ends[-1] + len(data))
-        return len(self._ends) - 2
+        self._checks.append(object_check(data))
+        return len(self._checks) - 1
 
     def __getitem__(self, number: int) -> bytes:
         start, end = self._ends[number], self._ends[number + 1]
-        return os.pread(self._file.fileno(), end - start, start)
+        data = os.pread(self._file.fileno(), end - start, start)
+        found = object_check(data)
+        if found != self._checks[number]:
+            raise IntegrityError("temporary file", self._checks[number], found, DISK_REMEDY)
+        return data
 
     def close(self) -> None:
         """Give the file back."""

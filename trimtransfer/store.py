@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from trimtransfer.errors import FetchError, FormatError, NoSpace, NotFound
+from trimtransfer.chunk import object_digest, object_hasher
+from trimtransfer.errors import FetchError, FormatError, IntegrityError, NoSpace, NotFound
 
 PRIVATE: Final = ".trimtransfer"
 """Directory in the root of a directory store for what readers must not see: locks, temporary files, intents."""
+DISK_REMEDY: Final = "the disk or memory of this machine damages data"
+_PIECE: Final = 4 << 20
 _TEMPORARY: Final = f"{PRIVATE}/tmp"
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -184,9 +187,18 @@ class DirectoryStore:
     # ---- write side
 
     def put(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Store an object atomically and durably, replacing one of that name; ``NoSpace`` where the disk is full."""
+        """Store an object atomically and durably, replacing one of that name, once it reads back as it was written.
+
+        Raises:
+            NoSpace: the disk is full.
+            IntegrityError: it reads back differently; nothing was replaced.
+        """
         with self.staged(name) as staging:
             staging.write(data)
+            staging.sync()
+            expected, found = object_digest(data), staging.read_back_digest()
+            if found != expected:
+                raise IntegrityError(f"{name}, read back", expected, found, DISK_REMEDY)
 
     def staged(self, name: str) -> StagedObject:
         """Return an object being written: a context manager that commits on a clean exit and leaves nothing else."""
@@ -306,9 +318,21 @@ class StagedObject:
 
     def read_back(self) -> bytes:
         """Return what the file now holds, read again from it, past the page cache where the system allows that."""
+        self._drop_cache()
+        return _pread(self._descriptor, self.length + 1, 0)
+
+    def read_back_digest(self) -> bytes:
+        """Return the object digest of what the file now holds, read again in the same way but in pieces."""
+        self._drop_cache()
+        hasher, at = object_hasher(), 0
+        while data := _pread(self._descriptor, _PIECE, at):
+            hasher.update(data)
+            at += len(data)
+        return hasher.digest()
+
+    def _drop_cache(self) -> None:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        return _pread(self._descriptor, self.length + 1, 0)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
