@@ -202,7 +202,8 @@ def disk_like(root: Path, size: int) -> Iterator[bytes]:
 
 def fill(source: Path, size: int) -> list[memoryview]:
     """Put ``source``, a file or a directory, into a buffer on huge pages and return its regions."""
-    memory = mmap.mmap(-1, size + HUGE_PAGE)
+    # Private: shared memory would not get huge pages.
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     buffer = np.frombuffer(memory, np.uint8)
