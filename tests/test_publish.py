@@ -197,6 +197,7 @@ def test_a_change_costs_what_it_changes(tmp_path: Path, rnd: random.Random) -> N
     check_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_ten_mebibytes_in_a_large_image_add_at_most_sixteen(tmp_path: Path) -> None:
     """64 GiB with data in 110 regions; ten changes of 1 MiB each, spread over the image."""
     path = tmp_path / "image"
@@ -221,6 +222,7 @@ def test_ten_mebibytes_in_a_large_image_add_at_most_sixteen(tmp_path: Path) -> N
     assert abs(grown - report.stored_bytes - report.metadata_bytes) < 1024
 
 
+@pytest.mark.slow
 def test_too_many_files_are_not_referred_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rnd: random.Random
 ) -> None:
@@ -286,6 +288,7 @@ def test_equal_publishes_make_equal_repositories(tmp_path: Path, monkeypatch: py
     assert tree(tmp_path / "x/r") == tree(tmp_path / "y/r")
 
 
+@pytest.mark.slow
 def test_real_images(tmp_path: Path, images: Any) -> None:
     for version, path in (("1", images.old), ("2", images.new)):
         report = publish(tmp_path / "r", path, image="a", version=version, level=1, flat=True)
@@ -470,6 +473,7 @@ def run_until(root: Path, content: bytes, limit: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_killed_publish_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rnd: random.Random
 ) -> None:
@@ -501,6 +505,7 @@ def test_a_killed_publish_leaves_the_old_state(
     assert committed >= 1
 
 
+@pytest.mark.slow
 def test_kills_at_random_times(tmp_path: Path, rnd: random.Random) -> None:
     contents = [rnd.randbytes(300 * KIB)]
     publish_bytes(tmp_path, contents[0], "0")
@@ -604,6 +609,7 @@ def publish_on_a_bad_disk(root: Path, content: bytes, limit: int, result: Any) -
     result.put((count, outcome))
 
 
+@pytest.mark.slow
 def test_a_disk_that_loses_bits(tmp_path: Path, rnd: random.Random) -> None:
     """Each write in turn is damaged: either that is noticed and nothing published, or it was of no importance."""
     old = rnd.randbytes(MIB)
