@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from trimtransfer.chunk import DIGEST_SIZE, Bytes, object_check, object_digest
+from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, Bytes, object_check, object_digest
 from trimtransfer.codec import compress, decompress
 from trimtransfer.errors import FormatError, IntegrityError
 
@@ -18,9 +18,10 @@ PACK_MAGIC: Final = b"TrimPack\x01\x00\x00\x00\x00\x00\x00\x00"
 MAX_PACK: Final = 4_000_000
 """Longest pack in bytes: caches keep objects of that size by default."""
 FRAME_FILL: Final = 64 << 10
-"""A frame is closed once it holds this many bytes of content ..."""
-MAX_FRAME_RAW: Final = 320 << 10
-"""... so with chunks of at most 256 KiB it never holds more than this."""
+"""A publisher closes a frame once it holds this many bytes of content."""
+MAX_FRAME_RAW: Final = 512 << 10
+"""Most bytes of content that a reader agrees to: room for publishers that fill frames further."""
+_LEAST_PACK: Final = len(PACK_MAGIC) + FRAME_FILL + MAX_CHUNK_SIZE  # one frame always fits
 _LEAST_GAIN: Final = 32  # stored plain where zstd gains less than 1/32: decoding costs time, plain does not
 
 
@@ -71,8 +72,8 @@ class PackBuilder:
     """Collects stored frames into one pack in memory (at most ``limit`` bytes)."""
 
     def __init__(self, *, limit: int = MAX_PACK) -> None:
-        if not len(PACK_MAGIC) + MAX_FRAME_RAW <= limit <= MAX_PACK:
-            raise ValueError(f"a pack's limit lies between {len(PACK_MAGIC) + MAX_FRAME_RAW} and {MAX_PACK} bytes")
+        if not _LEAST_PACK <= limit <= MAX_PACK:
+            raise ValueError(f"a pack's limit lies between {_LEAST_PACK} and {MAX_PACK} bytes")
         self._limit = limit
         self._data = bytearray(PACK_MAGIC)
 
