@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trimtransfer.index
 from trimtransfer.chunk import MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, object_check
 from trimtransfer.errors import FormatError
 from trimtransfer.index import ALTERNATIVES, WRITER_MEMORY, IndexWriter, PrefixIndex, PrefixSet, merge
@@ -198,6 +199,16 @@ def test_every_damaged_byte_and_every_truncation_is_noticed(tmp_path: Path) -> N
         PrefixIndex.open(path)
     path.write_bytes(sound)
     check_against(PrefixIndex.open(path), values, [row[:2] for row in values])
+
+
+def test_the_example_of_the_format_document(tmp_path: Path) -> None:
+    page = (Path(trimtransfer.index.__file__).parent / "FORMAT.md").read_text()
+    example = bytes.fromhex(page.partition("## Index")[2].partition("```")[2].partition("```")[0])
+    (tmp_path / "example").write_bytes(example)
+    index = PrefixIndex.open(tmp_path / "example")
+    assert values_of(index.columns) == [(1, 4096, 1, 4096), (0x0123456789ABCDEF, 8192, 0, 0)]
+    write_rows(tmp_path / "again", [index.columns], rows=2, kind=1, durable=False)
+    assert (tmp_path / "again").read_bytes() == example
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import BLOCK_SIZE, REGION_SIZE, Kind, chunk_digest
+from trimtransfer.chunk import BLOCK_SIZE, MAX_IMAGE_SIZE, REGION_SIZE, Kind, chunk_digest
 from trimtransfer.chunker import ZERO, cut
 from trimtransfer.geometry import recognise
 from trimtransfer.indexfile import Rows
@@ -106,7 +106,7 @@ class Scanner:
         descriptor = open_local(job.path, identity=_identity(job), device=job.found.block_device, guard=guard)
         try:
             before, started = _look(descriptor, job), time.time_ns()
-            size = size_of(descriptor)
+            size = min(size_of(descriptor), MAX_IMAGE_SIZE)  # a sparse file may claim more than any disk holds
             done = count = 0
             complete = True
             try:

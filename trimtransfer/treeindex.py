@@ -145,9 +145,15 @@ class TreeIndex:
         while len(runs := sorted(catalogue.runs(), key=lambda run: run[1])) > MAX_RUNS:
             self._merge(catalogue, [number for number, _ in runs[:MERGED_RUNS]], None)
 
-    def merge_if_stale(self, catalogue: Catalogue) -> None:
-        """Drop the rows of files that are gone if they are more than :data:`MAX_STALE` of all."""
-        if catalogue.totals().stale_share > MAX_STALE:
+    def put_in_order(self, catalogue: Catalogue, *, added: int) -> None:
+        """Merge all runs into one at the end of an update that ``added`` so many rows, if that pays.
+
+        It does when much was added, so that what is rewritten is in proportion to what was done, or when rows of files
+        that are gone are more than :data:`MAX_STALE` of all; such rows are dropped.
+        """
+        totals = catalogue.totals()
+        grown = totals.runs > 1 and added >= MAX_STALE * totals.stored_rows
+        if grown or totals.stale_share > MAX_STALE:
             live = live_numbers(catalogue.numbers())
             self._merge(catalogue, [number for number, _ in catalogue.runs()], live)
 

@@ -187,7 +187,7 @@ class _Update:
         self._commit()
         if self._report.removed:
             self._catalogue.forget_directories()
-        self._index.merge_if_stale(self._catalogue)
+        self._index.put_in_order(self._catalogue, added=self._report.rows)
         self._tell(last=True)
 
     def _update_root(self, root: bytes) -> None:
