@@ -115,7 +115,8 @@ def _run(folder: Path, size: int, say: Say, progress: Progress) -> Demonstration
     with LoopbackServer(folder / "repository") as server:
         say(f"Serving it at {server.url}")
         # Nobody's proxy can reach this machine's loopback.
-        os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1")))
+        exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
         index = HostIndex(folder / "index")
         done.indexed_bytes = index.update(choice.folders, exclude=choice.exclude, progress=progress).bytes
         say(f"Indexed {_mib(done.indexed_bytes)} of this machine's files in {len(choice.folders)} folders")
