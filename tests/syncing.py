@@ -1,6 +1,7 @@
 """What the tests of sync share: small images with everything in them that real ones have, and a process to kill.
 
-Images are sparse, some regions long, with a few MiB of data, so that one sync takes a fraction of a second.
+The images are a few MiB long, and yet have several regions: each partition that is off the block grid begins one. So
+one sync takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtransfer.chunk import REGION_SIZE, Kind
+from trimtransfer.chunk import Kind
 from trimtransfer.publish import publish
 
 SMALL_PACK = 16 + (320 << 10)
@@ -26,23 +28,46 @@ SMALL_PACK = 16 + (320 << 10)
 BLOCK = 4096
 
 
-def make_images(
-    rng: np.random.Generator, *, regions: int = 4, pieces: int = 10, tail: int = 1000, versions: int = 2
-) -> list[bytes]:
-    """Return versions of an image: scattered runs of content; later ones change, move, repeat, clear and add some."""
-    size = (regions - 1) * REGION_SIZE + (2 << 20)
+STARTS = (0, 63, 2500, 5003, 7506)
+"""Sectors at which segments begin: partitions off the block grid. Small segments make small regions."""
+SEGMENT_BYTES = 1_200_000
+
+
+def make_images(rng: np.random.Generator, *, pieces: int = 10, tail: int = 1000, versions: int = 2) -> list[bytes]:
+    """Return versions of a disk of five regions: scattered content; later versions change, move, repeat, clear some."""
+    size = STARTS[-1] * 512 + SEGMENT_BYTES
     image = bytearray(size + tail)
-    places = sorted(int(at) * BLOCK for at in rng.choice(size // BLOCK - 64, pieces, replace=False))
+    image[:512] = partition_table(size)
+    places = [place(rng, size) for _ in range(pieces)]
     for at in places:
-        put(image, at, content(rng, int(rng.integers(20_000, 400_000))))
+        put(image, at, content(rng, int(rng.integers(20_000, 300_000))))
+    image[:512] = partition_table(size)
     images = [bytes(image)]
     for _ in range(versions - 1):
         image = bytearray(images[-1])
         if rng.random() < 0.5:
             image.extend(bytes(int(rng.integers(1, 200_000))))
         change(rng, image, places)
+        image[:512] = partition_table(size)
         images.append(bytes(image))
     return images
+
+
+def partition_table(size: int) -> bytes:
+    """Return a master boot record with partitions at ``STARTS``, up to byte ``size``."""
+    ends = [*STARTS[2:], size // 512]
+    entries = b"".join(
+        struct.pack("<B3sB3sII", 0, b"", 0x83, b"", start, end - start)
+        for start, end in zip(STARTS[1:], ends, strict=True)
+    )
+    return bytes(446) + entries + b"\x55\xaa"
+
+
+def place(rng: np.random.Generator, size: int) -> int:
+    """Return a place on the block grid of some segment, clear of the ends."""
+    start = STARTS[int(rng.integers(1, len(STARTS)))] * 512
+    end = min(start + SEGMENT_BYTES, size) - 300_000
+    return start + int(rng.integers(1, max(2, (end - start) // BLOCK))) * BLOCK
 
 
 def change(rng: np.random.Generator, image: bytearray, places: list[int]) -> None:
@@ -51,11 +76,10 @@ def change(rng: np.random.Generator, image: bytearray, places: list[int]) -> Non
     put(image, one + 5 * BLOCK, content(rng, 50_000))
     moved = bytes(image[two : two + 200_000])
     put(image, two, bytes(200_000))
-    at = int(rng.integers(0, (len(image) - 300_000) // BLOCK)) * BLOCK
-    put(image, at, moved)
     repeated = content(rng, 80_000)
     put(image, three, repeated)
-    put(image, int(rng.integers(0, (len(image) - 300_000) // BLOCK)) * BLOCK, repeated)
+    put(image, place(rng, len(image)), repeated)
+    put(image, place(rng, len(image)), moved)
     put(image, len(image) - 700, content(rng, 700))
 
 

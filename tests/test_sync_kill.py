@@ -58,7 +58,7 @@ def victim() -> Iterator[Victim]:
 
 @pytest.fixture
 def scene(tmp_path: Path, rng: np.random.Generator, victim: Victim) -> Scene:
-    old, new = make_images(rng, regions=3, pieces=8)
+    old, new = make_images(rng)
     publish_all(tmp_path / "repository", [old, new])
     start = tmp_path / "start"
     start.mkdir()

@@ -60,6 +60,10 @@ class InstalledImage:
     def __repr__(self) -> str:
         return f"InstalledImage({self.name!r}, {self.manifest.image} {self.manifest.version})"
 
+    def is_complete(self) -> bool:
+        """Return whether all its tables are here, so that it is worth asking."""
+        return all(digest.tobytes() in self.tables for digest in self.manifest.rows["table"])
+
     def table_at(self, start: int) -> Table | None:
         """Return the table of the region that begins at ``start``, in bytes; None if there is none, or it is lost."""
         index = int(np.searchsorted(self.manifest.starts, start))

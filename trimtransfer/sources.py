@@ -37,7 +37,7 @@ class Sources:
         self._stack.close()
 
     def open(self, old: Old | None, paths: Sequence[str | os.PathLike[str]], host: HostIndex | None) -> list[Seed]:
-        """Return all seeds; the old image's comes first if it has a manifest. Files without tables are scanned.
+        """Return all seeds; the old image comes first if its tables are known. Files without tables are scanned.
 
         Raises:
             FileNotFoundError: a named seed does not exist.
@@ -45,7 +45,8 @@ class Sources:
         """
         seeds: list[Seed] = []
         if old is not None:
-            seeds.append(old.image if old.image is not None else self._scanned(old.source.path))
+            known = old.image is not None and old.image.is_complete()
+            seeds.append(old.image if old.image is not None and known else self._scanned(old.source.path))
         seeds += self._abandoned()
         output = self._side.output.resolve()
         for path in paths:
