@@ -6,6 +6,7 @@ this process on loopback, its certificate is verified like any other.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -60,6 +61,7 @@ class Demonstration:
     """What the demonstration did: reports of the library by step, and seconds of the steps that have none."""
 
     folder: str
+    kept: bool
     files: int = 0
     changes: dict[str, int] = field(default_factory=dict)
     indexed_bytes: int = 0
@@ -92,17 +94,17 @@ def run(*, keep: Path | None, mebibytes: int, say: Say, progress: Progress) -> D
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         if any(keep.iterdir()):
-            raise FileExistsError(17, "directory is not empty; name a new one for --keep", str(keep))
-        return _run(keep, mebibytes << 20, say, progress)
+            raise FileExistsError(errno.EEXIST, "directory is not empty; name a new one for --keep", str(keep))
+        return _run(keep, mebibytes << 20, say, progress, kept=True)
     with tempfile.TemporaryDirectory(prefix="medv-demo-") as folder:
-        return _run(Path(folder), mebibytes << 20, say, progress)
+        return _run(Path(folder), mebibytes << 20, say, progress, kept=False)
 
 
-def _run(folder: Path, size: int, say: Say, progress: Progress) -> Demonstration:
+def _run(folder: Path, size: int, say: Say, progress: Progress, *, kept: bool) -> Demonstration:
     free = shutil.disk_usage(folder).free
     if free < _ROOM * size:
         raise NoSpace(str(folder), _ROOM * size, free)
-    done = Demonstration(str(folder))
+    done = Demonstration(str(folder), kept)
     started = time.monotonic()
     first, following = folder / "source-1.img", folder / "source-2.img"
     choice = _make_images(done, first, following, size, folder, say)
@@ -184,7 +186,7 @@ def text(done: Demonstration) -> str:
         f"  version {proof.version}: published {proof.source[:32]}...\n             received  {proof.result[:32]}..."
         for proof in done.proofs
     )
-    kept = f"\nKept: {done.folder}" if os.path.isdir(done.folder) else ""
+    kept = f"\n\nKept in {done.folder}. Look at it: medv-repo ls {done.folder}/repository" if done.kept else ""
     return f"""
 {_draw(_table(done))}
 
@@ -195,7 +197,9 @@ Update: {_mib(update)}. The new programs were kept out of the first version and 
   them had to be fetched.
 
 Proof, plain BLAKE3 of both files, read after the sync:
-{proofs}{kept}"""
+{proofs}
+
+All of it took {done.seconds["all"]:.0f} s.{kept}"""
 
 
 def _table(done: Demonstration) -> list[list[str]]:
