@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -25,7 +26,7 @@ from trimtransfer.errors import Cancelled
 from trimtransfer.index import PrefixSet
 from trimtransfer.localfile import Guard, OpenFiles, open_local, read_into
 from trimtransfer.scan import SMALL
-from trimtransfer.seed import IndexedSeed, seed_from_path
+from trimtransfer.seed import IndexedSeed, open_seed, seed_from_path
 from trimtransfer.table import Table
 from trimtransfer.treeindex import TreeIndex
 from trimtransfer.treeupdate import StopRule
@@ -472,6 +473,94 @@ def test_a_file_system_that_does_not_answer_is_given_up_once() -> None:
             guard.call(lambda: 7)
     assert time.monotonic() - started < 5  # the hundred calls do not wait at all
     blocked.set()
+
+
+class DeadMount:
+    """A file system that never answers: FUSE without anybody at the other end."""
+
+    def __init__(self, point: Path) -> None:
+        self._point = os.fsencode(point)
+        self._library = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={self._descriptor},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+        if self._library.mount(b"dead", self._point, b"fuse.dead", 0, options):
+            os.close(self._descriptor)
+            raise OSError(ctypes.get_errno(), "cannot mount")
+
+    def close(self) -> None:
+        """Take it away: whoever waits for it gets an error."""
+        self._library.umount2(self._point, 2)
+        os.close(self._descriptor)
+
+
+@pytest.fixture
+def bury(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Mount a dead file system over a directory, or skip the test where that is not allowed."""
+    mounts: list[DeadMount] = []
+
+    def mount(point: Path) -> None:
+        try:
+            mounts.append(DeadMount(point))
+        except OSError as reason:
+            pytest.skip(f"no file system can be mounted here: {reason}")
+
+    yield mount
+    for dead in mounts:
+        dead.close()
+
+
+def finish(function: Callable[[], object]) -> bool:
+    """Tell whether a function returns, if not soon; then its thread ends when the dead file system is taken away."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(60)
+    return not thread.is_alive()
+
+
+def test_a_dead_share_does_not_hang_a_scan(
+    tmp_path: Path, rng: np.random.Generator, bury: Callable[[Path], None]
+) -> None:
+    (tmp_path / "tree/a share").mkdir(parents=True)
+    data = content(rng, 50_000)
+    (tmp_path / "tree/file").write_bytes(data)
+    bury(tmp_path / "tree/a share")
+
+    def scan() -> None:
+        with pytest.raises(TimeoutError):
+            seed_from_path(tmp_path / "tree/a share", Kind.DISK, scratch=tmp_path / "scratch")
+        with pytest.raises(TimeoutError):
+            seed_from_path(tmp_path / "tree/a share/file", Kind.DISK, scratch=tmp_path / "scratch")
+        with seed_from_path(tmp_path / "tree", Kind.DISK, scratch=tmp_path / "scratch") as seed:
+            assert_holds(seed, chunks_of(data, padded=True))
+            assert seed.report is not None
+            assert seed.report.skipped.unreadable == 1
+        done.append(True)
+
+    done: list[bool] = []
+    assert finish(scan)
+    assert done
+
+
+def test_a_share_that_died_does_not_hang_a_sync(
+    tmp_path: Path, rng: np.random.Generator, bury: Callable[[Path], None]
+) -> None:
+    (tmp_path / "share").mkdir()
+    data = content(rng, 50 * BLOCK_SIZE)
+    (tmp_path / "share/file").write_bytes(data)
+    chunks = chunks_of(data)
+    seed_from_path(tmp_path / "share", Kind.DISK, scratch=tmp_path / "scratch").close()
+    (directory,) = (tmp_path / "scratch").iterdir()
+    bury(tmp_path / "share")
+    answers: list[bytes | None] = []
+
+    def use() -> None:
+        with open_seed(TreeIndex(directory, kind=Kind.DISK), "share", "seed") as seed:
+            answers.extend(
+                read(seed, row, len(chunk)) for row, chunk in zip(look_up(seed, chunks), chunks, strict=True)
+            )
+
+    assert finish(use)
+    assert answers == [None] * len(chunks)
 
 
 def test_guarded_reads_are_the_same_reads(tmp_path: Path, rng: np.random.Generator) -> None:

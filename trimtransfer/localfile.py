@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -33,17 +34,20 @@ _MAY_HANG: Final = (
 """File systems whose server may be away; ``fuse.anything`` counts as ``fuse``."""
 
 
+_Answers: TypeAlias = SimpleQueue[tuple[object, BaseException | None]]
+
+
 class Guard:
     """Calls into a file system that may hang, made in a thread of their own and given up after ``patience`` seconds.
 
     After the first call that was given up every other one fails at once: a dead server does not come back because many
-    ask for it. A thread that hangs stays behind until its call returns; it never touches a caller's buffer.
+    ask for it. A thread that hangs stays behind until its call returns; it never touches a caller's buffer. Use it as a
+    context manager, or close it, to end the thread.
     """
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self._patience = patience
-        self._calls: SimpleQueue[tuple[Callable[[], object], SimpleQueue[tuple[object, BaseException | None]]]]
-        self._calls = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], object], _Answers] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self.dead = False
@@ -56,7 +60,7 @@ class Guard:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="guarded-reads", daemon=True)
                 self._thread.start()
-            answers: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
+            answers: _Answers = SimpleQueue()
             self._calls.put((function, answers))
             try:
                 result, error = answers.get(timeout=self._patience)
@@ -67,9 +71,21 @@ class Guard:
             raise error
         return result  # type: ignore[return-value]  # what function() returned
 
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread once it is free; every call from now on fails."""
+        with self._lock:
+            self.dead = True
+            self._calls.put(None)
+
     def _serve(self) -> None:
-        while True:
-            function, answers = self._calls.get()
+        while call := self._calls.get():
+            function, answers = call
             try:
                 answers.put((function(), None))
             except BaseException as error:
@@ -188,16 +204,37 @@ class OpenFiles:
             os.close(entry[0])
 
 
-def hanging_devices() -> frozenset[int]:
-    """Return the device numbers of mounted file systems whose server may be away (proc(5), mountinfo).
+def look(path: str | bytes | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
+    """Return the real path (no symbolic links in it) of what a user named, and what it is.
 
-    Empty where the system does not tell.
+    Raises ``OSError`` if it is not there, and ``TimeoutError``, which is one, if its file system does not answer.
     """
-    found: set[int] = set()
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-            fields, _, rest = line.partition(" - ")
-            if rest.split()[0].split(".")[0] in _MAY_HANG:
-                major, _, minor = fields.split()[2].partition(":")
-                found.add(os.makedev(int(major), int(minor)))
-    return frozenset(found)
+
+    def find() -> tuple[bytes, os.stat_result]:
+        real = os.path.realpath(os.fsencode(path))
+        return real, os.stat(real, follow_symlinks=False)
+
+    with Guard() as guard:
+        return guard.call(find)
+
+
+def hanging_mounts() -> dict[bytes, int]:
+    """Return where file systems are mounted whose server may be away, with their device numbers (proc(5), mountinfo).
+
+    Empty where the system does not tell. Nothing is asked of the file systems themselves.
+    """
+    found: dict[bytes, int] = {}
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            fields, _, rest = line.partition(b" - ")
+            if rest.split()[0].split(b".")[0].decode("ascii", "replace") in _MAY_HANG:
+                _, _, device, _, point, *_ = fields.split()
+                major, _, minor = device.partition(b":")
+                path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), point)
+                found[path] = os.makedev(int(major), int(minor))
+    return found
+
+
+def hanging_devices() -> frozenset[int]:
+    """Return the device numbers of :func:`hanging_mounts`."""
+    return frozenset(hanging_mounts().values())

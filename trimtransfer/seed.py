@@ -25,7 +25,7 @@ from trimtransfer.errors import FormatError, Locked, TargetRefused
 from trimtransfer.globs import PathChooser
 from trimtransfer.index import ALTERNATIVES, IndexWriter, Live, PrefixIndex
 from trimtransfer.indexfile import Rows
-from trimtransfer.localfile import Guard, OpenFiles, hanging_devices, open_local, read_into
+from trimtransfer.localfile import Guard, OpenFiles, hanging_mounts, look, open_local, read_into
 from trimtransfer.table import Table
 from trimtransfer.treeindex import Progress, TreeIndex, live_numbers
 from trimtransfer.treeupdate import StopRule, UpdateReport, update_index
@@ -93,7 +93,7 @@ class IndexedSeed:
         self._open = OpenFiles()
         self._lock = threading.Lock()
         self._locations: OrderedDict[int, Location | None] = OrderedDict()
-        self._guards = {device: Guard() for device in hanging_devices()}
+        self._guards = {os.path.join(point, b""): Guard() for point in hanging_mounts()}
         self.unreadable = 0
         """Reads that failed: the file is gone, changed its identity, shrank, or does not answer."""
 
@@ -113,6 +113,8 @@ class IndexedSeed:
     def close(self) -> None:
         """Close all files; a closed seed reads nothing."""
         self._open.close()
+        for guard in self._guards.values():
+            guard.close()
         if isinstance(self._places, Catalogue):
             self._places.close()
         self._places = None
@@ -171,7 +173,7 @@ class IndexedSeed:
         location = self._locate(number)
         if location is None:
             return False
-        guard = self._guards.get(location.identity[0])
+        guard = next((guard for point, guard in self._guards.items() if location.path.startswith(point)), None)
         return self._open.use(
             number,
             lambda: open_local(
@@ -216,12 +218,12 @@ def seed_from_path(
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
+        TimeoutError: its file system does not answer.
         Cancelled: ``cancel`` was set; what was indexed so far is kept.
         NoSpace: no room for the index.
         Locked: more than a few other processes scan the same seed.
     """
-    real = os.path.realpath(os.fsencode(path))
-    found = os.stat(real)
+    real, found = look(path)
     key = object_digest(real + b"\0%d" % kind).hex()[:16]
     if known_tables is not None:
         return _seed_from_tables(real, found, kind, Path(scratch) / f"tables-{key}.bin", known_tables)

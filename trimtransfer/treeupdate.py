@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +24,7 @@ from trimtransfer.errors import Cancelled, FormatError
 from trimtransfer.globs import PathChooser
 from trimtransfer.index import IndexWriter, PrefixSet
 from trimtransfer.indexfile import MAX_FILES, Rows
-from trimtransfer.localfile import Guard, hanging_devices
+from trimtransfer.localfile import Guard, hanging_mounts, look
 from trimtransfer.scan import SMALL, Job, Scanned, Scanner
 from trimtransfer.treeindex import Progress, TreeIndex
 from trimtransfer.walk import Found, Listing, Skipped, Walk
@@ -112,7 +111,7 @@ def update_index(
             try:
                 with index.open_catalogue() as catalogue:
                     with _Update(index, catalogue, chooser, images, public, stop, report, progress, cancel) as update:
-                        update.run([os.path.realpath(os.fsencode(root)) for root in roots])
+                        update.run(_find_roots(roots, report))
                     break
             except FormatError:
                 if attempt:
@@ -163,7 +162,7 @@ class _Update:
         self._links: set[tuple[int, int]] = set()
         self._batch, self._batches = _Batch(), deque[_Batch]()
         self._done: list[tuple[bytes, Scanned]] = []
-        self._hanging = hanging_devices()
+        self._hanging = hanging_mounts()
         self._committed = self._reported = time.monotonic()
         self._committed_bytes = self._root_bytes = self._root_wanted = self._total = 0
 
@@ -179,9 +178,10 @@ class _Update:
         finally:
             self._writer.close()
 
-    def run(self, roots: list[bytes]) -> None:
+    def run(self, roots: list[_Root]) -> None:
         """Update all roots, one after the other, then put the index in order."""
-        self._total = _known_total(roots)
+        if all(stat.S_ISREG(root.found.st_mode) for root in roots):  # otherwise only the walk will tell
+            self._total = sum(root.found.st_size for root in roots)
         for root in _without_nested(roots):
             self._update_root(root)
         self._commit()
@@ -190,28 +190,29 @@ class _Update:
         self._index.put_in_order(self._catalogue, added=self._report.rows)
         self._tell(last=True)
 
-    def _update_root(self, root: bytes) -> None:
-        try:
-            device = os.lstat(root).st_dev
-        except OSError:
-            self._report.skipped.unreadable += 1
-            return
-        guard = Guard() if device in self._hanging else None
+    def _update_root(self, root: _Root) -> None:
+        guard = Guard() if root.found.st_dev in self._hanging.values() else None
+        avoid = frozenset(self._hanging) - {root.path}
         self._root_bytes = self._root_wanted = 0
         whole = True
-        for listing in Walk(root, self._chooser, self._public, guard, self._report.skipped):
-            self._take(listing, guard)
-            if self._ends_here():
-                whole = False
-                break
-        self._send_batch(guard)
-        while self._batches:
-            self._collect()
+        try:
+            for listing in Walk(root.path, self._chooser, self._public, guard, avoid, self._report.skipped):
+                self._take(listing, guard)
+                if self._ends_here():
+                    whole = False
+                    break
+            self._send_batch(guard)
+            while self._batches:
+                self._collect()
+            whole = whole and not (guard is not None and guard.dead)
+        finally:
+            if guard is not None:
+                guard.close()
         if self._pays_no_more():
-            self._report.stopped.append(os.fsdecode(root))
-        if whole and not (guard is not None and guard.dead):
+            self._report.stopped.append(os.fsdecode(root.path))
+        if whole:
             self._commit()  # replaces the entries of changed files, which were not seen either
-            self._forget_unseen(root)
+            self._forget_unseen(root.path)
 
     def _take(self, listing: Listing, guard: Guard | None) -> None:
         """Compare the files of a listing with the catalogue and scan those that are new or changed."""
@@ -364,29 +365,33 @@ def _is_unchanged(entry: Entry, found: Found) -> bool:
     )
 
 
-def _known_total(roots: Sequence[bytes]) -> int:
-    """Return the bytes to be read if that is known before the walk - all roots are files - else 0."""
-    total = 0
-    for root in roots:
-        found = _stat(root)
-        if found is None or not stat.S_ISREG(found.st_mode):
-            return 0
-        total += found.st_size
-    return total
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """A path to index: without symbolic links, and what it is."""
+
+    path: bytes
+    found: os.stat_result
 
 
-def _without_nested(roots: Sequence[bytes]) -> Iterator[bytes]:
+def _find_roots(paths: Sequence[str | os.PathLike[str]], report: UpdateReport) -> list[_Root]:
+    """Look at the paths; those that are not there, or do not answer, are counted and left out."""
+    roots = []
+    for path in paths:
+        try:
+            roots.append(_Root(*look(path)))
+        except OSError:
+            report.skipped.unreadable += 1
+    return roots
+
+
+def _without_nested(roots: Sequence[_Root]) -> Iterator[_Root]:
     """Yield the roots that no other one contains. One on another file system than its container is not contained."""
-    kept: list[tuple[bytes, int]] = []
-    for root in sorted(set(roots)):
-        found = _stat(root)
-        device = -1 if found is None else found.st_dev
-        if not any(root.startswith(os.path.join(other, b"")) and device == there for other, there in kept):
-            kept.append((root, device))
+    kept: list[_Root] = []
+    for root in sorted(roots, key=lambda root: root.path):
+        for other in kept:
+            inside = root.path == other.path or root.path.startswith(os.path.join(other.path, b""))
+            if inside and root.found.st_dev == other.found.st_dev:
+                break
+        else:
+            kept.append(root)
             yield root
-
-
-def _stat(path: bytes) -> os.stat_result | None:
-    with suppress(OSError):
-        return os.lstat(path)
-    return None

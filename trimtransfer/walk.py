@@ -90,13 +90,15 @@ class Walk:
     """One walk through a tree; iterate over it once for its listings, then read ``skipped``.
 
     ``root`` is an absolute path without symbolic links (``os.path.realpath``). A root that is a file, or a block
-    device, gives one listing. With ``public`` only files that every user may read are listed.
+    device, gives one listing. With ``public`` only files that every user may read are listed. ``avoid`` are mount
+    points that are not even looked at, since their file systems may not answer.
     """
 
     root: bytes
     chooser: PathChooser
     public: bool = False
     guard: Guard | None = None
+    avoid: frozenset[bytes] = frozenset()
     skipped: Skipped = field(default_factory=Skipped)
 
     def __iter__(self) -> Iterator[Listing]:
@@ -165,7 +167,7 @@ class Walk:
         """Return the next entries of a directory with what ``lstat`` says of them; none at its end."""
         count = SLICE if self.guard is None else _GUARDED_SLICE
         try:
-            return self._call(partial(_read_entries, level.entries, count))
+            return self._call(partial(_read_entries, level, count, self.avoid))
         except OSError:
             self.skipped.unreadable += 1
             return []
@@ -233,14 +235,15 @@ class _Level:
         os.close(self.descriptor)
 
 
-def _read_entries(entries: Iterator[os.DirEntry[str]], count: int) -> list[tuple[bytes, os.stat_result | None]]:
-    """Take up to ``count`` entries; None instead of the stat result of one that is gone."""
+def _read_entries(level: _Level, count: int, avoid: frozenset[bytes]) -> list[tuple[bytes, os.stat_result | None]]:
+    """Take up to ``count`` entries; None instead of the stat result of one that is gone, or to be avoided."""
     taken: list[tuple[bytes, os.stat_result | None]] = []
-    for entry in islice(entries, count):
-        found = None
-        with suppress(OSError):
-            found = entry.stat(follow_symlinks=False)
-        taken.append((os.fsencode(entry.name), found))
+    for entry in islice(level.entries, count):
+        name, found = os.fsencode(entry.name), None
+        if not (avoid and os.path.join(level.path, name) in avoid):
+            with suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+        taken.append((name, found))
     return taken
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(exists=True, path_type=str))
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=str))
 @click.option("--include", multiple=True, metavar="GLOB", help="Only files that match. May be given several times.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No files that match, nor folders. Wins over --include.")
 @click.option("--cache", metavar="DIR", type=click.Path(path_type=str), help="Keep the index in DIR/index.")
@@ -85,6 +85,8 @@ def _update(
     from trimtransfer.priority import be_idle
     from trimtransfer.treeupdate import UpdateReport
 
+    for path in paths:
+        _check_path(path)
     chosen = paths or tuple(map(str, default_paths()))
     given = be_idle() if idle else []
     output.say(f"Indexing {', '.join(chosen)}" + (f" with idle {' and '.join(given)} priority" if given else ""))
@@ -98,6 +100,16 @@ def _update(
     totals = host.totals()
     facts = {"index": str(host.directory), "paths": chosen, **_facts(totals), "update": dataclasses.asdict(report)}
     output.result(facts, f"{_done(report)}\n{_held(host, totals)}")
+
+
+def _check_path(path: str) -> None:
+    """Refuse, as wrong usage, a path that is not there; not by click, which would wait for a dead file system."""
+    from trimtransfer.localfile import look
+
+    try:
+        look(path)
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="PATH") from None
 
 
 def _facts(totals: Totals) -> dict[str, Any]:
