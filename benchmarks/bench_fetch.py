@@ -33,7 +33,7 @@ LARGE = 4_000_000
 SMALL = 64 << 10
 CLIENT = """
 import json, sys
-from trimtransfer.fetch import HttpStore
+from trimtransfer.fetch.http import HttpStore
 from trimtransfer.store import Range
 url, ca_cert, connections, ranges = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.load(open(sys.argv[4]))
 store = HttpStore(url, ca_cert=ca_cert, connections=connections)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from measure import run
 
-from trimtransfer.hostindex import MEMORY_CAP, HostIndex
+from trimtransfer.index.host import MEMORY_CAP, HostIndex
 
 PROGRAM = (sys.executable, "-c", "from trimtransfer.cli.index import index; index()")
 LARGE = 1 << 30

@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from trimtransfer.assembly.sync import sync
 from trimtransfer.chunk import BLOCK_SIZE, Kind, region_digest
 from trimtransfer.chunker import cut, cut_and_digest
-from trimtransfer.publish import publish
-from trimtransfer.sync import sync
+from trimtransfer.repository.publish import publish
 from trimtransfer.table import Table, decode_difference, decode_full, encode_difference, encode_full
 
 REGION = 32 << 20

@@ -22,17 +22,17 @@ from blake3 import blake3
 
 from medv import sample
 from medv.server import LoopbackServer
+from trimtransfer.assembly.sync import sync
 from trimtransfer.errors import IntegrityError, NoSpace
-from trimtransfer.hostindex import HostIndex
-from trimtransfer.publish import publish
+from trimtransfer.index.host import HostIndex
 from trimtransfer.report import CATEGORIES
-from trimtransfer.sync import sync
+from trimtransfer.repository.publish import publish
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from trimtransfer.publish import PublishReport
     from trimtransfer.report import SyncReport
+    from trimtransfer.repository.publish import PublishReport
     from trimtransfer.watch import Progress
 
 IMAGE: Final = "demo"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from trimtransfer.chunk import Kind
-from trimtransfer.publish import publish
+from trimtransfer.repository.publish import publish
 
 SMALL_PACK = 16 + (320 << 10)
 """Smallest limit of a pack: many packs from little data."""
@@ -40,7 +40,7 @@ def make_images(rng: np.random.Generator, *, pieces: int = 10, tail: int = 1000,
     image[:512] = partition_table(size)
     places = [place(rng, size) for _ in range(pieces)]
     for at in places:
-        put(image, at, content(rng, int(rng.integers(20_000, 300_000))))
+        put(image, at, content(rng, int(rng.integers(100_000, 300_000))))
     image[:512] = partition_table(size)
     images = [bytes(image)]
     for _ in range(versions - 1):
@@ -79,7 +79,9 @@ def change(rng: np.random.Generator, image: bytearray, places: list[int]) -> Non
     repeated = content(rng, 80_000)
     put(image, three, repeated)
     put(image, place(rng, len(image)), repeated)
-    put(image, place(rng, len(image)), moved)
+    while abs((target := place(rng, len(image))) - two) < 300_000:
+        pass
+    put(image, target, moved)
     put(image, len(image) - 700, content(rng, 700))
 
 

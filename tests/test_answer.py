@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtransfer.answer import Answer, Asked, check_answer, check_status
-from trimtransfer.body import Body, Landing, Part, cut
-from trimtransfer.retry import Cause, Failed
-from trimtransfer.site import Site, follow, shown
+from trimtransfer.fetch.answer import Answer, Asked, check_answer, check_status
+from trimtransfer.fetch.body import Body, Landing, Part, cut
+from trimtransfer.fetch.retry import Cause, Failed
+from trimtransfer.fetch.site import Site, follow, shown
 from trimtransfer.store import Range
 
 LIMIT = 10_000

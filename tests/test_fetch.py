@@ -24,7 +24,7 @@ import pytest
 from servers import Authority, BadServer, ConnectProxy, Fault, Request, free_port
 
 from trimtransfer.errors import AccessDenied, Cancelled, FetchError, FormatError, NotFound
-from trimtransfer.fetch import FetchOptions, HttpStore
+from trimtransfer.fetch.http import FetchOptions, HttpStore
 from trimtransfer.store import Range
 
 QUICK = FetchOptions(

@@ -15,7 +15,7 @@ import pytest
 from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 
 from trimtransfer.errors import AccessDenied, FetchError, NotFound
-from trimtransfer.fetch import FetchOptions, HttpStore
+from trimtransfer.fetch.http import FetchOptions, HttpStore
 from trimtransfer.store import Range, Store
 
 pytestmark = [pytest.mark.net, pytest.mark.skipif(not has_nginx(), reason=MISSING_NGINX)]

@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from trimtransfer.chunk import BLOCK_SIZE, Kind, chunk_digest
 from trimtransfer.cli.index import index as index_command
 from trimtransfer.errors import Cancelled, FormatError, Locked, TargetRefused
-from trimtransfer.globs import PathChooser, parse_pattern
-from trimtransfer.hostindex import MEMORY_CAP, HostIndex, default_directory, default_paths
-from trimtransfer.index import PrefixIndex, PrefixSet
-from trimtransfer.scan import SMALL
-from trimtransfer.seed import IndexedSeed
-from trimtransfer.treeindex import MAX_RUNS, MAX_STALE, TreeIndex
-from trimtransfer.treeupdate import StopRule, update_index
-from trimtransfer.walk import MAX_DEPTH, Walk
+from trimtransfer.index.globs import PathChooser, parse_pattern
+from trimtransfer.index.host import MEMORY_CAP, HostIndex, default_directory, default_paths
+from trimtransfer.index.prefix import PrefixIndex, PrefixSet
+from trimtransfer.index.scan import SMALL
+from trimtransfer.index.seed import IndexedSeed
+from trimtransfer.index.tree import MAX_RUNS, MAX_STALE, TreeIndex
+from trimtransfer.index.update import StopRule, update_index
+from trimtransfer.index.walk import MAX_DEPTH, Walk
 
 Holdings = set[tuple[int, int]]
 """The chunks that an index finds and that read back right: (prefix, length)."""
@@ -42,7 +42,7 @@ Holdings = set[tuple[int, int]]
 @pytest.fixture(autouse=True)
 def _files_settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests write files just before they index them."""
-    monkeypatch.setattr("trimtransfer.scan.SETTLED_NANOSECONDS", 0)
+    monkeypatch.setattr("trimtransfer.index.scan.SETTLED_NANOSECONDS", 0)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_excluded_folders_are_never_entered_and_nothing_else_is_opened(tree: Pat
 import sys
 opened = []
 sys.addaudithook(lambda event, args: event in ("open", "os.scandir", "os.listdir") and opened.append(str(args[0])))
-from trimtransfer.hostindex import HostIndex
+from trimtransfer.index.host import HostIndex
 HostIndex(sys.argv[2]).update([sys.argv[1]], exclude=["secret"])
 print(*opened, sep="\\n")
 """
@@ -423,7 +423,7 @@ def test_a_scan_that_does_not_pay_stops(tmp_path: Path, rng: np.random.Generator
 def test_cancelling_keeps_what_was_done(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtransfer.treeupdate._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("trimtransfer.index.update._REPORT_SECONDS", 0.0)
     big_tree(tmp_path / "tree", rng, 300)
     host, cancel = HostIndex(tmp_path / "index"), threading.Event()
     with pytest.raises(Cancelled):
@@ -437,10 +437,10 @@ def test_cancelling_keeps_what_was_done(
 
 _UPDATE = """
 import sys
-import trimtransfer.scan, trimtransfer.treeupdate
-from trimtransfer.hostindex import HostIndex
-trimtransfer.scan.SETTLED_NANOSECONDS = 0
-trimtransfer.treeupdate.COMMIT_FILES = 40
+import trimtransfer.index.scan, trimtransfer.index.update
+from trimtransfer.index.host import HostIndex
+trimtransfer.index.scan.SETTLED_NANOSECONDS = 0
+trimtransfer.index.update.COMMIT_FILES = 40
 host = HostIndex(sys.argv[1])
 print("ready", flush=True)
 host.update([sys.argv[2]])
@@ -632,7 +632,7 @@ def test_default_paths_are_program_folders_and_no_homes(tmp_path: Path) -> None:
 
 _MEASURE = """
 import sys
-from trimtransfer.hostindex import HostIndex
+from trimtransfer.index.host import HostIndex
 host = HostIndex(sys.argv[1])
 host.update([sys.argv[2]])
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program alone
@@ -701,7 +701,7 @@ def test_idle_priority_is_for_the_command_alone(tree: Path, tmp_path: Path) -> N
     code = """
 import os, sys
 from trimtransfer.cli.index import index
-from trimtransfer.hostindex import HostIndex
+from trimtransfer.index.host import HostIndex
 HostIndex(sys.argv[2] + "/index").update([sys.argv[1]])
 assert os.sched_getscheduler(0) == os.SCHED_OTHER
 index([sys.argv[1], "--cache", sys.argv[2]], standalone_mode=False)

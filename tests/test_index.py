@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import trimtransfer.index
+import trimtransfer.index.prefix
 from trimtransfer.chunk import MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, object_check
 from trimtransfer.errors import FormatError
-from trimtransfer.index import ALTERNATIVES, WRITER_MEMORY, IndexWriter, PrefixIndex, PrefixSet, merge
-from trimtransfer.indexfile import HEADER_SIZE, ROW_SIZE, RowFile, Rows, write_rows
+from trimtransfer.index.prefix import ALTERNATIVES, WRITER_MEMORY, IndexWriter, PrefixIndex, PrefixSet, merge
+from trimtransfer.index.rowfile import HEADER_SIZE, ROW_SIZE, RowFile, Rows, write_rows
 
 Row = tuple[int, int, int, int]
 """Prefix, length, file, offset."""
@@ -116,7 +116,7 @@ def test_merging_is_sorting_without_the_dead(
 
 
 def test_merging_needs_many_windows(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtransfer.index.BUFFER_ROWS", 4096)
+    monkeypatch.setattr("trimtransfer.index.prefix.BUFFER_ROWS", 4096)
     paths, parts = [], []
     for number, count in enumerate((30_000, 5, 0, 12_345, 1024)):
         part = Rows(
@@ -202,7 +202,7 @@ def test_every_damaged_byte_and_every_truncation_is_noticed(tmp_path: Path) -> N
 
 
 def test_the_example_of_the_format_document(tmp_path: Path) -> None:
-    page = (Path(trimtransfer.index.__file__).parent / "FORMAT.md").read_text()
+    page = (Path(trimtransfer.index.prefix.__file__).parent / "FORMAT.md").read_text()
     example = bytes.fromhex(page.partition("## Index")[2].partition("```")[2].partition("```")[0])
     (tmp_path / "example").write_bytes(example)
     index = PrefixIndex.open(tmp_path / "example")
@@ -293,8 +293,8 @@ _MEASURE = """
 import resource, sys, threading, time
 from pathlib import Path
 import numpy as np
-from trimtransfer.index import IndexWriter, PrefixIndex, merge
-from trimtransfer.indexfile import Rows
+from trimtransfer.index.prefix import IndexWriter, PrefixIndex, merge
+from trimtransfer.index.rowfile import Rows
 
 def resident(kind):
     for line in open("/proc/self/status"):

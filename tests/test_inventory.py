@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimtransfer import inventory as inventory_module
 from trimtransfer import spill
-from trimtransfer.inventory import NOWHERE, Inventory
+from trimtransfer.repository import inventory as inventory_module
+from trimtransfer.repository.inventory import NOWHERE, Inventory
 from trimtransfer.spill import Pieces, Rows, large_array
 from trimtransfer.table import ZERO, Table
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trimtransfer.assembly.journal import Base, Journal, JournalKey, boot_id, load_journal
+from trimtransfer.assembly.partial import BATCH_BYTES, MAX_UNSYNCED, Batches
+from trimtransfer.assembly.side import RACY_NS, FileState, Installed, SideDirectory
+from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.chunk import object_digest
 from trimtransfer.errors import FormatError, Locked, TargetRefused
 from trimtransfer.extents import Extents
-from trimtransfer.journal import Base, Journal, JournalKey, boot_id, load_journal
-from trimtransfer.local import RACY_NS, FileState, Installed, SideDirectory
-from trimtransfer.partial import BATCH_BYTES, MAX_UNSYNCED, Batches
 from trimtransfer.table import Table, encode_full
-from trimtransfer.tablefile import TableFile
 
 KEY = JournalKey(bytes(range(32)), 1 << 30, Base.ZEROS)
 HERE, ELSEWHERE = b"a" * 16, b"b" * 16
@@ -156,7 +156,7 @@ def test_tables_are_kept_and_damage_is_absence(tmp_path: Path) -> None:
 
 
 def test_compacting_keeps_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtransfer.tablefile._SLACK", 0)
+    monkeypatch.setattr("trimtransfer.assembly.tablefile._SLACK", 0)
     tables = sample_tables(20)
     with TableFile(tmp_path / "tables.bin") as file:
         for table in tables:

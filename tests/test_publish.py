@@ -21,8 +21,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import read_image
 
-from trimtransfer import metadata
-from trimtransfer.audit import audit
 from trimtransfer.chunk import REGION_SIZE, Kind
 from trimtransfer.errors import (
     Cancelled,
@@ -35,9 +33,11 @@ from trimtransfer.errors import (
     TargetRefused,
     VersionExists,
 )
-from trimtransfer.intent import repository_lock
-from trimtransfer.publish import PublishReport, publish
-from trimtransfer.repository import VersionReader, describe
+from trimtransfer.repository import metadata
+from trimtransfer.repository.audit import audit
+from trimtransfer.repository.intent import repository_lock
+from trimtransfer.repository.publish import PublishReport, publish
+from trimtransfer.repository.reading import VersionReader, describe
 from trimtransfer.store import DirectoryStore
 
 KIB, MIB = 1 << 10, 1 << 20

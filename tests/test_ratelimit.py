@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from trimtransfer.ratelimit import Gate, TokenBucket
+from trimtransfer.fetch.ratelimit import Gate, TokenBucket
 
 
 class Clock:

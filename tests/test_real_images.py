@@ -12,12 +12,12 @@ import pytest
 from images import ImageSet
 from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 
-from trimtransfer.audit import audit
-from trimtransfer.publish import publish
+from trimtransfer.assembly.sync import sync
 from trimtransfer.report import SyncReport
-from trimtransfer.repository import VersionReader
+from trimtransfer.repository.audit import audit
+from trimtransfer.repository.publish import publish
+from trimtransfer.repository.reading import VersionReader
 from trimtransfer.store import DirectoryStore
-from trimtransfer.sync import sync
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.skipif(not has_nginx(), reason=MISSING_NGINX)]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimtransfer import redo as redo_module
+from trimtransfer.assembly import redo as redo_module
+from trimtransfer.assembly.journal import Base
+from trimtransfer.assembly.rawfile import RawFile
+from trimtransfer.assembly.redo import Redo, RedoKey, apply, is_committed, read_header, read_records
 from trimtransfer.errors import IntegrityError
-from trimtransfer.journal import Base
-from trimtransfer.rawfile import RawFile
-from trimtransfer.redo import Redo, RedoKey, apply, is_committed, read_header, read_records
 
 LENGTH = 300_000
 KEY = RedoKey(bytes(range(32)), LENGTH, 1, 2)

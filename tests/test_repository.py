@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from trimtransfer import publish as publish_module
-from trimtransfer.audit import audit
 from trimtransfer.chunk import Kind
 from trimtransfer.cli import repo as repo_module
 from trimtransfer.cli.repo import repo
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
-from trimtransfer.intent import Intent, clean_up
 from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
-from trimtransfer.publish import publish
-from trimtransfer.repository import VersionReader, describe, list_images
+from trimtransfer.repository import publish as publish_module
+from trimtransfer.repository.audit import audit
+from trimtransfer.repository.intent import Intent, clean_up
+from trimtransfer.repository.publish import publish
+from trimtransfer.repository.reading import VersionReader, describe, list_images
 from trimtransfer.store import DirectoryStore
 
 KIB, MIB = 1 << 10, 1 << 20

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtransfer.retry import (
+from trimtransfer.fetch.retry import (
     RULES,
     Action,
     Attempts,

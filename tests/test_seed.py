@@ -23,13 +23,13 @@ from reference import cut_disk
 from trimtransfer.chunk import BLOCK_SIZE, REGION_SIZE, Kind, chunk_digest
 from trimtransfer.chunker import ZERO, cut
 from trimtransfer.errors import Cancelled
-from trimtransfer.index import PrefixSet
+from trimtransfer.index.prefix import PrefixSet
+from trimtransfer.index.scan import SMALL
+from trimtransfer.index.seed import IndexedSeed, open_seed, seed_from_path
+from trimtransfer.index.tree import TreeIndex
+from trimtransfer.index.update import StopRule
 from trimtransfer.localfile import Guard, OpenFiles, open_local, read_into
-from trimtransfer.scan import SMALL
-from trimtransfer.seed import IndexedSeed, open_seed, seed_from_path
 from trimtransfer.table import Table
-from trimtransfer.treeindex import TreeIndex
-from trimtransfer.treeupdate import StopRule
 
 Chunk = bytes
 
@@ -37,7 +37,7 @@ Chunk = bytes
 @pytest.fixture(autouse=True)
 def _files_settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests write files just before they scan them."""
-    monkeypatch.setattr("trimtransfer.scan.SETTLED_NANOSECONDS", 0)
+    monkeypatch.setattr("trimtransfer.index.scan.SETTLED_NANOSECONDS", 0)
 
 
 def chunks_of(data: bytes, *, padded: bool = False) -> list[Chunk]:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from syncing import Victim, leftovers, make_images, publish_all, write_sparse
 
-from trimtransfer.local import FileState, SideDirectory
-from trimtransfer.rawfile import RawFile
-from trimtransfer.redo import is_committed
+from trimtransfer.assembly.rawfile import RawFile
+from trimtransfer.assembly.redo import is_committed
+from trimtransfer.assembly.side import FileState, SideDirectory
 
 KILLS = 14
 BOOTS = ("00" * 16, "11" * 16)

@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx  # noqa: F401  (imported before the forks)
 
-import trimtransfer.fetch  # noqa: F401
-from trimtransfer import journal, redo, sync
+import trimtransfer.fetch.http  # noqa: F401
+from trimtransfer.assembly import journal, redo, sync
 
 CHANGING = (
     "pwrite",

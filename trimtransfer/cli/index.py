@@ -10,10 +10,10 @@ import click
 from trimtransfer.cli.output import Output, output_options, size_text
 
 if TYPE_CHECKING:
-    from trimtransfer.catalogue import Totals
-    from trimtransfer.hostindex import HostIndex
-    from trimtransfer.treeupdate import UpdateReport
-    from trimtransfer.walk import Skipped
+    from trimtransfer.index.catalogue import Totals
+    from trimtransfer.index.host import HostIndex
+    from trimtransfer.index.update import UpdateReport
+    from trimtransfer.index.walk import Skipped
 
 
 @click.command()
@@ -51,8 +51,8 @@ def index(
     """
     from pathlib import Path
 
-    from trimtransfer.globs import parse_pattern
-    from trimtransfer.hostindex import HostIndex
+    from trimtransfer.index.globs import parse_pattern
+    from trimtransfer.index.host import HostIndex
 
     if (status or clear) and (paths or include or exclude or (status and clear)):
         raise click.UsageError("--status and --clear stand alone")
@@ -81,9 +81,9 @@ def _update(
     *,
     idle: bool,
 ) -> None:
-    from trimtransfer.hostindex import default_paths
-    from trimtransfer.priority import be_idle
-    from trimtransfer.treeupdate import UpdateReport
+    from trimtransfer.index.host import default_paths
+    from trimtransfer.index.priority import be_idle
+    from trimtransfer.index.update import UpdateReport
 
     for path in paths:
         _check_path(path)

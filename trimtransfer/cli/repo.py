@@ -11,9 +11,9 @@ import click
 from trimtransfer.cli.output import Output, output_options, size_text
 
 if TYPE_CHECKING:
-    from trimtransfer.audit import AuditReport
-    from trimtransfer.publish import PublishReport
-    from trimtransfer.repository import ImageSummary, VersionDetails
+    from trimtransfer.repository.audit import AuditReport
+    from trimtransfer.repository.publish import PublishReport
+    from trimtransfer.repository.reading import ImageSummary, VersionDetails
 
 EXIT_DAMAGED: Final = 6
 _LEVEL: Final = 16
@@ -101,7 +101,7 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
       medv-repo publish /srv/images win.img --image win11-fr --version 1 --like win11-en --level 19
     """
     from trimtransfer.chunk import Kind
-    from trimtransfer.publish import publish as run
+    from trimtransfer.repository.publish import publish as run
 
     report = run(
         repository,
@@ -119,7 +119,7 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
 @output_options
 def ls(output: Output, repository: str) -> None:
     """List the images of the repository REPO and their versions."""
-    from trimtransfer.repository import list_images, require_repository
+    from trimtransfer.repository.reading import list_images, require_repository
     from trimtransfer.store import DirectoryStore
 
     store = DirectoryStore(repository)
@@ -135,7 +135,7 @@ def ls(output: Output, repository: str) -> None:
 @output_options
 def show(output: Output, repository: str, image: str, version: str | None) -> None:
     """Show one version of IMAGE in REPO, the newest by default: what it is and what a first download of it costs."""
-    from trimtransfer.repository import describe, require_repository
+    from trimtransfer.repository.reading import describe, require_repository
     from trimtransfer.store import DirectoryStore
 
     store = DirectoryStore(repository)
@@ -165,8 +165,8 @@ def verify(
     Damage is reported by name, with the versions that need what is damaged; the exit code is then 6. A damaged or lost
     pack heals when the image is published again: as far as the new version needs its content, that is stored again.
     """
-    from trimtransfer.audit import audit
-    from trimtransfer.repository import require_repository
+    from trimtransfer.repository.audit import audit
+    from trimtransfer.repository.reading import require_repository
     from trimtransfer.store import DirectoryStore
     from trimtransfer.watch import Watch
 

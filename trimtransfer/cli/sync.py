@@ -13,7 +13,7 @@ from trimtransfer.cli.index import index
 from trimtransfer.cli.output import Output, output_options, size_text
 
 if TYPE_CHECKING:
-    from trimtransfer.hostindex import HostIndex
+    from trimtransfer.index.host import HostIndex
     from trimtransfer.report import Content, PlanReport, SyncReport, VerifyReport
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,7 +118,7 @@ def sync_command(
     output: Output, /, url: str, image: str, host_index: bool | None, cache: str | None, **options: Any
 ) -> None:
     """Bring a disk image up to date from a repository."""
-    from trimtransfer.sync import sync
+    from trimtransfer.assembly.sync import sync
 
     with _Usage():
         host = _host_index(host_index, cache, output)
@@ -139,7 +139,7 @@ def plan_command(
 
     Seeds that have no index yet are scanned for it.
     """
-    from trimtransfer.preview import plan
+    from trimtransfer.assembly.preview import plan
 
     with _Usage():
         host = _host_index(host_index, cache, output)
@@ -155,7 +155,7 @@ def verify_command(output: Output, /, file: str) -> None:
 
     Exit code 6 if it differs; the next sync repairs it.
     """
-    from trimtransfer.verify import verify_image
+    from trimtransfer.assembly.verify import verify_image
 
     report = verify_image(file, progress=output.progress)
     output.result(report.to_dict(), _verify_text(report))
@@ -183,7 +183,7 @@ def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostI
         return None
     from pathlib import Path
 
-    from trimtransfer.hostindex import HostIndex
+    from trimtransfer.index.host import HostIndex
 
     directory = Path(cache) / "index" if cache is not None else None
     if not wanted:

@@ -1,0 +1,1 @@
+"""Syncing: planning, assembling and verifying an image from local data and a repository."""

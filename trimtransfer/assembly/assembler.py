@@ -1,0 +1,298 @@
+"""The assembler: the only writer of images. It carries out the plan of a window.
+
+Content from any source is read into a buffer, verified there, and written from that same buffer to every place where it
+belongs. A local source that fails or lies costs a fetch; a frame that is damaged is fetched once more, past any cache;
+then the repository is at fault. Nothing unverified is ever written.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Final, Protocol
+
+import numpy as np
+
+from trimtransfer.assembly.remote import REMEDY
+from trimtransfer.assembly.resolve import Resolver, WindowPlan
+from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
+from trimtransfer.errors import Cancelled, FormatError, IntegrityError, SourceChanged
+from trimtransfer.image import ImageSource
+from trimtransfer.manifest import Region
+from trimtransfer.pack import decode_frame, pack_name
+from trimtransfer.plan import RUN_BYTES, SEEDS, SELF, ZERO, FetchPlan, PackRange, Run, runs
+from trimtransfer.store import Range, Store
+from trimtransfer.watch import Watch
+
+_THREADS: Final = min(4, os.cpu_count() or 1)
+
+
+class Target(Protocol):
+    """A file being written: takes verified bytes. Safe among threads."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write verified bytes at ``offset`` of the image."""
+        ...
+
+    def write_zeros(self, offset: int, length: int) -> None:
+        """Make a range of the image zeros."""
+        ...
+
+    def read(self, position: int, buffer: memoryview) -> bool:
+        """Fill ``buffer`` from a position that the target gave; False if that cannot be."""
+        ...
+
+    def fetched(self, size: int) -> None:
+        """Count stored bytes that were fetched and whose content was written."""
+        ...
+
+
+class RegionTarget(Protocol):
+    """A file that also takes whole regions whose digest is known only at their end."""
+
+    def write_raw(self, offset: int, data: memoryview) -> None:
+        """Write bytes of a region that is not verified yet."""
+        ...
+
+    def region_done(self, offset: int, length: int) -> None:
+        """Declare a region verified."""
+        ...
+
+
+class Meter:
+    """Adds up what is done and what is known to be to do in one phase, and reports it. Safe among threads.
+
+    What is added while ``paused`` does not count.
+    """
+
+    def __init__(self, phase: str, watch: Watch) -> None:
+        self._phase, self._progress = phase, watch.progress
+        self._lock = threading.Lock()
+        self.done = self.total = 0
+        self.paused = False
+
+    def expect(self, size: int) -> None:
+        """Add to what is to be done."""
+        with self._lock:
+            self.total += size
+        self._report()
+
+    def add(self, size: int) -> None:
+        """Add to what is done."""
+        if self.paused:
+            return
+        with self._lock:
+            self.done += size
+        self._report()
+
+    def _report(self) -> None:
+        if self._progress is not None and self.total:
+            self._progress(self._phase, min(self.done, self.total), self.total)
+
+
+class Assembler:
+    """Carries out window plans on one target. Use it as a context manager: it has a few threads.
+
+    ``rejected`` counts chunks that a local source offered and that were wrong. ``reuse`` counts copied bytes;
+    ``fetching`` is what the store counts bytes with, paused while something else than packs is read.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        resolver: Resolver,
+        *,
+        reuse: Meter,
+        fetching: Meter,
+        watch: Watch,
+    ) -> None:
+        self._target, self._store, self._resolver = target, store, resolver
+        self._reuse, self._fetching = reuse, fetching
+        self._watch = watch
+        self._pool = ThreadPoolExecutor(_THREADS, "assembler")
+        self._local = threading.local()
+        self.rejected = 0
+
+    def __enter__(self) -> Assembler:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def carry_out(self, plan: WindowPlan) -> None:
+        """Write everything that the plan says; at the end every record of the window is in the target.
+
+        Raises:
+            IntegrityError, FormatError: the repository is damaged.
+            Cancelled: on request; and what store and target raise.
+        """
+        stop = threading.Event()
+        local = (plan.source == SELF) | (plan.source >= SEEDS)
+        jobs = runs(plan.window, local)
+        self._reuse.expect(sum(run.length for run in jobs))
+        for run in runs(plan.window, (plan.source == ZERO) & ~plan.placed, limit=1 << 40):
+            self._target.write_zeros(run.offset, run.length)
+        copies = [self._pool.submit(self._copy, plan, run, stop) for run in jobs]
+        try:
+            self._fetch(plan, plan.fetch)
+            failed = [copy.result() for copy in copies]
+        except BaseException:
+            stop.set()
+            for copy in copies:
+                copy.cancel()
+            raise
+        self._fetch_rejected(plan, [record for records in failed for record in records])
+
+    def _copy(self, plan: WindowPlan, run: Run, stop: threading.Event) -> list[int]:
+        """Copy neighbouring records from local sources; return those that could not be had."""
+        if stop.is_set():
+            return []
+        self._check_cancelled()
+        buffer = self._buffer(run.length)
+        rows = plan.row[run.first : run.last].tolist()
+        sources = plan.source[run.first : run.last].tolist()
+        lengths = plan.window.lengths[run.first : run.last].tolist()
+        digests = plan.window.digests[run.first : run.last].tobytes()
+        failed: list[int] = []
+        good = at = 0  # bytes [good, at) of the run are verified and not written yet
+        for number, (source, row, length) in enumerate(zip(sources, rows, lengths, strict=True)):
+            part = buffer[at : at + length]
+            digest = digests[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
+            reader = self._target if source == SELF else self._resolver.seeds[source - SEEDS]
+            if not (reader.read(row, part) and chunk_digest(part) == digest):
+                failed.append(run.first + number)
+                self._write(run.offset + good, buffer[good:at])
+                good = at + length
+            at += length
+        self._write(run.offset + good, buffer[good:at])
+        self._reuse.add(run.length)
+        return failed
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        if data:
+            self._target.write(offset, data)
+
+    def _fetch_rejected(self, plan: WindowPlan, records: list[int]) -> None:
+        """Fetch the chunks that local sources had wrong."""
+        if not records:
+            return
+        numbers = plan.groups.numbers(len(plan.window))[np.array(records, dtype=np.int64)]
+        groups = np.unique(numbers)
+        self.rejected += len(records)
+        plan.reassign(groups)
+        self._fetch(plan, self._resolver.locate(plan, groups))
+
+    def _fetch(self, plan: WindowPlan, fetch: FetchPlan) -> None:
+        """Fetch what the plan says; damaged frames once more."""
+        self._fetching.expect(fetch.fetch_bytes)
+        damaged = self._fetch_ranges(plan, fetch, fetch.ranges, again=False)
+        if not damaged:
+            return
+        worse = self._fetch_ranges(plan, fetch, _ranges_of(fetch, sorted(damaged)), again=True)
+        if worse:
+            frame = fetch.frames[min(worse)]
+            name = pack_name(fetch.packs[int(frame["pack"])].digest)
+            expected, got = worse[min(worse)]
+            raise IntegrityError(f"{name}, frame at byte {int(frame['offset'])}", expected, got, REMEDY)
+
+    def _fetch_ranges(
+        self, plan: WindowPlan, fetch: FetchPlan, ranges: Sequence[PackRange], *, again: bool
+    ) -> dict[int, tuple[bytes, bytes]]:
+        """Fetch ranges and write what their frames hold; return the damaged frames with expected and found digests."""
+        requests: dict[Range, PackRange] = {}
+        for part in ranges:
+            ref = fetch.packs[part.pack]
+            request = Range(pack_name(ref.digest), part.start, part.end - part.start, ref.length, part.whole)
+            requests[request] = part
+        damaged: dict[int, tuple[bytes, bytes]] = {}
+
+        def deliver(request: Range, data: memoryview) -> None:
+            self._check_cancelled()
+            part = requests[request]
+            for number in range(part.first, part.last):
+                wrong = self._take_frame(plan, fetch, number, data, part.start)
+                if wrong is not None:
+                    damaged[number] = wrong
+            self._target.fetched(request.length)
+
+        if requests:
+            self._fetching.paused = False
+            try:
+                self._store.fetch(list(requests), deliver, again=again)
+            finally:
+                self._fetching.paused = True
+        return damaged
+
+    def _take_frame(
+        self, plan: WindowPlan, fetch: FetchPlan, number: int, data: memoryview, start: int
+    ) -> tuple[bytes, bytes] | None:
+        """Verify one frame and its wanted chunks and write them; return (expected, found) digest if it is damaged."""
+        frame = fetch.frames[number]
+        at, stored, check = int(frame["offset"]) - start, int(frame["stored"]), frame["check"].tobytes()
+        try:
+            content = decode_frame(
+                data[at : at + stored], codec=int(frame["codec"]), raw=int(frame["raw"]), check=check
+            )
+        except IntegrityError as error:
+            return error.expected, error.got
+        except FormatError:
+            return check, bytes(len(check))
+        raw = memoryview(content)
+        low, high = int(fetch.first_wanted[number]), int(fetch.first_wanted[number + 1])
+        wanted = fetch.wanted[low:high]
+        digests = plan.window.digests[plan.groups.leaders[wanted["group"]]]
+        for (_, begin, length, _), expected in zip(wanted.tolist(), digests, strict=True):
+            found = chunk_digest(raw[begin : begin + length])
+            if found != expected.tobytes():
+                return expected.tobytes(), found
+        low, high = int(fetch.first_write[number]), int(fetch.first_write[number + 1])
+        for _, begin, length, offset in fetch.writes[low:high].tolist():
+            self._target.write(offset, raw[begin : begin + length])
+        return None
+
+    def _buffer(self, length: int) -> memoryview:
+        """Return this thread's buffer, long enough for any run."""
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = memoryview(bytearray(RUN_BYTES + MAX_CHUNK_SIZE))
+        return buffer[:length]
+
+    def _check_cancelled(self) -> None:
+        if self._watch.cancel is not None and self._watch.cancel.is_set():
+            raise Cancelled(self._watch.outcome)
+
+
+def _ranges_of(fetch: FetchPlan, frames: list[int]) -> list[PackRange]:
+    """Return one request for each of some frames."""
+    ranges: list[PackRange] = []
+    for number in frames:
+        frame = fetch.frames[number]
+        start = int(frame["offset"])
+        ranges.append(PackRange(int(frame["pack"]), start, start + int(frame["stored"]), False, number, number + 1))
+    return ranges
+
+
+def copy_region(source: ImageSource, target: RegionTarget, region: Region) -> bool:
+    """Copy a region that both versions have; False if its content turns out to be another (then it is not done).
+
+    It is hashed from the buffer that is written; what lies in the target is only taken for the region once the digest
+    was right.
+    """
+    hasher = region_hasher()
+    buffer = memoryview(bytearray(min(RUN_BYTES, region.length)))
+    for at in range(0, region.length, RUN_BYTES):
+        part = buffer[: min(RUN_BYTES, region.length - at)]
+        try:
+            source.read_into(part, region.start + at)
+        except SourceChanged:
+            return False
+        hasher.update(part)
+        target.write_raw(region.start + at, part)
+    if hasher.digest() != region.content:
+        return False
+    target.region_done(region.start, region.length)
+    return True

@@ -1,0 +1,126 @@
+"""Choosing how to write an image, and which regions are right already where they are or can be copied whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from trimtransfer.assembly.journal import Base
+from trimtransfer.assembly.rawfile import free_bytes
+from trimtransfer.assembly.redo import discard_redo
+from trimtransfer.assembly.side import SideDirectory
+from trimtransfer.assembly.verify import wrong_regions
+from trimtransfer.assembly.ways import (
+    Direct,
+    InPlace,
+    NewFile,
+    Old,
+    Way,
+    WriteOption,
+    can_clone,
+    pending_way,
+    same_regions,
+    unchanged_share,
+)
+from trimtransfer.errors import TargetRefused
+from trimtransfer.image import ImageSource
+from trimtransfer.manifest import Manifest
+from trimtransfer.plan import Mask
+from trimtransfer.watch import Watch
+
+_HALF: Final = 0.5
+"""``auto`` writes in place if at least this part of the content stays where it is and nothing can be cloned."""
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """A way to write, and which regions (bool, one per region) are ``in_place`` in the file being written, or
+    ``copyable`` from the old image after a look at their content."""
+
+    way: Way
+    in_place: Mask
+    copyable: Mask
+
+
+def choose(write: WriteOption, side: SideDirectory, manifest: Manifest, old: Old | None, watch: Watch) -> Choice | None:
+    """Open the way to write ``manifest``'s image; None if the old image is that already, unknown to its side directory.
+
+    Raises:
+        TargetRefused: the output cannot be written this way.
+    """
+    if old is None:
+        return _new_file(side, manifest, None, np.zeros(manifest.region_count, dtype=np.bool_), watch)
+    if old.source.is_device:
+        return _device(write, side, manifest, old, watch)
+    pending = pending_way(side, manifest) if write == "auto" else None
+    if write != "in-place" and pending != "in-place" and can_clone(side, old):
+        known = same_regions(manifest, old.manifest) if old.manifest is not None else manifest.zero & False
+        return _new_file(side, manifest, old, known, watch)
+    right = right_in_old(manifest, old, watch)
+    if right.all() and old.source.size == manifest.length:
+        return None
+    if write == "new" or (write == "auto" and _prefers_new(side, manifest, right, pending)):
+        return _new_file(side, manifest, old, right, watch)
+    side.remove(side.partial, side.journal)
+    return Choice(InPlace(side, manifest, old), right, np.zeros_like(right))
+
+
+def right_in_old(manifest: Manifest, old: Old, watch: Watch) -> Mask:
+    """Return which regions the old image holds at their place: by its manifest if believed, else by hashing it."""
+    if old.believed and old.manifest is not None:
+        return same_regions(manifest, old.manifest)
+    return right_in(old.source, manifest, watch)
+
+
+def right_in(source: ImageSource, manifest: Manifest, watch: Watch) -> Mask:
+    """Return which regions a file holds at their place, by hashing them."""
+    right = np.ones(manifest.region_count, dtype=np.bool_)
+    right[wrong_regions(source, manifest, range(manifest.region_count), watch, phase="scan")] = False
+    return right
+
+
+def prefers_new(right: Mask, manifest: Manifest) -> bool:
+    """Return whether so little stays where it is that a new file costs no more than writing in place."""
+    return unchanged_share(manifest, right) < _HALF
+
+
+def _prefers_new(side: SideDirectory, manifest: Manifest, right: Mask, pending: str | None) -> bool:
+    if pending is not None:
+        return pending == "new"
+    needed = int(manifest.lengths[~manifest.zero].sum())
+    return prefers_new(right, manifest) and free_bytes(side.path) > needed
+
+
+def _new_file(side: SideDirectory, manifest: Manifest, old: Old | None, in_old: Mask, watch: Watch) -> Choice | None:
+    discard_redo(side.redo)
+    way = NewFile(side, manifest, old)
+    try:
+        nothing = np.zeros_like(in_old)
+        if way.target.base is Base.ZEROS:
+            return Choice(way, manifest.zero, in_old & ~manifest.zero)
+        if way.target.base is Base.OLD:
+            return Choice(way, in_old, nothing)
+        with way.reader() as source:
+            right = right_in(source, manifest, watch)
+        if old is None or not right.all() or old.source.size != manifest.length:
+            return Choice(way, right, in_old)
+        way.close()
+        old.check_unchanged()  # its clone turned out to be this version already, so it is, too
+        side.remove(side.partial, side.journal)
+        return None
+    except BaseException:
+        way.close()
+        raise
+
+
+def _device(write: WriteOption, side: SideDirectory, manifest: Manifest, old: Old, watch: Watch) -> Choice | None:
+    """A device is never believed; one that holds a version of ours is protected by a redo file, another is not."""
+    if write == "new":
+        raise TargetRefused(str(side.output), "is a block device and can only be written in place")
+    right = right_in(old.source, manifest, watch)
+    if right.all() and old.source.size >= manifest.length:
+        return None
+    way = InPlace(side, manifest, old) if old.manifest is not None else Direct(side, manifest, old)
+    return Choice(way, right, np.zeros_like(right))

@@ -1,0 +1,232 @@
+"""Plan: what a sync would do and cost, without writing anything or fetching content.
+
+It reads what a sync would read first - head, manifest, and the tables and locations of the regions that differ - and
+makes the same plans from them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer.assembly.assembler import Meter
+from trimtransfer.assembly.choice import prefers_new, right_in_old
+from trimtransfer.assembly.installed import WrittenIndex
+from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.rawfile import RawFile
+from trimtransfer.assembly.redo import read_header, read_records
+from trimtransfer.assembly.remote import Remote, open_store
+from trimtransfer.assembly.resolve import Resolver, Survey
+from trimtransfer.assembly.side import SideDirectory
+from trimtransfer.assembly.sources import Sources
+from trimtransfer.assembly.sync import (
+    Request,
+    believed_installed,
+    comes_from_parent,
+    make_request,
+    newest,
+    untouched,
+    wanted_manifest,
+    windows,
+)
+from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.assembly.verify import right_records
+from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
+from trimtransfer.extents import Extents
+from trimtransfer.index.host import HostIndex
+from trimtransfer.manifest import Manifest, Region
+from trimtransfer.plan import Mask, Window
+from trimtransfer.report import Content, Network, PlanReport, estimate_seconds
+from trimtransfer.store import Store
+from trimtransfer.watch import Progress, Watch
+
+_LEAST_MEASURED = 1 << 20
+"""Bytes of tables and locations from which on their transfer tells the bandwidth."""
+
+
+def plan(
+    url: str | os.PathLike[str],
+    image: str,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    version: str | None = None,
+    seeds: Sequence[str | os.PathLike[str]] = (),
+    host_index: HostIndex | None = None,
+    write: WriteOption = "auto",
+    bandwidth: float | None = None,
+    connections: int = 4,
+    ca_cert: str | None = None,
+    side: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> PlanReport:
+    """Return what ``sync`` with the same arguments would do, with its bytes, requests and time.
+
+    ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
+    that was enough. Raises what ``sync`` raises while it reads and scans.
+    """
+    request = make_request(image, output, version, seeds, host_index, write, side, cache)
+    watch = Watch(progress, cancel, "stopped")
+    meter = Meter("fetch", watch)
+    meter.paused = True
+    store = open_store(
+        url, connections=connections, limit_rate=None, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
+    )
+    with closing(store):
+        return _Preview(request, store, watch, bandwidth, connections).run()
+
+
+class _Preview:
+    """One run of :func:`plan`."""
+
+    def __init__(self, request: Request, store: Store, watch: Watch, bandwidth: float | None, connections: int) -> None:
+        self._request, self._store, self._watch = request, store, watch
+        self._bandwidth, self._connections = bandwidth, connections
+        self._started = time.monotonic()
+        self._content = Content()
+        self._bytes = self._requests = self._changed = 0
+        self._read_seconds = 0.0
+
+    def run(self) -> PlanReport:
+        """Read, resolve and add up."""
+        side = self._request.side
+        installed = believed_installed(side)
+        head = newest(self._store, self._request) if self._request.version is None else None
+        round_trip = time.monotonic() - self._started
+        manifest = wanted_manifest(self._store, self._request, head)
+        round_trip = min(round_trip, time.monotonic() - self._started - round_trip) if head else round_trip
+        would_write = "nothing"
+        if installed is not None and manifest.image_digest() == installed.image_digest:
+            self._content = Content(unchanged=manifest.length)
+        else:
+            with ExitStack() as stack:
+                would_write = self._resolve(manifest, stack)
+        return self._report(manifest, would_write, round_trip)
+
+    def _resolve(self, manifest: Manifest, stack: ExitStack) -> str:
+        side = self._request.side
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medv-plan-")))
+        kept = side.tables.exists()
+        tables = stack.enter_context(TableFile(side.tables if kept else scratch / "tables.bin", writable=not kept))
+        old = open_old(side, tables)
+        if old is not None:
+            stack.callback(old.source.close)
+        right = manifest.zero.copy() if old is None else right_in_old(manifest, old, self._watch)
+        todo = np.flatnonzero(~(right | manifest.zero)).tolist()
+        self._content = untouched(manifest, right | manifest.zero)
+        self._changed = len(todo)
+        if todo:
+            view = SideDirectory(side.output, scratch)
+            sources = stack.enter_context(Sources(view, manifest, tables, self._request.cache, self._watch))
+            self._plan_windows(manifest, old, todo, tables, sources, scratch)
+        elif old is not None and right.all() and old.source.size == manifest.length:
+            return "nothing"
+        return self._would_write(manifest, old, right)
+
+    def _plan_windows(
+        self, manifest: Manifest, old: Old | None, todo: list[int], tables: TableFile, sources: Sources, scratch: Path
+    ) -> None:
+        seeds = sources.open(old, self._request.seeds, self._request.host_index)
+        written = WrittenIndex(scratch, kind=int(manifest.kind))
+        remote = Remote(self._store, manifest, tables)
+        resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=comes_from_parent(manifest, old))
+        survey = _survey(self._request.side, manifest, old)
+        done, total = 0, int(manifest.lengths[todo].sum())
+        for regions in windows(manifest, todo):
+            self._watch.report("plan", done, total)
+            done += sum(region.length for region in regions)
+            began = time.monotonic()
+            window = resolver.resolve(regions, survey)
+            self._read_seconds += time.monotonic() - began
+            resolver.remember(window)
+            self._content += window.content(seeds)
+            self._bytes += window.fetch.fetch_bytes
+            self._requests += len(window.fetch.ranges)
+        self._watch.report("plan", total, total)
+
+    def _would_write(self, manifest: Manifest, old: Old | None, right: Mask) -> str:
+        if old is None:
+            return "new"
+        if old.source.is_device or self._request.write == "in-place":
+            return "in-place"
+        return "new" if self._request.write == "new" or prefers_new(right, manifest) else "in-place"
+
+    def _report(self, manifest: Manifest, would_write: str, round_trip: float) -> PlanReport:
+        stats = self._store.stats
+        bandwidth = self._bandwidth
+        if bandwidth is None and stats.bytes >= _LEAST_MEASURED and self._read_seconds > 0:
+            bandwidth = stats.bytes / self._read_seconds
+        size, requests = self._bytes + stats.bytes, self._requests + stats.requests
+        estimate = None
+        if bandwidth is not None:
+            estimate = estimate_seconds(
+                size=size,
+                requests=requests,
+                round_trip=round_trip,
+                bandwidth=bandwidth,
+                connections=self._connections,
+            )
+        return PlanReport(
+            image=manifest.image,
+            version=manifest.version,
+            digest=manifest.image_digest(),
+            output=str(self._request.side.output),
+            length=manifest.length,
+            would_write=would_write,
+            content=self._content,
+            network=Network(stats.bytes, stats.requests, stats.retries),
+            fetch_bytes=size,
+            fetch_requests=requests,
+            regions=manifest.region_count,
+            changed_regions=self._changed,
+            round_trip_seconds=round_trip,
+            bandwidth_bytes_per_second=bandwidth,
+            estimate_seconds=estimate,
+            seconds=time.monotonic() - self._started,
+        )
+
+
+class _Nowhere:
+    """Stands for a file that is not written: every place is its own position."""
+
+    def locate(self, offsets: NDArray[np.int64], lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return the offsets."""
+        return offsets
+
+
+def _survey(side: SideDirectory, manifest: Manifest, old: Old | None) -> Survey:
+    """Return what tells which records are in place: in the old image, or written by an interrupted run."""
+    done = _written_before(side, manifest.digest())
+
+    def look(window: Window, regions: Sequence[Region]) -> Mask:
+        mask = done.covers(window.offsets, window.lengths)
+        if old is None or old.believed:
+            return mask | standing(window, regions, old)
+        return mask | right_records(old.source, window, regions)
+
+    return look
+
+
+def _written_before(side: SideDirectory, target: bytes) -> Extents:
+    """Return the extents that an interrupted run has written of this target."""
+    loaded = load_journal(side.journal) if side.partial.exists() else None
+    if loaded is not None and loaded[0].target == target:
+        return loaded[1]
+    if not side.redo.exists():
+        return Extents.none()
+    with RawFile(side.redo) as file:
+        header = read_header(file)
+        if header is None or header[0].target != target:
+            return Extents.none()
+        found = [(record.offset, record.length) for record in read_records(file, verify=False)]
+    columns = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return Extents.of(columns[:, 0], columns[:, 1])

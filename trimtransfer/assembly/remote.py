@@ -1,0 +1,190 @@
+"""Reading a version's tables and locations from a store: neighbours in one request, every piece checked.
+
+A piece whose check fails is asked for once more, past any cache; then the repository is at fault.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.chunk import object_check
+from trimtransfer.errors import FormatError, IntegrityError, NotFound
+from trimtransfer.location import Locations
+from trimtransfer.manifest import TABLES, Manifest, Region, StoredRef
+from trimtransfer.names import locations_name, tables_name
+from trimtransfer.plan import coalesce
+from trimtransfer.store import DirectoryStore, Range, Store
+from trimtransfer.table import Table, decode_difference, decode_full, encode_full
+
+REMEDY: Final = "the repository changed or is damaged; try again later, or have it checked with `medv-repo verify`"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A stored piece and the request that brings it."""
+
+    ref: StoredRef
+    name: str
+    range: Range
+
+
+class Remote:
+    """One version in a store. ``tables`` keeps the tables that were read."""
+
+    def __init__(self, store: Store, manifest: Manifest, tables: TableFile) -> None:
+        self.store, self.manifest = store, manifest
+        self._tables = tables
+        self._names = [
+            (tables_name if file.kind == TABLES else locations_name)(manifest.image, file.version)
+            for file in manifest.files
+        ]
+
+    def tables(self, regions: Sequence[Region], base: Callable[[int], Table | None]) -> list[Table]:
+        """Return the tables of regions that are not all zero: kept ones, else by difference to ``base``, else whole.
+
+        ``base`` returns a table by the absolute start of its region.
+
+        Raises:
+            FormatError, IntegrityError: the repository is damaged.
+        """
+        found: dict[int, Table] = {}
+        bases: dict[int, Table] = {}
+        for region in regions:
+            table = self._tables.get(region.table, size=region.length)
+            if table is not None:
+                found[region.index] = table
+            elif region.difference.length and (old := base(region.start)) is not None:
+                bases[region.index] = old
+        self._read_differences([region for region in regions if region.index in bases], bases, found)
+        whole = [region for region in regions if region.index not in found]
+        stored = self.pieces([region.full for region in whole])
+        for region in whole:
+            data = stored[region.full]
+            found[region.index] = decode_full(data, size=region.length, digest=region.table)
+            self._tables.add(region.table, data)
+        return [found[region.index] for region in regions]
+
+    def locations(self, wanted: Sequence[tuple[Region, str]]) -> dict[tuple[int, str], Locations]:
+        """Return parts (``fresh``, ``rest``) of regions' locations by (number of the region, part): those that exist.
+
+        Raises:
+            FormatError, IntegrityError: the repository is damaged.
+        """
+        refs: dict[tuple[int, str], StoredRef] = {
+            (region.index, part): getattr(region, part) for region, part in wanted
+        }
+        stored = self.pieces([ref for ref in refs.values() if ref.length])
+        return {key: Locations.from_bytes(stored[ref]) for key, ref in refs.items() if ref.length}
+
+    def pieces(self, refs: Sequence[StoredRef]) -> dict[StoredRef, bytes]:
+        """Return stored pieces, each verified.
+
+        Raises:
+            IntegrityError: a piece is not the one that the manifest names, even when asked for twice.
+        """
+        found: dict[StoredRef, bytes] = {}
+        wanted = self._requests(refs)
+        self._fetch(wanted, found, again=False)
+        damaged = [item for item in wanted if item.ref not in found]
+        if damaged:
+            self._fetch(self._requests([item.ref for item in damaged]), found, again=True)
+        for item in damaged:
+            if item.ref not in found:
+                where = f"{item.name}, byte {item.ref.offset}, {item.ref.length} bytes"
+                raise IntegrityError(where, item.ref.check, bytes(len(item.ref.check)), REMEDY)
+        return found
+
+    def _read_differences(self, regions: Sequence[Region], bases: dict[int, Table], found: dict[int, Table]) -> None:
+        """Add the tables that can be made from differences; the others are read whole by the caller."""
+        stored = self.pieces([region.difference for region in regions])
+        for region in regions:
+            data = stored[region.difference]
+            try:
+                table = decode_difference(data, bases[region.index], size=region.length, digest=region.table)
+            except (FormatError, IntegrityError):
+                continue  # made from another table than ours
+            found[region.index] = table
+            self._tables.add(region.table, encode_full(table))
+
+    def _requests(self, refs: Sequence[StoredRef]) -> list[_Wanted]:
+        wanted: list[_Wanted] = []
+        for number in sorted({ref.file for ref in refs}):
+            name, total = self._names[number], self.manifest.files[number].length
+            here = sorted({ref for ref in refs if ref.file == number}, key=lambda ref: (ref.offset, ref.length))
+            starts = np.array([ref.offset for ref in here], dtype=np.int64)
+            lengths = np.array([ref.length for ref in here], dtype=np.int64)
+            for piece in coalesce(starts, lengths):
+                whole = piece.start == 0 and piece.end == total
+                part = Range(name, piece.start, piece.end - piece.start, total, whole)
+                wanted += [_Wanted(ref, name, part) for ref in here[piece.first : piece.last]]
+        return wanted
+
+    def _fetch(self, wanted: Sequence[_Wanted], found: dict[StoredRef, bytes], *, again: bool) -> None:
+        """Fetch and add the pieces whose check is right."""
+        by_range: dict[Range, list[StoredRef]] = {}
+        for item in wanted:
+            by_range.setdefault(item.range, []).append(item.ref)
+
+        def deliver(part: Range, data: memoryview) -> None:
+            for ref in by_range[part]:
+                stored = bytes(data[ref.offset - part.start : ref.offset - part.start + ref.length])
+                if object_check(stored) == ref.check:
+                    found[ref] = stored
+
+        if by_range:
+            self.store.fetch(list(by_range), deliver, again=again)
+
+
+def open_store(
+    url: str | os.PathLike[str],
+    *,
+    connections: int,
+    limit_rate: float | None,
+    ca_cert: str | None,
+    cancel: threading.Event | None,
+    on_bytes: Callable[[int], None],
+) -> Store:
+    """Return the store at ``url``: http or https, a ``file:`` URL, or the path of a directory.
+
+    ``on_bytes`` is called as body bytes arrive.
+
+    Raises:
+        ValueError: a scheme that is not supported.
+        NotFound: there is no such directory.
+    """
+    text = os.fspath(url)
+    scheme = text.partition("://")[0].lower() if "://" in text else ""
+    if scheme in ("http", "https"):
+        from trimtransfer.fetch.http import HttpStore
+
+        return HttpStore(
+            text, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=on_bytes
+        )
+    if scheme == "file":
+        text = unquote(urlsplit(text).path)
+    elif scheme:
+        raise ValueError(f"{text}: use http://, https:// or the path of a directory")
+    if not os.path.isdir(text):
+        raise NotFound("the repository", text)
+    return _CountedDirectory(text, connections, on_bytes)
+
+
+class _CountedDirectory(DirectoryStore):
+    """A directory store that tells how many bytes of ranges were read, as they are read."""
+
+    def __init__(self, path: str, connections: int, on_bytes: Callable[[int], None]) -> None:
+        super().__init__(path, connections=connections)
+        self._on_bytes = on_bytes
+
+    def read_range(self, wanted: Range) -> bytes:
+        data = super().read_range(wanted)
+        self._on_bytes(len(data))
+        return data

@@ -1,0 +1,118 @@
+"""Opening the local sources of a sync, in the order in which they are asked: the old image, what an interrupted run of
+another version left, the seeds that were named, the host index."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from trimtransfer.assembly.installed import InstalledImage
+from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.side import SideDirectory
+from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.assembly.ways import Old
+from trimtransfer.extents import Extents
+from trimtransfer.image import ImageSource
+from trimtransfer.index.host import HostIndex
+from trimtransfer.index.seed import Seed, seed_from_path
+from trimtransfer.manifest import Manifest
+from trimtransfer.watch import Watch
+
+
+class Sources:
+    """Opens seeds and closes them at the end of its ``with`` block. ``cache`` keeps the indexes of scanned seeds."""
+
+    def __init__(self, side: SideDirectory, manifest: Manifest, tables: TableFile, cache: Path, watch: Watch) -> None:
+        self._side, self._manifest, self._tables = side, manifest, tables
+        self._cache, self._watch = cache, watch
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def open(self, old: Old | None, paths: Sequence[str | os.PathLike[str]], host: HostIndex | None) -> list[Seed]:
+        """Return all seeds; the old image comes first if its tables are known. Files without tables are scanned.
+
+        Raises:
+            FileNotFoundError: a named seed does not exist.
+            Cancelled, NoSpace: from scanning.
+        """
+        seeds: list[Seed] = []
+        if old is not None:
+            known = old.image is not None and old.image.is_complete()
+            seeds.append(old.image if old.image is not None and known else self._scanned(old.source.path))
+        seeds += self._abandoned()
+        output = self._side.output.resolve()
+        for path in paths:
+            if Path(path).resolve() != output:
+                seeds.append(self._installed(Path(path)) or self._scanned(Path(path)))
+        if host is not None:
+            seeds.append(self._stack.enter_context(contextlib.closing(host.seed())))
+        return seeds
+
+    def _scanned(self, path: Path) -> Seed:
+        scratch = self._cache / "seeds"
+        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = seed_from_path(
+            path, self._manifest.kind, scratch=scratch, progress=self._watch.progress, cancel=self._watch.cancel
+        )
+        return self._stack.enter_context(contextlib.closing(found))
+
+    def _installed(self, path: Path) -> InstalledImage | None:
+        """Return an image of ours as a seed without a scan, if it looks as it was recorded."""
+        side = SideDirectory(path)
+        installed = side.installed()
+        if installed is None or not installed.file.believed(os.stat(path)):
+            return None
+        manifest = side.read_manifest(side.manifest, installed.manifest_digest)
+        if manifest is None or manifest.kind != self._manifest.kind:
+            return None
+        try:
+            tables = self._stack.enter_context(TableFile(side.tables, writable=False))
+        except OSError:
+            return None
+        source = self._stack.enter_context(ImageSource(path))
+        return InstalledImage(source, manifest, tables, self._side.path, category="seed")
+
+    def _abandoned(self) -> Iterator[InstalledImage]:
+        """Yield what an interrupted run of another version had written already."""
+        side = self._side
+        manifest = side.read_manifest(side.abandoned_manifest)
+        if manifest is None or not side.abandoned.exists():
+            return
+        loaded = load_journal(side.abandoned_journal)
+        extents = loaded[1] if loaded is not None and loaded[0].target == manifest.digest() else Extents.none()
+        source = self._stack.enter_context(ImageSource(side.abandoned))
+        yield InstalledImage(source, manifest, self._tables, side.path, category="seed", extents=extents)
+
+
+def set_aside(side: SideDirectory, target: bytes) -> None:
+    """Keep what an interrupted run of another version has written as a seed; anything else half-written is deleted.
+
+    Only a run's own order of files counts as one: journal, manifest and file must be there. Hold the lock.
+    """
+    if not side.partial.exists():
+        return
+    loaded = load_journal(side.journal)
+    if loaded is not None and loaded[0].target == target:
+        return
+    if loaded is None or side.read_manifest(side.target, loaded[0].target) is None:
+        return  # taken as a file of unknown content: what is right in it stays
+    side.journal.replace(side.abandoned_journal)
+    side.target.replace(side.abandoned_manifest)
+    side.partial.replace(side.abandoned)
+
+
+def discard_unfinished(side: SideDirectory) -> None:
+    """Delete everything half-written: the image is what it should be. Hold the lock."""
+    unfinished = (side.redo, side.journal, side.partial, side.target)
+    abandoned = (side.abandoned, side.abandoned_manifest, side.abandoned_journal)
+    there = [path for path in (*unfinished, *abandoned) if path.exists()]
+    if there:
+        side.remove(*there)

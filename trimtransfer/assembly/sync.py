@@ -1,0 +1,373 @@
+"""Sync: make a local file or device exactly one version of an image, with as few bytes from the repository as possible.
+
+Read :func:`sync` and :meth:`_Sync.run` from top to bottom: they are the order of work. Whatever stops it - a kill, a
+full disk, Ctrl-C, a broken network - the image is the old version or the new one, and the same call goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
+from trimtransfer.assembly.choice import Choice, choose
+from trimtransfer.assembly.installed import WrittenIndex
+from trimtransfer.assembly.partial import PartialFile
+from trimtransfer.assembly.rawfile import free_bytes
+from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
+from trimtransfer.assembly.refusal import check_output
+from trimtransfer.assembly.remote import REMEDY, Remote, open_store
+from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan
+from trimtransfer.assembly.side import Installed, SideDirectory
+from trimtransfer.assembly.sources import Sources, discard_unfinished, set_aside
+from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.assembly.verify import in_parallel, wrong_regions
+from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old
+from trimtransfer.errors import IntegrityError, NoSpace, NotFound
+from trimtransfer.head import Head
+from trimtransfer.image import ImageSource
+from trimtransfer.index.host import HostIndex
+from trimtransfer.manifest import Manifest, Region
+from trimtransfer.names import check_name
+from trimtransfer.plan import FETCH, SEEDS, SELF, Mask
+from trimtransfer.report import Content, Network, SyncReport
+from trimtransfer.repository.reading import read_head, read_manifest
+from trimtransfer.store import Store
+from trimtransfer.watch import Progress, Watch
+
+_OUTCOME: Final = "stopped; what was done is kept, run the same command again to continue"
+_ROOM: Final = 1 << 20
+"""Bytes kept free for journal, tables and state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a sync or plan was asked for: see :func:`sync`."""
+
+    image: str
+    version: str | None
+    side: SideDirectory
+    seeds: tuple[str | os.PathLike[str], ...]
+    host_index: HostIndex | None
+    write: WriteOption
+    cache: Path
+
+
+def sync(
+    url: str | os.PathLike[str],
+    image: str,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    version: str | None = None,
+    seeds: Sequence[str | os.PathLike[str]] = (),
+    host_index: HostIndex | None = None,
+    write: WriteOption = "auto",
+    limit_rate: float | None = None,
+    connections: int = 4,
+    ca_cert: str | None = None,
+    side: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> SyncReport:
+    """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
+
+    ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
+    hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``limit_rate`` in bytes per
+    second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. Memory:
+    less than 256 MiB whatever the image's size.
+
+    Raises:
+        NotFound: no such image or version.
+        FetchError, AccessDenied: the repository could not be read. Run it again to continue.
+        FormatError, IntegrityError: the repository is damaged or changed.
+        NoSpace: the disk is full. Run it again to continue.
+        Locked: another process syncs this output.
+        TargetRefused: the output must not be written to.
+        SourceChanged: somebody writes to the image.
+        Cancelled: ``cancel`` was set. Run it again to continue.
+    """
+    request = make_request(image, output, version, seeds, host_index, write, side, cache)
+    watch = Watch(progress, cancel, _OUTCOME)
+    meter = Meter("fetch", watch)
+    meter.paused = True
+    check_output(request.side.output)
+    with request.side.locked():
+        request.side.clear_temporary()
+        finish_interrupted(request.side, watch)  # before anything is asked of the network
+        store = open_store(
+            url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
+        )
+        with closing(store):
+            return _Sync(request, store, watch, meter).run()
+
+
+def make_request(
+    image: str,
+    output: str | os.PathLike[str] | None,
+    version: str | None,
+    seeds: Sequence[str | os.PathLike[str]],
+    host_index: HostIndex | None,
+    write: WriteOption,
+    side: str | os.PathLike[str] | None,
+    cache: str | os.PathLike[str] | None,
+) -> Request:
+    """Check the arguments of a sync or plan; ``FormatError`` for a name that is none, ``ValueError`` for others."""
+    check_name("image", image)
+    if version is not None:
+        check_name("version", version)
+    if write not in ("auto", "new", "in-place"):
+        raise ValueError(f"write={write!r}: auto, new or in-place")
+    directory = SideDirectory(Path(output or f"{image}.img"), Path(side) if side is not None else None)
+    if cache is None:
+        from platformdirs import user_cache_dir
+
+        cache = user_cache_dir("medv")
+    return Request(image, version, directory, tuple(seeds), host_index, write, Path(cache))
+
+
+class _Sync:
+    """One run of :func:`sync`, under the lock and with nothing left half-applied."""
+
+    def __init__(self, request: Request, store: Store, watch: Watch, fetching: Meter) -> None:
+        self._request, self._store, self._side, self._watch = request, store, request.side, watch
+        self._fetching, self._reusing = fetching, Meter("reuse", watch)
+        self._started = time.monotonic()
+        self._content = Content()
+        self._resumed_bytes = self._rejected = self._changed = 0
+        self._seed_seconds = 0.0
+
+    def run(self) -> SyncReport:
+        """Do everything, in this order."""
+        side = self._side
+        installed = believed_installed(side)
+        head = newest(self._store, self._request) if self._request.version is None else None
+        if installed is not None and head is not None and head.image_digest == installed.image_digest:
+            return self._up_to_date(head.version, installed.image_digest, head.length)
+        manifest = wanted_manifest(self._store, self._request, head)
+        if installed is not None and manifest.image_digest() == installed.image_digest:
+            return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
+        set_aside(side, manifest.digest())
+        side.write(side.target, manifest.to_bytes())
+        with TableFile(side.tables) as tables:
+            wrote = self._make(manifest, tables)
+            tables.sync()
+            record_installed(side, manifest)
+            discard_unfinished(side)
+            tables.compact(digest.tobytes() for digest in manifest.rows["table"])
+        return self._report(manifest, wrote)
+
+    def _make(self, manifest: Manifest, tables: TableFile) -> str:
+        """Make the output this version, complete and verified; return how it was written."""
+        with ExitStack() as stack:
+            old = open_old(self._side, tables)
+            if old is not None:
+                stack.callback(old.source.close)
+            choice = choose(self._request.write, self._side, manifest, old, self._watch)
+            if choice is None:
+                self._content = untouched(manifest, np.ones(manifest.region_count, dtype=np.bool_))
+                mark_image(self._side.output, manifest)
+                return "nothing"
+            stack.callback(lambda: choice.way.close())
+            self._content = untouched(manifest, choice.in_place)
+            todo = self._copy_regions(manifest, choice, old)
+            self._changed = len(todo)
+            if todo:
+                with Sources(self._side, manifest, tables, self._request.cache, self._watch) as sources:
+                    self._fill(manifest, choice, old, todo, tables, sources)
+            else:
+                choice.way.complete(self._watch)
+            choice.way.commit()
+            return choice.way.wrote
+
+    def _copy_regions(self, manifest: Manifest, choice: Choice, old: Old | None) -> list[int]:
+        """Copy regions that stay as they are into a new file, hashing them; return all that are still to be done."""
+        todo = np.flatnonzero(~(choice.in_place | choice.copyable)).tolist()
+        target = choice.way.target
+        if old is None or not choice.copyable.any() or not isinstance(target, PartialFile):
+            return todo
+        numbers = np.flatnonzero(choice.copyable)
+        self._check_space(min(int(manifest.lengths[numbers].sum()), allocated_bytes(old.source)))
+        done = target.done.covers(manifest.starts[numbers], manifest.lengths[numbers])
+        self._resumed_bytes += int(manifest.lengths[numbers[done]].sum())
+        regions = [manifest.region(index) for index in numbers[~done].tolist()]
+        self._reusing.expect(sum(region.length for region in regions))
+        source = old.source
+        for region, right in in_parallel(lambda region: copy_region(source, target, region), regions):
+            self._watch.report("reuse", self._reusing.done, self._reusing.total)
+            self._reusing.add(region.length)
+            if not right:
+                choice.copyable[region.index] = False
+        self._content += untouched(manifest, choice.copyable)
+        return np.flatnonzero(~(choice.in_place | choice.copyable)).tolist()
+
+    def _fill(
+        self, manifest: Manifest, choice: Choice, old: Old | None, todo: list[int], tables: TableFile, sources: Sources
+    ) -> None:
+        """Write all regions of ``todo`` and verify them; what is wrong then is looked at record by record, once."""
+        started = time.monotonic()
+        use_old = not isinstance(choice.way, Direct)
+        seeds = sources.open(old if use_old else None, self._request.seeds, self._request.host_index)
+        self._seed_seconds = time.monotonic() - started
+        remote = Remote(self._store, manifest, tables)
+        written = WrittenIndex(self._side.path, kind=int(manifest.kind))
+        from_parent = use_old and comes_from_parent(manifest, old)
+        resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent)
+        self._content += self._write(resolver, choice.way, todo, choice.way.standing)
+        wrong = self._complete(manifest, choice.way, todo)
+        if wrong:
+            choice.way = choice.way.again()
+            resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=False)
+            self._write(resolver, choice.way, wrong, choice.way.looked_at)
+            wrong = self._complete(manifest, choice.way, wrong)
+        if wrong:
+            region = manifest.region(wrong[0])
+            raise IntegrityError(f"{self._side.output}, byte {region.start}", region.content, bytes(32), REMEDY)
+
+    def _write(self, resolver: Resolver, way: Way, numbers: Sequence[int], survey: Survey) -> Content:
+        """Write regions, some at a time; return where their content came from."""
+        content = Content()
+        assembler = Assembler(
+            way.target,
+            self._store,
+            resolver,
+            reuse=self._reusing,
+            fetching=self._fetching,
+            watch=self._watch,
+        )
+        with assembler:
+            for regions in windows(resolver.remote.manifest, numbers):
+                plan = resolver.resolve(regions, survey)
+                if not isinstance(way, Direct):
+                    self._check_space(bytes_to_write(plan))
+                assembler.carry_out(plan)
+                resolver.remember(plan)
+                content += plan.content(resolver.seeds)
+                resumed = way.target.done.covers(plan.window.offsets, plan.window.lengths) & ~plan.window.zero
+                self._resumed_bytes += int(plan.window.lengths[resumed].sum(dtype=np.int64))
+        self._rejected += assembler.rejected
+        return content
+
+    def _complete(self, manifest: Manifest, way: Way, numbers: list[int]) -> list[int]:
+        """Bring everything to the disk, read the regions back, and return those whose content is wrong."""
+        way.complete(self._watch)
+        with way.reader() as source:
+            return wrong_regions(source, manifest, numbers, self._watch)
+
+    def _check_space(self, needed: int) -> None:
+        free = free_bytes(self._side.path)
+        if needed + _ROOM > free:
+            raise NoSpace(str(self._side.output), needed + _ROOM, free)
+
+    def _up_to_date(self, version: str, digest: bytes, length: int) -> SyncReport:
+        discard_unfinished(self._side)
+        return self._finished(version, digest, length, "nothing", Content(unchanged=length), 0)
+
+    def _report(self, manifest: Manifest, wrote: str) -> SyncReport:
+        regions, digest = manifest.region_count, manifest.image_digest()
+        return self._finished(manifest.version, digest, manifest.length, wrote, self._content, regions)
+
+    def _finished(
+        self, version: str, digest: bytes, length: int, wrote: str, content: Content, regions: int
+    ) -> SyncReport:
+        stats = self._store.stats
+        return SyncReport(
+            image=self._request.image,
+            version=version,
+            digest=digest,
+            output=str(self._side.output),
+            length=length,
+            wrote=wrote,
+            content=content,
+            network=Network(stats.bytes, stats.requests, stats.retries),
+            regions=regions,
+            changed_regions=self._changed,
+            resumed_bytes=self._resumed_bytes,
+            rejected_chunks=self._rejected,
+            seconds=time.monotonic() - self._started,
+            seed_seconds=self._seed_seconds,
+        )
+
+
+def believed_installed(side: SideDirectory) -> Installed | None:
+    """Return what is recorded of the image if the file looks as it did then."""
+    installed = side.installed()
+    try:
+        found = os.stat(side.output)
+    except OSError:
+        return None
+    return installed if installed is not None and installed.file.believed(found) else None
+
+
+def newest(store: Store, request: Request) -> Head:
+    """Return the head of the wanted image; ``NotFound`` that names it, ``FormatError``."""
+    try:
+        return read_head(store, request.image)
+    except NotFound as error:
+        raise NotFound(f"image {request.image}", error.url) from error
+
+
+def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manifest:
+    """Return the manifest of the wanted version: one kept from an interrupted run, else the repository's.
+
+    Raises:
+        NotFound: there is no such version; FormatError, IntegrityError: the repository is damaged.
+    """
+    if head is not None:
+        kept = request.side.read_manifest(request.side.target, head.manifest_digest)
+        if kept is not None:
+            return kept
+        return read_manifest(store, request.image, head.version, head=head)
+    version = request.version or ""
+    try:
+        return read_manifest(store, request.image, version)
+    except NotFound as error:
+        raise NotFound(f"version {version} of image {request.image}", error.url) from error
+
+
+def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:
+    """Return whether the old image is the version that ``manifest``'s fresh locations and differences start from."""
+    known = None if old is None else old.manifest
+    return known is not None and (known.image, known.version) == (manifest.image, manifest.parent)
+
+
+def windows(manifest: Manifest, numbers: Sequence[int]) -> Iterator[list[Region]]:
+    """Yield regions in groups that can be planned in bounded memory."""
+    group: list[Region] = []
+    stored = 0
+    for number in numbers:
+        region = manifest.region(number)
+        size = region.full.length + region.fresh.length + region.rest.length
+        if group and (len(group) >= WINDOW_REGIONS or stored + size > WINDOW_STORED):
+            yield group
+            group, stored = [], 0
+        group.append(region)
+        stored += size
+    if group:
+        yield group
+
+
+def untouched(manifest: Manifest, regions: Mask) -> Content:
+    """Return the content of regions that stay as they are."""
+    zero = int(manifest.lengths[regions & manifest.zero].sum())
+    return Content(unchanged=int(manifest.lengths[regions].sum()) - zero, zero=zero)
+
+
+def bytes_to_write(plan: WindowPlan) -> int:
+    """Return the bytes that carrying out a plan writes."""
+    moved = (plan.source == FETCH) | (plan.source == SELF) | (plan.source >= SEEDS)
+    return int(plan.window.lengths[moved].sum(dtype=np.int64))
+
+
+def allocated_bytes(source: ImageSource) -> int:
+    """Return the bytes of a file that are no holes."""
+    return sum(length for _, length in source.extents(0, source.size))

@@ -1,0 +1,161 @@
+"""Comparing what a file holds with a manifest: whole regions by content digest, or record by record.
+
+Regions are hashed by a few threads, each in pieces of 1 MiB; holes of a sparse file are not read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+
+from trimtransfer.assembly.side import SideDirectory
+from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
+from trimtransfer.errors import NotFound, SourceChanged
+from trimtransfer.image import ImageSource
+from trimtransfer.manifest import Manifest, Region, zero_region_digest
+from trimtransfer.plan import Mask, Window
+from trimtransfer.report import VerifyReport
+from trimtransfer.watch import Progress, Watch
+
+T = TypeVar("T")
+
+PIECE: Final = 1 << 20
+THREADS: Final = min(4, os.cpu_count() or 1)
+_ZEROS: Final = bytes(PIECE)
+
+
+def in_parallel(function: Callable[[T], bool], items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yield (item, function(item)) as results arrive, a few at a time; the first error ends all and is raised."""
+    with ThreadPoolExecutor(THREADS, "verify") as pool:
+        running: dict[Future[bool], T] = {}
+        try:
+            for item in items:
+                running[pool.submit(function, item)] = item
+                if len(running) >= 2 * THREADS:
+                    yield from _finished(running)
+            while running:
+                yield from _finished(running)
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _finished(running: dict[Future[bool], T]) -> Iterator[tuple[T, bool]]:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        item = running.pop(future)
+        yield item, future.result()
+
+
+def region_is(source: ImageSource, region: Region) -> bool:
+    """Return whether the file holds exactly this region's content at its place."""
+    if region.start + region.length > source.size:
+        return False
+    if next(source.extents(region.start, region.length), None) is None:
+        return region.content == zero_region_digest(region.length)
+    hasher = region_hasher()
+    buffer = memoryview(bytearray(min(PIECE, region.length)))
+    try:
+        for at in range(0, region.length, PIECE):
+            part = buffer[: min(PIECE, region.length - at)]
+            source.read_into(part, region.start + at)
+            hasher.update(part)
+    except SourceChanged:
+        return False
+    return hasher.digest() == region.content
+
+
+def wrong_regions(
+    source: ImageSource, manifest: Manifest, regions: Sequence[int], watch: Watch, *, phase: str = "verify"
+) -> list[int]:
+    """Return which of these regions (by number) the file does not hold; ``Cancelled`` on request."""
+    lengths = manifest.lengths
+    total = int(lengths[np.array(regions, dtype=np.int64)].sum()) if regions else 0
+    done, wrong = 0, []
+    watch.report(phase, done, total)
+    for region, right in in_parallel(lambda region: region_is(source, region), map(manifest.region, regions)):
+        done += region.length
+        watch.report(phase, done, total)
+        if not right:
+            wrong.append(region.index)
+    return sorted(wrong)
+
+
+def right_records(source: ImageSource, window: Window, regions: Sequence[Region]) -> Mask:
+    """Return which records of a window the file holds at their place (bool, one per record): all are read."""
+    right = np.zeros(len(window), dtype=np.bool_)
+
+    def look(row: int) -> bool:
+        first, last = int(window.first[row]), int(window.first[row + 1])
+        right[first:last] = _right_in_region(source, window, first, last)
+        return True
+
+    for _ in in_parallel(look, range(len(regions))):
+        pass
+    return right
+
+
+def _right_in_region(source: ImageSource, window: Window, first: int, last: int) -> Mask:
+    right = np.zeros(last - first, dtype=np.bool_)
+    buffer = memoryview(bytearray(MAX_CHUNK_SIZE))
+    offsets, lengths = window.offsets[first:last].tolist(), window.lengths[first:last].tolist()
+    digests = window.digests[first:last].tobytes()
+    for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        if offset + length > source.size:
+            break
+        if window.zero[first + number]:
+            right[number] = _is_zero(source, offset, length)
+            continue
+        part = buffer[:length]
+        try:
+            source.read_into(part, offset)
+        except SourceChanged:
+            break
+        right[number] = chunk_digest(part) == digests[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
+    return right
+
+
+def _is_zero(source: ImageSource, offset: int, length: int) -> bool:
+    for start, size in source.extents(offset, length):
+        for at in range(start, start + size, PIECE):
+            data = source.read(at, min(PIECE, start + size - at))
+            if data != _ZEROS[: len(data)]:
+                return False
+    return True
+
+
+def verify_image(
+    path: str | os.PathLike[str], *, side: str | os.PathLike[str] | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Compare an image with the manifest in its side directory (``side``: another than the default); all is read.
+
+    Raises:
+        NotFound: there is no manifest to compare with.
+        OSError: the image cannot be read.
+    """
+    started = time.monotonic()
+    directory = SideDirectory(Path(path), Path(side) if side is not None else None)
+    installed = directory.installed()
+    manifest = None if installed is None else directory.read_manifest(directory.manifest, installed.manifest_digest)
+    if manifest is None:
+        raise NotFound(f"the manifest of {path}", str(directory.manifest))
+    with ImageSource(path) as source:
+        wrong = wrong_regions(source, manifest, range(manifest.region_count), Watch(progress))
+        found_length = manifest.length if source.is_device and source.size >= manifest.length else source.size
+    damaged = tuple((int(manifest.starts[index]), int(manifest.lengths[index])) for index in wrong)
+    return VerifyReport(
+        manifest.image,
+        manifest.version,
+        os.fspath(path),
+        manifest.length,
+        manifest.image_digest(),
+        damaged,
+        found_length,
+        time.monotonic() - started,
+    )

@@ -1,0 +1,286 @@
+"""The two ways to write an image - a new file beside the old one, or in place - and the choice between them.
+
+A way owns the file being written (``target``), tells what lies at each place before anything is written (``standing``),
+and brings the image to its final state (``complete``, ``commit``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from trimtransfer.assembly.installed import InstalledImage
+from trimtransfer.assembly.journal import Base, JournalKey, load_journal
+from trimtransfer.assembly.partial import PartialFile, open_device, open_partial
+from trimtransfer.assembly.rawfile import RawFile, clone
+from trimtransfer.assembly.recovery import mark_image
+from trimtransfer.assembly.redo import Redo, RedoKey, apply, discard_redo, read_header
+from trimtransfer.assembly.side import FileState, SideDirectory, sync_directory
+from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.assembly.verify import right_records
+from trimtransfer.errors import SourceChanged, TargetRefused
+from trimtransfer.image import ImageSource
+from trimtransfer.manifest import Manifest, Region
+from trimtransfer.plan import Mask, Window, same_place
+from trimtransfer.watch import Watch
+
+WriteOption: TypeAlias = Literal["auto", "new", "in-place"]
+
+
+@dataclass(slots=True, eq=False)
+class Old:
+    """What is at the output path now: the open file, what is known of it, and whether that is believed."""
+
+    source: ImageSource
+    state: FileState
+    image: InstalledImage | None
+    believed: bool
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of the version that it holds, as far as known."""
+        return None if self.image is None else self.image.manifest
+
+    def check_unchanged(self) -> None:
+        """Raise ``SourceChanged`` if the file is no longer what it was when this run began."""
+        if self.source.is_device:
+            return
+        found = FileState.of(os.stat(self.source.path))
+        if (found.device, found.inode, found.size, found.mtime_ns, found.ctime_ns) != (
+            self.state.device, self.state.inode, self.state.size, self.state.mtime_ns, self.state.ctime_ns
+        ):  # fmt: skip
+            raise SourceChanged(str(self.source.path), "its times or its length are others; stop what writes to it")
+
+
+def open_old(side: SideDirectory, tables: TableFile) -> Old | None:
+    """Open the present image, if there is one."""
+    try:
+        source = ImageSource(side.output)
+    except FileNotFoundError:
+        return None
+    found = os.stat(side.output)
+    installed = side.installed()
+    manifest = None if installed is None else side.read_manifest(side.manifest, installed.manifest_digest)
+    image = None if manifest is None else InstalledImage(source, manifest, tables, side.path)
+    believed = image is not None and installed is not None and installed.file.believed(found)
+    return Old(source, FileState.of(found), image, believed)
+
+
+def standing(window: Window, regions: Sequence[Region], old: Old | None) -> Mask:
+    """Return which records of a window are right in a copy of the ``old`` image (None: in a file of zeros).
+
+    What the old version's tables do not tell is read.
+    """
+    if old is None or old.image is None:
+        return window.zero.copy()
+    mask = np.zeros(len(window), dtype=np.bool_)
+    unknown: list[slice] = []
+    for row, region in enumerate(regions):
+        records = slice(int(window.first[row]), int(window.first[row + 1]))
+        table = old.image.table_at(region.start)
+        if table is not None:
+            mask[records] = same_place(window, row, region.start, table)
+        elif region.start >= old.source.size:
+            mask[records] = window.zero[records]
+        else:
+            unknown.append(records)
+    if unknown:
+        looked = right_records(old.source, window, regions)
+        for records in unknown:
+            mask[records] = looked[records]
+    return mask
+
+
+class Way:
+    """What both ways share. ``base`` says how far the content under the writes is known."""
+
+    wrote: str
+
+    def __init__(self, side: SideDirectory, manifest: Manifest, old: Old | None, target: PartialFile | Redo) -> None:
+        self.side, self.manifest, self.old, self.target = side, manifest, old, target
+
+    def standing(self, window: Window, regions: Sequence[Region]) -> Mask:
+        """Return which records of a window are right at their place already (bool, one per record)."""
+        done = self.target.done.covers(window.offsets, window.lengths)
+        if self.target.base is Base.UNKNOWN:
+            return done | self.looked_at(window, regions)
+        return done | standing(window, regions, self.old if self.target.base is Base.OLD else None)
+
+    def looked_at(self, window: Window, regions: Sequence[Region]) -> Mask:
+        """Return the same by reading every record, whatever is recorded."""
+        with self.reader() as source:
+            return right_records(source, window, regions)
+
+    def reader(self) -> ImageSource:
+        """Open the file that will be the image."""
+        raise NotImplementedError
+
+    def complete(self, watch: Watch) -> None:
+        """Bring everything that was written to its place and to the disk."""
+        raise NotImplementedError
+
+    def commit(self) -> None:
+        """Make the complete and verified file the image."""
+        raise NotImplementedError
+
+    def again(self) -> Way:
+        """Return the way by which a complete file that turned out wrong is repaired; this one is not used any more."""
+        return self
+
+    def close(self) -> None:
+        """Close files; what is on the disk stays, for this run's end or the next run."""
+        self.target.close()
+
+
+class NewFile(Way):
+    """A new file in the side directory that takes the image's name at the end."""
+
+    wrote = "new"
+
+    def __init__(self, side: SideDirectory, manifest: Manifest, old: Old | None) -> None:
+        key = JournalKey(manifest.digest(), manifest.length, Base.ZEROS)
+        shared = None
+        if old is not None and can_clone(side, old):
+            shared = old.source.path
+            if old.believed and old.manifest is not None:
+                key = replace(key, base=Base.OLD, base_manifest=old.manifest.digest())
+            else:
+                key = replace(key, base=Base.UNKNOWN)
+        target = open_partial(side.partial, side.journal, key, old=shared)
+        super().__init__(side, manifest, old, target)
+
+    def reader(self) -> ImageSource:
+        """Open the half-written file."""
+        return ImageSource(self.side.partial)
+
+    def complete(self, watch: Watch) -> None:
+        """Bring everything to the disk."""
+        self.target.sync()
+
+    def commit(self) -> None:
+        """Rename the file over the image."""
+        mark_image(self.side.partial, self.manifest)
+        os.replace(self.side.partial, self.side.output)
+        sync_directory(self.side.output.absolute().parent)
+
+
+class InPlace(Way):
+    """The image itself, by way of a redo file."""
+
+    wrote = "in-place"
+
+    def __init__(self, side: SideDirectory, manifest: Manifest, old: Old) -> None:
+        self._image = RawFile(side.output)
+        try:
+            if self._image.is_device and self._image.size < manifest.length:
+                raise TargetRefused(str(side.output), f"has {self._image.size:,} bytes, {manifest.length:,} are needed")
+            key = RedoKey(manifest.digest(), manifest.length, old.state.device, old.state.inode)
+            redo = Redo(side.redo, self._image, key, base=Base.OLD if old.believed else Base.UNKNOWN)
+        except BaseException:
+            self._image.close()
+            raise
+        super().__init__(side, manifest, old, redo)
+        self._old, self._redo = old, redo
+
+    def reader(self) -> ImageSource:
+        """Open the image."""
+        return ImageSource(self.side.output)
+
+    def complete(self, watch: Watch) -> None:
+        """Commit the redo file and apply it."""
+        self._old.check_unchanged()
+        self._redo.commit()
+        with RawFile(self.side.redo) as file:
+            apply(file, self._image, length=self.manifest.length, progress=watch.progress)
+
+    def commit(self) -> None:
+        """The image has its content already."""
+        mark_image(self.side.output, self.manifest)
+
+    def again(self) -> InPlace:
+        """Return a new redo file over the image as it is now, of which nothing is believed."""
+        self.close()
+        discard_redo(self.side.redo)
+        found = FileState.of(os.stat(self.side.output))
+        return InPlace(self.side, self.manifest, replace(self._old, state=found, believed=False))
+
+    def close(self) -> None:
+        """Close the files."""
+        super().close()
+        self._image.close()
+
+
+class Direct(Way):
+    """A block device that holds no version known to us: there is nothing to protect, so it is written at once."""
+
+    wrote = "in-place"
+
+    def __init__(self, side: SideDirectory, manifest: Manifest, old: Old) -> None:
+        key = JournalKey(manifest.digest(), manifest.length, Base.UNKNOWN)
+        if old.source.size < manifest.length:
+            raise TargetRefused(str(side.output), f"has {old.source.size:,} bytes, {manifest.length:,} are needed")
+        super().__init__(side, manifest, old, open_device(side.output, side.journal, key))
+
+    def reader(self) -> ImageSource:
+        """Open the device."""
+        return ImageSource(self.side.output)
+
+    def complete(self, watch: Watch) -> None:
+        """Bring everything to the disk."""
+        self.target.sync()
+
+    def commit(self) -> None:
+        """The device has its content already."""
+
+
+def can_clone(side: SideDirectory, old: Old) -> bool:
+    """Return whether files in the side directory can share blocks with the old image."""
+    probe = side.path / "clone.tmp"
+    if old.source.is_device:
+        return False
+    with RawFile(probe, create=True) as file:
+        probe.unlink()
+        return clone(old.source.path, file)
+
+
+def same_regions(new: Manifest, old: Manifest) -> Mask:
+    """Return which regions of ``new`` have the same content at the same place of ``old`` (bool, one per region).
+
+    A region of zeros beyond the end of ``old`` counts: there a longer file reads as zeros.
+    """
+    beyond: Mask = new.zero & (new.starts >= old.length)
+    if not old.region_count:
+        return beyond
+    at = np.minimum(np.searchsorted(old.starts, new.starts), old.region_count - 1)
+    same: Mask = (old.starts[at] == new.starts) & (old.lengths[at] == new.lengths) & (old.zero[at] == new.zero)
+    filled = np.flatnonzero(same & ~new.zero)
+    new_row, old_row = np.cumsum(~new.zero) - 1, np.cumsum(~old.zero) - 1
+    contents = new.rows["content"][new_row[filled]], old.rows["content"][old_row[at[filled]]]
+    same[filled] = (contents[0] == contents[1]).all(axis=1)
+    same |= beyond
+    return same
+
+
+def unchanged_share(manifest: Manifest, right: Mask) -> float:
+    """Return which part of the content (regions of zeros apart) lies in regions that stay as they are."""
+    filled = manifest.lengths[~manifest.zero]
+    same = manifest.lengths[~manifest.zero & right]
+    return float(same.sum()) / max(1.0, float(filled.sum()))
+
+
+def pending_way(side: SideDirectory, manifest: Manifest) -> str | None:
+    """Return by which way (``new``, ``in-place``) an interrupted run began to write this version; None if none did."""
+    target = manifest.digest()
+    loaded = load_journal(side.journal) if side.partial.exists() else None
+    if loaded is not None and loaded[0].target == target:
+        return "new"
+    if side.redo.exists():
+        with RawFile(side.redo) as file:
+            header = read_header(file)
+        if header is not None and header[0].target == target:
+            return "in-place"
+    return None

@@ -1,0 +1,1 @@
+"""A repository behind HTTP or HTTPS, read from any static web server."""

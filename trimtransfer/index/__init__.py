@@ -1,0 +1,1 @@
+"""Local data: finding files, cutting them into chunks, and looking chunks up by digest."""

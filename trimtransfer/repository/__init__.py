@@ -1,0 +1,1 @@
+"""Repositories: publishing versions into one, reading it, checking it."""

@@ -1,0 +1,350 @@
+"""Publishing: make a file the next version of an image in a repository, all or nothing.
+
+Two passes over the file: the first finds what it consists of, the second stores what the repository lacks. What was
+written is read back and checked; then the manifest is written, and last the head, which is the commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from trimtransfer.chunk import Kind
+from trimtransfer.errors import NotFound, TargetRefused, VersionExists
+from trimtransfer.geometry import Geometry, recognise
+from trimtransfer.head import Head
+from trimtransfer.image import ImageSource
+from trimtransfer.manifest import Manifest
+from trimtransfer.names import check_name, head_name, manifest_name
+from trimtransfer.pack import MAX_PACK
+from trimtransfer.repository.dedupe import LEAST_USE, Deduped, Packs, choose_again, find_known
+from trimtransfer.repository.intent import Intent, clean_up, repository_lock
+from trimtransfer.repository.inventory import Inventory
+from trimtransfer.repository.metadata import MetadataWriter, Names
+from trimtransfer.repository.packing import Packer, Stored
+from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
+from trimtransfer.repository.survey import Survey, survey
+from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.table import Table
+from trimtransfer.watch import Progress, Watch
+
+DEFAULT_LEVEL: Final = 16
+"""Measured on ext4 images of programs (benchmarks/bench_publish.py): 0.3 % more bytes than level 19 for three quarters
+of its CPU time; below level 14 frames get 6 % larger at once."""
+MAX_LEVEL: Final = 22
+_OURS: Final = frozenset((".trimtransfer", "images", "metadata", "packs"))
+"""Directories by which a repository is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What a publish did; sizes in bytes, digests as hexadecimal digits.
+
+    ``zero_bytes``, ``new_bytes`` (content stored for the first time), ``known_bytes`` (content that known packs have,
+    counted once) and ``repeated_bytes`` (further occurrences of either) add up to ``length``. ``again_bytes`` of the
+    known content are stored again to keep downloads compact. ``stored_bytes`` in ``packs`` new packs and
+    ``metadata_bytes`` are what the repository grew by; ``kept_packs`` it had already.
+    """
+
+    image: str
+    version: str
+    parent: str
+    sequence: int
+    digest: str
+    flat: str
+    length: int
+    kind: str
+    recognised: str
+    zero_bytes: int
+    new_bytes: int
+    known_bytes: int
+    repeated_bytes: int
+    again_bytes: int
+    new_chunks: int
+    known_chunks: int
+    again_chunks: int
+    packs: int
+    kept_packs: int
+    stored_bytes: int
+    metadata_bytes: int
+    read_bytes: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is asked for; ``pack_limit`` and ``least_use`` are for measurements on small images."""
+
+    image: str
+    version: str
+    parent: str | None
+    like: tuple[str, ...]
+    kind: Kind | None
+    level: int
+    flat: bool
+    workers: int
+    pack_limit: int
+    least_use: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What the new version starts from."""
+
+    parent: VersionReader | None
+    like: tuple[VersionReader, ...]
+    sequence: int
+
+
+def publish(
+    repository: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    image: str,
+    version: str,
+    parent: str | None = None,
+    like: Sequence[str] = (),
+    kind: Kind | None = None,
+    level: int = DEFAULT_LEVEL,
+    flat: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+    _pack_limit: int = MAX_PACK,
+    _least_use: float = LEAST_USE,
+) -> PublishReport:
+    """Publish the file or block device ``path`` as ``version`` of ``image`` and return what was done.
+
+    The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
+    newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
+    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``workers`` threads compress (all
+    cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks (more lies in temporary
+    files in the repository), and about 5 MiB per worker.
+
+    Raises:
+        FormatError: a name that is none; a damaged repository.
+        VersionExists: versions never change.
+        NotFound: no such parent or ``like`` image.
+        Locked: another process writes to the repository.
+        SourceChanged: the file changed meanwhile.
+        NoSpace: the repository's disk is full. Nothing was published, and nothing is left over.
+        TargetRefused: the directory holds other things than a repository.
+        Cancelled: as asked; nothing was published.
+    """
+    if not 1 <= level <= MAX_LEVEL:
+        raise ValueError(f"level {level}: zstd has levels 1 to {MAX_LEVEL}")
+    for name in (image, *like):
+        check_name("image", name)
+    check_name("version", version)
+    workers = workers or len(os.sched_getaffinity(0))
+    job = _Job(image, version, parent, tuple(like), kind, level, flat, workers, _pack_limit, _least_use)
+    watch = Watch(progress, cancel, "stopped; nothing was published")
+    store = DirectoryStore(repository)
+    with ImageSource(path) as source, space_errors(store.path):
+        _check_target(store)
+        with repository_lock(store, f"publishing {image} {version}"):
+            clean_up(store)
+            return _publish(job, store, source, watch)
+
+
+def _check_target(store: DirectoryStore) -> None:
+    """Refuse to make a repository among other files: the wrong directory was named."""
+    if store.path.exists() and not store.path.is_dir():
+        raise TargetRefused(store.url, "is a file; name the repository's directory first, then the file to publish")
+    if store.path.is_dir():
+        names = set(os.listdir(store.path))
+        if names and not names & _OURS:
+            raise TargetRefused(store.url, "is neither empty nor a repository; name another directory")
+
+
+def _publish(job: _Job, store: DirectoryStore, source: ImageSource, watch: Watch) -> PublishReport:
+    started = time.monotonic()
+    base = _open_base(job, store)
+    geometry = recognise(source.read, source.size, kind=job.kind)
+    intent = Intent(store, job.image, job.version)
+    try:
+        publication = _Publication(job, store, source, base, geometry, intent, watch)
+        try:
+            report = publication.run(started)
+        finally:
+            publication.close()
+    except BaseException:
+        intent.close()
+        with contextlib.suppress(Exception):  # the next publish does it, too
+            clean_up(store)
+        raise
+    intent.close()
+    intent.done()
+    return report
+
+
+def _open_base(job: _Job, store: DirectoryStore) -> _Base:
+    """Find parent and alike images; raise ``VersionExists`` or ``NotFound``."""
+    if store.exists(manifest_name(job.image, job.version)):
+        raise VersionExists(job.image, job.version)
+    try:
+        head: Head | None = read_head(store, job.image)
+    except NotFound:
+        head = None
+    name = job.parent or (head.version if head else None)
+    parent = VersionReader(store, read_manifest(store, job.image, name, head=head)) if name else None
+    like = tuple(VersionReader.open(store, image) for image in job.like)
+    return _Base(parent, like, head.sequence + 1 if head else 1)
+
+
+class _Publication:
+    """One publish in progress: its sources, and what is known so far."""
+
+    def __init__(
+        self,
+        job: _Job,
+        store: DirectoryStore,
+        source: ImageSource,
+        base: _Base,
+        geometry: Geometry,
+        intent: Intent,
+        watch: Watch,
+    ) -> None:
+        self._job, self._store, self._source, self._base = job, store, source, base
+        self._geometry, self._intent, self._watch = geometry, intent, watch
+        self._directory = store.scratch()
+        self._packs = Packs()
+        self._open = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Give temporary files back."""
+        self._open.close()
+
+    def run(self, started: float) -> PublishReport:
+        """Publish; ``started`` by the monotonic clock."""
+        job, base = self._job, self._base
+        found = survey(
+            self._source,
+            kind=self._geometry.kind,
+            segments=self._geometry.segments,
+            parent=base.parent.manifest if base.parent else None,
+            directory=self._directory,
+            workers=job.workers,
+            flat=job.flat,
+            watch=self._watch,
+        )
+        self._open.callback(found.close)
+        inventory = Inventory(lambda: self._tables(found), self._directory)
+        self._open.callback(inventory.close)
+        find_known(inventory, self._packs, base.parent, base.like, self._watch)
+        deduped = choose_again(inventory, self._packs, self._store, least_use=job.least_use)
+        stored = self._store_chunks(found, inventory, deduped)
+        self._source.check_unchanged()
+        manifest, metadata = self._store_metadata(found, inventory, deduped)
+        metadata += self._commit(manifest)
+        return self._report(manifest, inventory, deduped, stored, metadata, found.bytes_read, started)
+
+    def _table(self, found: Survey, index: int) -> Table:
+        if found.same[index] and self._base.parent is not None:
+            return self._base.parent.table(index)
+        return found.table(index)
+
+    def _tables(self, found: Survey) -> Iterator[tuple[int, Table]]:
+        """Yield the tables of all regions that are not all zero; the chunks of those that are the same count too."""
+        done = 0
+        for index in range(len(found)):
+            if not found.zero[index]:
+                yield index, self._table(found, index)
+            done += int(found.lengths[index])
+            self._watch.report("compare", done, self._source.size)
+
+    def _store_chunks(self, found: Survey, inventory: Inventory, deduped: Deduped) -> Stored:
+        packer = Packer(
+            self._source,
+            self._store,
+            self._intent,
+            inventory,
+            self._packs,
+            level=self._job.level,
+            workers=self._job.workers,
+            pack_limit=self._job.pack_limit,
+        )
+        missing = inventory.missing_regions().tolist()
+        regions = ((index, int(found.starts[index]), self._table(found, index)) for index in missing)
+        return packer.run(regions, self._watch, deduped.new_bytes + deduped.again_bytes)
+
+    def _store_metadata(self, found: Survey, inventory: Inventory, deduped: Deduped) -> tuple[Manifest, int]:
+        """Write tables and locations; return the manifest, not written yet, and the bytes written."""
+        job, base = self._job, self._base
+        parent = base.parent.manifest.version if base.parent else ""
+        with MetadataWriter(self._store, found, base.parent, self._directory) as writer:
+            for index in range(len(found)):
+                if found.same[index] and not deduped.again_chunks:
+                    writer.add_unchanged(index)
+                elif not found.zero[index]:
+                    writer.add(index, self._table(found, index), inventory, self._packs)
+                self._watch.report("metadata", int(found.starts[index]), self._source.size)
+            manifest = writer.finish(Names(job.image, job.version, parent, base.sequence, _now()))
+            self._watch.report("metadata", self._source.size, self._source.size)
+            return manifest, writer.stored_bytes
+
+    def _commit(self, manifest: Manifest) -> int:
+        """Write the manifest and then the head; return their length. Up to the very last step nothing is published."""
+        data = manifest.to_bytes()
+        head = Head(
+            image=manifest.image,
+            version=manifest.version,
+            sequence=manifest.sequence,
+            manifest_digest=manifest.digest(),
+            manifest_length=len(data),
+            image_digest=manifest.image_digest(),
+            length=manifest.length,
+        ).to_bytes()
+        self._store.put(manifest_name(manifest.image, manifest.version), data)
+        self._store.put(head_name(manifest.image), head)
+        return len(data) + len(head)
+
+    def _report(
+        self,
+        manifest: Manifest,
+        inventory: Inventory,
+        deduped: Deduped,
+        stored: Stored,
+        metadata_bytes: int,
+        surveyed_bytes: int,
+        started: float,
+    ) -> PublishReport:
+        return PublishReport(
+            image=manifest.image,
+            version=manifest.version,
+            parent=manifest.parent,
+            sequence=manifest.sequence,
+            digest=manifest.image_digest().hex(),
+            flat=manifest.flat.hex() if manifest.flat else "",
+            length=manifest.length,
+            kind=manifest.kind.name.lower(),
+            recognised=self._geometry.name,
+            zero_bytes=manifest.length - inventory.occurrence_bytes,
+            new_bytes=deduped.new_bytes,
+            known_bytes=deduped.known_bytes,
+            repeated_bytes=inventory.occurrence_bytes - deduped.new_bytes - deduped.known_bytes,
+            again_bytes=deduped.again_bytes,
+            new_chunks=deduped.new_chunks,
+            known_chunks=deduped.known_chunks,
+            again_chunks=deduped.again_chunks,
+            packs=stored.packs,
+            kept_packs=stored.kept_packs,
+            stored_bytes=stored.bytes,
+            metadata_bytes=metadata_bytes,
+            read_bytes=surveyed_bytes + deduped.new_bytes + deduped.again_bytes,
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+
+def _now() -> int:
+    """Return the time of publication in seconds since 1970; reproducible builds set it (reproducible-builds.org)."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
