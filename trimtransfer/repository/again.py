@@ -1,8 +1,8 @@
 """Which known chunks are stored again, so that downloads stay compact however many versions came before.
 
 Two kinds of waste grow with every version. Frames get holes: a frame is fetched whole, though only a part of its
-content is still needed. Packs get thin: another request for little. So chunks are stored again from frames of which less than
-half is used - where the region's locations are written anew anyway - and from packs of which less than a quarter is
+content is still needed. Packs get thin: another request for little. So chunks are stored again from frames of which
+less than half is used - where the region's locations are written anew anyway - and from packs of which less than a quarter is
 used. Nothing else ever moves, and no pack is ever rewritten. A budget keeps a single publish from being surprised.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.dedupe import Packs
+from trimtransfer.repository.dedupe import Packs
 from trimtransfer.errors import NotFound
-from trimtransfer.inventory import AGAIN, NOWHERE, Inventory
+from trimtransfer.repository.inventory import AGAIN, NOWHERE, Inventory
 from trimtransfer.pack import PACK_MAGIC, pack_name
 from trimtransfer.spill import large_array
 from trimtransfer.store import DirectoryStore
