@@ -76,7 +76,7 @@ class HostIndex:
 
         ``include`` and ``exclude`` are patterns (:mod:`trimtransfer.index.globs`). Files that not every user may read
         are left out and counted; whoever wants them used names them as a seed. ``wanted`` are the chunks of a transfer:
-        the scan ends where it does not pay (:class:`~trimtransfer.index.update.StopRule`) or has found them all. 
+        the scan ends where it does not pay (:class:`~trimtransfer.index.update.StopRule`) or has found them all.
         ``report`` is filled while this goes on.
 
         Raises:

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.index.rowfile import MAX_FILES, RowFile, Rows, write_rows
+from trimtransfer.index.rowfile import MAX_FILES, ROW_SIZE, RowFile, Rows, write_rows
 
 Live: TypeAlias = Callable[[NDArray[np.uint32]], NDArray[np.bool_]]
 """Tells which of some file numbers still stand for a file."""
@@ -31,10 +31,11 @@ and again for the sorted copy, 40 for sorting by two columns, and the allocator'
 ALTERNATIVES: Final = 64
 """Rows of one chunk that a lookup goes through at most; more copies of a chunk than that are never all gone."""
 _MAX_SPILLS: Final = 64
-_RESIDENT: Final = 32 << 20
-"""Bytes of a mapped index that may stay in this process's memory between lookups; see ``PrefixIndex._release``."""
-_PAGES_PER_LOOKUP: Final = 4
-_PAGE: Final = 4096
+_RESIDENT: Final = 8 << 20
+"""Bytes of a mapped index that may be in this process's memory; what was touched beyond is given back to the system, in
+whose page cache it stays. Otherwise an index would count, in time, with its whole size."""
+_PLACES: Final = 64
+"""Random accesses to rows between two such releases: each brings in two pages with their neighbours, 128 KiB."""
 
 
 class PrefixIndex:
@@ -95,11 +96,24 @@ class PrefixIndex:
         """
         order = np.argsort(prefixes)  # ascending lookups walk through memory once; measured seven times as fast
         found = np.empty(len(prefixes), dtype=np.int64)
-        found[order] = self._find_ascending(
-            prefixes[order].astype(np.uint64, copy=False), lengths[order].astype(np.uint32, copy=False), live
-        )
-        self._release(len(prefixes))
+        # Lookups that ascend touch the index from one end to the other: in as many parts as it has times _RESIDENT.
+        parts = -(-len(self) * ROW_SIZE // _RESIDENT) if self._map is not None else 1
+        step = max(1, -(-len(order) // max(1, parts)))
+        for start in range(0, len(order), step):
+            part = order[start : start + step]
+            found[part] = self._find_ascending(
+                prefixes[part].astype(np.uint64, copy=False), lengths[part].astype(np.uint32, copy=False), live
+            )
+            self._release()
         return found
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Return the file number and the offset of a row."""
+        place = int(self.columns.files[row]), int(self.columns.offsets[row])
+        self._touched += 1
+        if self._touched % _PLACES == 0:
+            self._release()
+        return place
 
     def rows(self, prefix: int, length: int, *, limit: int = ALTERNATIVES) -> NDArray[np.int64]:
         """Return the numbers of all rows of one chunk, at most ``limit``: where to look when the first one lied."""
@@ -154,15 +168,10 @@ class PrefixIndex:
             high = np.where(open_ & ~shorter, middle, high)
         return low
 
-    def _release(self, lookups: int) -> None:
-        """Give touched pages of a mapped file back, before they are more than :data:`_RESIDENT` bytes.
-
-        They stay in the page cache and come back with a soft fault; but as this process's memory they would grow to the
-        size of the index.
-        """
-        self._touched += lookups * _PAGES_PER_LOOKUP * _PAGE
-        if self._map is not None and self._touched > _RESIDENT and hasattr(self._map, "madvise"):
-            self._touched = 0
+    def _release(self) -> None:
+        """Give the touched pages of a large mapped file back; they come back from the page cache with a soft fault."""
+        large = len(self) * ROW_SIZE > _RESIDENT
+        if self._map is not None and large and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 

@@ -168,8 +168,7 @@ class IndexedSeed:
         which = int(np.searchsorted(self._bases, row, side="right")) - 1
         if not 0 <= row < len(self):
             return False
-        columns, local = self._indexes[which].columns, row - int(self._bases[which])
-        number, offset = int(columns.files[local]), int(columns.offsets[local])
+        number, offset = self._indexes[which].place(row - int(self._bases[which]))
         location = self._locate(number)
         if location is None:
             return False

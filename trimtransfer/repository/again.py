@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.repository.dedupe import Packs
 from trimtransfer.errors import NotFound
-from trimtransfer.repository.inventory import AGAIN, NOWHERE, Inventory
 from trimtransfer.pack import PACK_MAGIC, pack_name
+from trimtransfer.repository.dedupe import Packs
+from trimtransfer.repository.inventory import AGAIN, NOWHERE, Inventory
 from trimtransfer.spill import large_array
 from trimtransfer.store import DirectoryStore
 

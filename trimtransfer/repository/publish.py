@@ -22,7 +22,8 @@ from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
-from trimtransfer.repository.dedupe import LEAST_USE, Deduped, Packs, choose_again, find_known
+from trimtransfer.repository.again import Deduped, Limits, choose_again
+from trimtransfer.repository.dedupe import Packs, find_known
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
@@ -82,7 +83,7 @@ class PublishReport:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is asked for; ``pack_limit`` and ``least_use`` are for measurements on small images."""
+    """What is asked for; ``pack_limit`` and ``limits`` are for measurements on small images."""
 
     image: str
     version: str
@@ -93,7 +94,7 @@ class _Job:
     flat: bool
     workers: int
     pack_limit: int
-    least_use: float
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def publish(
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
     _pack_limit: int = MAX_PACK,
-    _least_use: float = LEAST_USE,
+    _limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> PublishReport:
     """Publish the file or block device ``path`` as ``version`` of ``image`` and return what was done.
 
@@ -146,7 +147,7 @@ def publish(
         check_name("image", name)
     check_name("version", version)
     workers = workers or len(os.sched_getaffinity(0))
-    job = _Job(image, version, parent, tuple(like), kind, level, flat, workers, _pack_limit, _least_use)
+    job = _Job(image, version, parent, tuple(like), kind, level, flat, workers, _pack_limit, _limits)
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with ImageSource(path) as source, space_errors(store.path):
@@ -241,7 +242,7 @@ class _Publication:
         inventory = Inventory(lambda: self._tables(found), self._directory)
         self._open.callback(inventory.close)
         find_known(inventory, self._packs, base.parent, base.like, self._watch)
-        deduped = choose_again(inventory, self._packs, self._store, least_use=job.least_use)
+        deduped = choose_again(inventory, self._packs, self._store, found.same, self._directory, job.limits)
         stored = self._store_chunks(found, inventory, deduped)
         self._source.check_unchanged()
         manifest, metadata = self._store_metadata(found, inventory, deduped)
