@@ -22,16 +22,16 @@ from blake3 import blake3
 
 from medv import sample
 from medv.server import LoopbackServer
+from trimtransfer.assembly.report import CATEGORIES
 from trimtransfer.assembly.sync import sync
 from trimtransfer.errors import IntegrityError, NoSpace
 from trimtransfer.index.host import HostIndex
-from trimtransfer.report import CATEGORIES
 from trimtransfer.repository.publish import publish
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from trimtransfer.report import SyncReport
+    from trimtransfer.assembly.report import SyncReport
     from trimtransfer.repository.publish import PublishReport
     from trimtransfer.watch import Progress
 

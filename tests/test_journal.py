@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.journal import Base, Journal, JournalKey, boot_id, load_journal
 from trimtransfer.assembly.partial import BATCH_BYTES, MAX_UNSYNCED, Batches
 from trimtransfer.assembly.side import RACY_NS, FileState, Installed, SideDirectory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.chunk import object_digest
 from trimtransfer.errors import FormatError, Locked, TargetRefused
-from trimtransfer.extents import Extents
 from trimtransfer.table import Table, encode_full
 
 KEY = JournalKey(bytes(range(32)), 1 << 30, Base.ZEROS)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtransfer.assembly.extents import Extents
+from trimtransfer.assembly.plan import GAP, FetchPlan, Groups, Located, Window, coalesce, plan_fetch, runs, same_place
+from trimtransfer.assembly.report import CATEGORIES, Content, estimate_seconds
 from trimtransfer.chunk import BLOCK_SIZE, chunk_digest
 from trimtransfer.errors import FormatError
-from trimtransfer.extents import Extents
 from trimtransfer.location import FRAME, RUN, Locations, PackRef
-from trimtransfer.plan import GAP, FetchPlan, Groups, Located, Window, coalesce, plan_fetch, runs, same_place
-from trimtransfer.report import CATEGORIES, Content, estimate_seconds
 from trimtransfer.table import ZERO, Table
 
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=12)

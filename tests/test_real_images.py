@@ -12,8 +12,8 @@ import pytest
 from images import ImageSet
 from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 
+from trimtransfer.assembly.report import SyncReport
 from trimtransfer.assembly.sync import sync
-from trimtransfer.report import SyncReport
 from trimtransfer.repository.audit import audit
 from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import VersionReader

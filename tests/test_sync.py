@@ -17,12 +17,12 @@ from syncing import content, leftovers, make_images, publish_all, put, write_spa
 
 from trimtransfer.assembly import sync as sync_module
 from trimtransfer.assembly.preview import plan
+from trimtransfer.assembly.report import SyncReport
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sync import sync
 from trimtransfer.assembly.verify import verify_image
 from trimtransfer.chunk import MAX_CHUNK_SIZE, REGION_SIZE, Kind
 from trimtransfer.errors import Cancelled, NotFound
-from trimtransfer.report import SyncReport
 from trimtransfer.repository.publish import publish
 
 WRITES = ["auto", "new", "in-place"]

@@ -51,6 +51,7 @@ _HOMES: Final = {
     "chunk_digest": "chunk",
     "cut": "chunker",
     "cut_and_digest": "chunker",
+    "plan": "assembly.preview",
     "publish": "repository.publish",
     "sync": "assembly.sync",
     "verify_image": "assembly.verify",

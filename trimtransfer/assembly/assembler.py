@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, FetchPlan, PackRange, Run, runs
 from trimtransfer.assembly.remote import REMEDY
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
@@ -23,7 +24,6 @@ from trimtransfer.errors import Cancelled, FormatError, IntegrityError, SourceCh
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Region
 from trimtransfer.pack import decode_frame, pack_name
-from trimtransfer.plan import RUN_BYTES, SEEDS, SELF, ZERO, FetchPlan, PackRange, Run, runs
 from trimtransfer.store import Range, Store
 from trimtransfer.watch import Watch
 

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from trimtransfer.assembly.journal import Base
+from trimtransfer.assembly.plan import Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.redo import discard_redo
 from trimtransfer.assembly.side import SideDirectory
@@ -27,7 +28,6 @@ from trimtransfer.assembly.ways import (
 from trimtransfer.errors import TargetRefused
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest
-from trimtransfer.plan import Mask
 from trimtransfer.watch import Watch
 
 _HALF: Final = 0.5

@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.chunk import DIGEST_SIZE
-from trimtransfer.extents import Extents
 from trimtransfer.image import ImageSource
 from trimtransfer.index.prefix import IndexWriter, PrefixIndex
 from trimtransfer.index.rowfile import Rows

@@ -21,8 +21,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.assembly.extents import Extents
 from trimtransfer.chunk import DIGEST_SIZE
-from trimtransfer.extents import Extents
 
 MAGIC: Final = b"TrimJrnl"
 FORMAT: Final = 1

@@ -17,9 +17,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.journal import Base, Journal, JournalKey, load_journal
 from trimtransfer.assembly.rawfile import RawFile, clone
-from trimtransfer.extents import Extents
 
 BATCH_BYTES: Final = 8 << 20
 """Fetched bytes after which what was written is brought to the disk ..."""

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 
 from trimtransfer.assembly.assembler import Meter
 from trimtransfer.assembly.choice import prefers_new, right_in_old
+from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
+from trimtransfer.assembly.report import Content, Network, PlanReport, estimate_seconds
 from trimtransfer.assembly.resolve import Resolver, Survey
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
@@ -40,11 +43,8 @@ from trimtransfer.assembly.sync import (
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
-from trimtransfer.extents import Extents
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
-from trimtransfer.plan import Mask, Window
-from trimtransfer.report import Content, Network, PlanReport, estimate_seconds
 from trimtransfer.store import Store
 from trimtransfer.watch import Progress, Watch
 

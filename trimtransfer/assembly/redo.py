@@ -22,12 +22,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.journal import Base, boot_id
 from trimtransfer.assembly.partial import Batches
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.chunk import CHECK_SIZE, object_check
 from trimtransfer.errors import IntegrityError
-from trimtransfer.extents import Extents
 
 MAGIC: Final = b"TrimRedo"
 FORMAT: Final = 1

@@ -14,13 +14,13 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from trimtransfer.assembly.plan import coalesce
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.location import Locations
 from trimtransfer.manifest import TABLES, Manifest, Region, StoredRef
 from trimtransfer.names import locations_name, tables_name
-from trimtransfer.plan import coalesce
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full, encode_full
 

@@ -12,13 +12,9 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer import report
+from trimtransfer.assembly import report
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
-from trimtransfer.assembly.remote import Remote
-from trimtransfer.errors import FormatError
-from trimtransfer.index.seed import Seed
-from trimtransfer.manifest import Region
-from trimtransfer.plan import (
+from trimtransfer.assembly.plan import (
     FETCH,
     PLACED,
     SEEDS,
@@ -34,7 +30,11 @@ from trimtransfer.plan import (
     plan_fetch,
     same_place,
 )
-from trimtransfer.report import Content
+from trimtransfer.assembly.remote import Remote
+from trimtransfer.assembly.report import Content
+from trimtransfer.errors import FormatError
+from trimtransfer.index.seed import Seed
+from trimtransfer.manifest import Region
 from trimtransfer.table import Table
 
 WINDOW_REGIONS: Final = 32

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import load_journal
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Old
-from trimtransfer.extents import Extents
 from trimtransfer.image import ImageSource
 from trimtransfer.index.host import HostIndex
 from trimtransfer.index.seed import Seed, seed_from_path

@@ -22,10 +22,12 @@ from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
 from trimtransfer.assembly.choice import Choice, choose
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.partial import PartialFile
+from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
 from trimtransfer.assembly.refusal import check_output
 from trimtransfer.assembly.remote import REMEDY, Remote, open_store
+from trimtransfer.assembly.report import Content, Network, SyncReport
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import Installed, SideDirectory
 from trimtransfer.assembly.sources import Sources, discard_unfinished, set_aside
@@ -38,8 +40,6 @@ from trimtransfer.image import ImageSource
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.names import check_name
-from trimtransfer.plan import FETCH, SEEDS, SELF, Mask
-from trimtransfer.report import Content, Network, SyncReport
 from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.store import Store
 from trimtransfer.watch import Progress, Watch

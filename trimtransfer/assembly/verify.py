@@ -14,13 +14,13 @@ from typing import Final, TypeVar
 
 import numpy as np
 
+from trimtransfer.assembly.plan import Mask, Window
+from trimtransfer.assembly.report import VerifyReport
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
 from trimtransfer.errors import NotFound, SourceChanged
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Region, zero_region_digest
-from trimtransfer.plan import Mask, Window
-from trimtransfer.report import VerifyReport
 from trimtransfer.watch import Progress, Watch
 
 T = TypeVar("T")

@@ -16,6 +16,7 @@ import numpy as np
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import Base, JournalKey, load_journal
 from trimtransfer.assembly.partial import PartialFile, open_device, open_partial
+from trimtransfer.assembly.plan import Mask, Window, same_place
 from trimtransfer.assembly.rawfile import RawFile, clone
 from trimtransfer.assembly.recovery import mark_image
 from trimtransfer.assembly.redo import Redo, RedoKey, apply, discard_redo, read_header
@@ -25,7 +26,6 @@ from trimtransfer.assembly.verify import right_records
 from trimtransfer.errors import SourceChanged, TargetRefused
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Region
-from trimtransfer.plan import Mask, Window, same_place
 from trimtransfer.watch import Watch
 
 WriteOption: TypeAlias = Literal["auto", "new", "in-place"]

@@ -13,8 +13,8 @@ from trimtransfer.cli.index import index
 from trimtransfer.cli.output import Output, output_options, size_text
 
 if TYPE_CHECKING:
+    from trimtransfer.assembly.report import Content, PlanReport, SyncReport, VerifyReport
     from trimtransfer.index.host import HostIndex
-    from trimtransfer.report import Content, PlanReport, SyncReport, VerifyReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,9 +1,9 @@
 """Which known chunks are stored again, so that downloads stay compact however many versions came before.
 
-Two kinds of waste grow with every version. Frames get holes: a frame is fetched whole, though only a part of its
-content is still needed. Packs get thin: another request for little. So chunks are stored again from frames of which
-less than half is used - where the region's locations are written anew anyway - and from packs of which less than a quarter is
-used. Nothing else ever moves, and no pack is ever rewritten. A budget keeps a single publish from being surprised.
+Two kinds of waste grow with every version. Frames get holes: a frame is fetched whole, though only a part of it is
+still needed. Packs get thin: another request for little. So chunks are stored again from frames of which less than half
+is used - where the region's locations are written anew anyway - and from packs of which less than a quarter is used.
+Nothing else ever moves, and no pack is ever rewritten. A budget keeps a single publish from being surprised.
 """
 
 from __future__ import annotations
