@@ -202,7 +202,7 @@ def test_every_damaged_byte_and_every_truncation_is_noticed(tmp_path: Path) -> N
 
 
 def test_the_example_of_the_format_document(tmp_path: Path) -> None:
-    page = (Path(trimtransfer.index.prefix.__file__).parent / "FORMAT.md").read_text()
+    page = (Path(trimtransfer.index.prefix.__file__).parent.parent / "FORMAT.md").read_text()
     example = bytes.fromhex(page.partition("## Index")[2].partition("```")[2].partition("```")[0])
     (tmp_path / "example").write_bytes(example)
     index = PrefixIndex.open(tmp_path / "example")
