@@ -579,6 +579,15 @@ def test_one_update_at_a_time(tree: Path, tmp_path: Path) -> None:
     host.update([tree])
 
 
+def test_a_cleared_index_can_be_made_again(tree: Path, tmp_path: Path) -> None:
+    host = HostIndex(tmp_path / "index")
+    host.update([tree])
+    host.clear()
+    assert host.totals().files == 0
+    assert held_by(host) == set()
+    assert host.update([tree]).scanned == 60
+
+
 def test_the_directory_is_private(tree: Path, tmp_path: Path) -> None:
     host = HostIndex(tmp_path / "index")
     host.update([tree])

@@ -66,6 +66,7 @@ class TreeIndex:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the right to change the index; raise ``Locked`` if another process has it."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # gone if it was cleared meanwhile
         descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:
