@@ -118,7 +118,7 @@ def test_auto_writes_in_place_when_most_stays(
 ) -> None:
     """Where files cannot be cloned."""
     for module in ("choice", "ways"):
-        monkeypatch.setattr(f"trimtransfer.{module}.can_clone", lambda side, old: False)
+        monkeypatch.setattr(f"trimtransfer.assembly.{module}.can_clone", lambda side, old: False)
     image = bytearray(3 * REGION_SIZE)
     for at in range(0, len(image), 10 << 20):
         put(image, at, content(rng, 100_000))
