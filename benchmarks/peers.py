@@ -39,7 +39,7 @@ CASES = (
     Case("rebuilt image", "rebuilt", "old"),
     Case("first download", "old"),
     Case("first download with host files", "old", host=True),
-    Case("unchanged", "new", "new"),
+    Case("unchanged", "installed", "installed"),
 )
 
 

@@ -5,7 +5,7 @@ systems; the upgrade happens inside the file system (``debugfs``), so freed bloc
 disk. No root, no mount, no installed package is touched. Everything is kept in the directory that
 ``TRIMTRANSFER_TEST_CACHE`` names (default ``tests/.cache``), so a set is built once.
 
-Run as a program it builds a set: ``python tests/images.py [small|large]``.
+Run as a program it builds a set: ``python tests/images.py [small|large|desktop]``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mke2fs", "debugfs", "e2fsck")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _RECORD = "packages.json"
+_BUILDER = 3
+"""Counts the changes of this file that make other images of the same recipe."""
 _UUID = "6d656476-0000-4000-8000-000000000001"
 _EPOCH = 1_700_000_000
 """Creation time of every file system, so that two builds from the same packages are alike."""
@@ -33,24 +35,25 @@ _EPOCH = 1_700_000_000
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A set: packages that get upgraded (where the archive has two versions), packages that are installed on top of
-    the upgraded image, and packages that the host has, in their newest versions."""
+    """A set: packages of the image, which get upgraded where the archive has two versions; packages that are installed
+    on top of the upgraded image; packages that the host has, in their newest versions. With ``closed`` all that they
+    depend on comes too."""
 
-    upgraded: tuple[str, ...]
+    image: tuple[str, ...]
     installed: tuple[str, ...]
     host: tuple[str, ...]
+    closed: bool = False
 
 
 SETS = {
     "small": Recipe(
-        upgraded=(
-            "git", "libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "openssl", "libssl3", "udev",
-        ),
+        image=("git", "libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "openssl", "libssl3", "udev"),
         installed=("nano", "libgnutls30"),
         host=("libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "libssl3", "nano"),
     ),
+    # Large programs and data, nearly all of them upgraded.
     "large": Recipe(
-        upgraded=(
+        image=(
             "firefox-esr", "libreoffice-core", "samba-libs", "postgresql-15", "qemu-system-x86", "git",
             "libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "openssl", "libssl3", "libc6", "systemd",
             "udev", "php8.2-cli", "bind9-libs", "libgs10", "tzdata", "openjdk-17-jre-headless", "vim-runtime",
@@ -61,6 +64,16 @@ SETS = {
             "libpython3.11-stdlib", "python3.11-minimal", "perl-modules-5.36", "openssl", "libssl3", "libc6", "systemd",
             "udev", "tzdata", "git", "vim-runtime", "gcc-12", "cpp-12", "libicu72", "firefox-esr",
         ),
+    ),
+    # A whole desktop: some 500 packages, of which the security updates of a release's life change every sixth.
+    "desktop": Recipe(
+        image=(
+            "xfce4", "libreoffice-writer", "libreoffice-calc", "firefox-esr", "evince", "gcc", "g++", "git", "python3",
+            "linux-image-amd64", "cups", "network-manager", "openssh-server", "vim", "sudo",
+        ),
+        installed=("gimp", "inkscape", "postgresql-15"),
+        host=("build-essential", "cmake", "gdb", "git", "vim", "python3-pip", "openssh-server", "firefox-esr", "xfce4"),
+        closed=True,
     ),
 }  # fmt: skip
 
@@ -106,10 +119,12 @@ def cache_folder() -> Path:
 
 
 def _is_built(recipe: Recipe, folder: Path) -> bool:
+    wanted = {"builder": _BUILDER, "recipe": json.loads(json.dumps(asdict(recipe)))}
     try:
-        return json.loads((folder / _RECORD).read_text())["recipe"] == json.loads(json.dumps(asdict(recipe)))
-    except (OSError, ValueError, KeyError):
+        record = json.loads((folder / _RECORD).read_text())
+    except (OSError, ValueError):
         return False
+    return bool(wanted.items() <= record.items())
 
 
 def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
@@ -118,31 +133,28 @@ def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
         raise Unavailable(f"no {', '.join(missing)}: needs a Debian system with e2fsprogs")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    packages = cache_folder() / "packages"
-    packages.mkdir(exist_ok=True)
-    versions = {name: _versions(name) for name in {*recipe.upgraded, *recipe.installed, *recipe.host}}
-    if not any(old != new for old, new in versions.values()):
+    chosen = [_closure(names) if recipe.closed else names for names in (recipe.image, recipe.installed, recipe.host)]
+    packages = Packages(cache_folder() / "packages", {name for names in chosen for name in names})
+    if not packages.changed & set(chosen[0]):
         raise Unavailable("the package archive has one version only of every package of this set")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         upgraded, complete = Path(scratch, "upgraded"), Path(scratch, "complete")
-        for name in recipe.upgraded:
-            old, new = versions[name]
-            _unpack(_download(name, old, packages), images.tree)
-            _unpack(_download(name, new, packages), upgraded)
-        shutil.copytree(upgraded, complete, symlinks=True)
-        for name in recipe.installed:
-            _unpack(_download(name, versions[name][1], packages), complete)
-        for name in recipe.host:
-            _unpack(_download(name, versions[name][1], packages), images.host)
+        same, changed = [[name for name in chosen[0] if (name in packages.changed) == it] for it in (False, True)]
+        packages.unpack(same, images.tree)
+        _link_tree(images.tree, upgraded)
+        packages.unpack(changed, images.tree, newest=False)
+        packages.unpack(changed, upgraded)
+        _link_tree(upgraded, complete)
+        packages.unpack(sorted(set(chosen[1]) - set(chosen[0])), complete)
+        packages.unpack(chosen[2], images.host)
         size = max(_tree_size(images.tree), _tree_size(complete)) * 14 // 10 + (64 << 20)
         make_ext4(images.tree, images.old, size=size)
         make_ext4(upgraded, images.rebuilt, size=size)
         upgrade(images.old, images.new, images.tree, upgraded)
         upgrade(images.new, images.installed, upgraded, complete)
-    # Written last: a build that was interrupted starts again.
-    (folder / _RECORD).write_text(
-        json.dumps({"recipe": asdict(recipe), "versions": dict(sorted(versions.items()))}, indent=1) + "\n"
-    )
+    # Written last, so that a build that was interrupted starts again.
+    record = {"builder": _BUILDER, "recipe": asdict(recipe), "versions": packages.versions}
+    (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def make_ext4(tree: Path, image: Path, *, size: int) -> None:
@@ -205,41 +217,74 @@ def _tree_size(tree: Path) -> int:
     return sum(-(-os.lstat(tree / path).st_size // 4096) * 4096 for path in _entries(tree))
 
 
-@functools.cache
-def _versions(name: str) -> tuple[str, str]:
-    """Return the oldest and the newest version of a package in the archive."""
-    listed = _run(["apt-cache", "madison", name]).splitlines()
-    found = {line.split("|")[1].strip() for line in listed if line.count("|") == 2 and "Packages" in line}
-    if not found:
-        raise Unavailable(f"the package lists have no {name}: run apt-get update")
-    ordered = sorted(found, key=functools.cmp_to_key(_compare))
-    return ordered[0], ordered[-1]
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a tree by hard links; what is unpacked over it later replaces files and never writes into them."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _run(["cp", "-al", "--", str(source), str(target)])
+
+
+class Packages:
+    """Packages in the oldest and the newest version that the archive has, fetched into ``folder``."""
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        found = _available(sorted(names))
+        self.versions = {name: (found[name][0], found[name][-1]) for name in sorted(names)}
+        self.changed = {name for name, (old, new) in self.versions.items() if old != new}
+        self._fetch([(name, version) for name, pair in self.versions.items() for version in sorted(set(pair))])
+
+    def unpack(self, names: Iterable[str], tree: Path, *, newest: bool = True) -> None:
+        """Unpack packages into a tree."""
+        tree.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (package,) = self._files(name, self.versions[name][newest])
+            _run(["dpkg-deb", "-x", str(package), str(tree)])
+
+    def _files(self, name: str, version: str) -> list[Path]:
+        return list(self._folder.glob(f"{name}_{version.replace(':', '%3a')}_*.deb"))
+
+    def _fetch(self, wanted: Iterable[tuple[str, str]]) -> None:
+        missing = [f"{name}={version}" for name, version in wanted if not self._files(name, version)]
+        if not missing:
+            return
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            try:
+                _run(["apt-get", "-q", "download", *missing], cwd=Path(scratch))
+            except subprocess.CalledProcessError as error:
+                raise Unavailable(f"cannot fetch packages: {error.stderr.strip()[-300:]}") from error
+            for file in Path(scratch).glob("*.deb"):
+                file.replace(self._folder / file.name)
+
+
+def _closure(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the packages and all that they depend on, as an installation on an empty disk would take them."""
+    with tempfile.NamedTemporaryFile() as nothing:
+        options = [f"Dir::State::status={nothing.name}", "APT::Install-Recommends=false", "Debug::NoLocking=true"]
+        command = ["apt-get", "-q", "-y", "--print-uris", *(part for one in options for part in ("-o", one)), "install"]
+        try:
+            listed = _run([*command, *names])
+        except subprocess.CalledProcessError as error:
+            raise Unavailable(f"the package lists are not usable: {error.stderr.strip()[-300:]}") from error
+    return tuple(line.split()[1].split("_")[0] for line in listed.splitlines() if line.startswith("'"))
+
+
+def _available(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the versions of each package in the archive, in ascending order."""
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for line in _run(["apt-cache", "madison", *names]).splitlines():
+        name, version, source = (part.strip() for part in line.split("|"))
+        if source.endswith("Packages") and name in found:
+            found[name].add(version)
+    if absent := [name for name, versions in found.items() if not versions]:
+        raise Unavailable(f"the package lists have no {', '.join(absent[:5])}: run apt-get update on Debian 12")
+    return {name: sorted(versions, key=functools.cmp_to_key(_compare)) for name, versions in found.items()}
 
 
 def _compare(one: str, other: str) -> int:
     if one == other:
         return 0
     return -1 if subprocess.run(["dpkg", "--compare-versions", one, "lt", other]).returncode == 0 else 1
-
-
-def _download(name: str, version: str, folder: Path) -> Path:
-    """Return the package file, fetched unless it is there."""
-    pattern = f"{name}_{version.replace(':', '%3a')}_*.deb"
-    if not (found := list(folder.glob(pattern))):
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            try:
-                _run(["apt-get", "-q", "download", f"{name}={version}"], cwd=Path(scratch))
-            except subprocess.CalledProcessError as error:
-                raise Unavailable(f"cannot fetch {name} {version}: {error.stderr.strip()[-300:]}") from error
-            for file in Path(scratch).glob("*.deb"):
-                file.replace(folder / file.name)
-        found = list(folder.glob(pattern))
-    return found[0]
-
-
-def _unpack(package: Path, tree: Path) -> None:
-    tree.mkdir(parents=True, exist_ok=True)
-    _run(["dpkg-deb", "-x", str(package), str(tree)])
 
 
 def _run(command: list[str], *, cwd: Path | None = None) -> str:
