@@ -1,6 +1,6 @@
 """Publish and fetch real disk images with this project and its peers, side by side over one nginx.
 
-    python benchmarks/bench_sync.py [--set small|large|desktop] [--peers medv-sync,desync,...] [--cases ...] [--json FILE]
+    python benchmarks/bench_sync.py [--set small|large|desktop] [--peers medv-sync,desync,...] [--cases ...]
 
 The images come from distribution packages (``tests/images.py``). Bytes and requests are what nginx logged while the
 client ran, bodies only, everything that a client fetches included; with TLS where the client can be told whom to
