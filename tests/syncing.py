@@ -160,16 +160,26 @@ class Victim:
         kill_at: int | None = None,
         cut: int | None = None,
         boot: str | None = None,
+        fail: tuple[int, int, bool] | None = None,
+        quick: bool = False,
         **options: Any,
     ) -> Ended:
         """Run ``sync(*arguments, **options)`` and return how it ended.
 
         ``kill_at``: die at that call that changes files. With ``cut`` (a seed) some writes since the last fsync are
-        undone at that moment, as a power cut would. ``boot`` is the boot id that it sees.
+        undone at that moment, as a power cut would. ``boot`` is the boot id that it sees. ``fail``: (call, errno,
+        for good) that call fails, or all from it on. ``quick``: an HTTP store that loses no time with retries.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"arguments": [str(one) for one in arguments], "kill_at": kill_at, "cut": cut, "boot": boot}
+        order = {
+            "arguments": [str(one) for one in arguments],
+            "kill_at": kill_at,
+            "cut": cut,
+            "boot": boot,
+            "fail": fail,
+        }
+        order["quick"] = quick
         options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
         self._process.stdin.write(json.dumps({**order, "options": options}) + "\n")
         self._process.stdin.flush()

@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx  # noqa: F401  (imported before the forks)
 
-import trimtransfer.fetch.http  # noqa: F401
 from trimtransfer.assembly import journal, redo, sync
+from trimtransfer.fetch import http
 
 CHANGING = (
     "pwrite",
@@ -37,11 +37,12 @@ SECTOR = 512
 
 
 class Shim:
-    """Counts the calls that change files, and dies at one of them; remembers what no fsync has secured."""
+    """Counts the calls that change files, and dies or fails at one of them; remembers what no fsync has secured."""
 
-    def __init__(self, kill_at: int | None, cut: int | None) -> None:
+    def __init__(self, kill_at: int | None, cut: int | None, fail: tuple[int, int, bool] | None) -> None:
         self.calls = 0
         self._kill_at, self._cut = kill_at, cut
+        self._fail_at, self._errno, self._for_good = fail or (None, 0, False)
         self._lock = threading.RLock()
         self._real = {name: getattr(os, name) for name in CHANGING}
         self._unsynced: list[tuple[int, int, int, bytes]] = []  # descriptor, inode, offset, what was there
@@ -60,6 +61,8 @@ class Shim:
                 if self.calls == self._kill_at:
                     self._die(name, arguments)
                 self.calls += 1
+                if self._fails():
+                    raise OSError(self._errno, os.strerror(self._errno))
                 if self._cut is not None:
                     self._remember(name, arguments)
                 if name in ("fsync", "fdatasync"):
@@ -67,6 +70,12 @@ class Shim:
                 return real(*arguments, **options)
 
         return call
+
+    def _fails(self) -> bool:
+        if self._fail_at is None:
+            return False
+        number = self.calls - 1
+        return number == self._fail_at or (self._for_good and number > self._fail_at)
 
     def _remember(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name in ("pwrite", "write"):
@@ -108,10 +117,17 @@ class Shim:
             self._real["pwrite"](descriptor, before[start:], offset + start)
 
 
+def quick_store(url: str, **options: Any) -> Any:
+    """Open a store that loses no time with retries."""
+    return http.HttpStore(url, options=http.FetchOptions(stall=5, first_delay=0.01, max_delay=0.05), **options)
+
+
 def child(order: dict[str, Any], answer: int) -> None:
     """Run one sync and write its result."""
-    shim = Shim(order["kill_at"], order["cut"])
+    shim = Shim(order["kill_at"], order["cut"], order["fail"])
     shim.install()
+    if order["quick"]:
+        sync.open_store = quick_store
     sync.WINDOW_REGIONS = 1
     if order["boot"] is not None:
         boot = bytes.fromhex(order["boot"])

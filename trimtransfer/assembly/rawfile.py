@@ -9,14 +9,14 @@ import fcntl
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from trimtransfer.errors import NoSpace
 from trimtransfer.localfile import size_of
+from trimtransfer.store import space_errors
 
 _FICLONE: Final = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01  # linux/falloc.h
@@ -60,7 +60,7 @@ class RawFile:
     def write(self, offset: int, data: memoryview | bytes) -> None:
         """Write all of ``data`` at ``offset``."""
         view = memoryview(data)
-        with _space(self.path):
+        with space_errors(self.path):
             while view:
                 count = os.pwrite(self.descriptor, view, offset)
                 view, offset = view[count:], offset + count
@@ -97,17 +97,17 @@ class RawFile:
     def resize(self, length: int) -> None:
         """Set a file's length; a device keeps its own."""
         if not self.is_device:
-            with _space(self.path):
+            with space_errors(self.path):
                 os.ftruncate(self.descriptor, length)
 
     def sync(self) -> None:
         """Bring everything written to the disk."""
-        with _space(self.path):
+        with space_errors(self.path):
             os.fsync(self.descriptor)
 
     def sync_data(self) -> None:
         """Bring everything written to the disk, times apart."""
-        with _space(self.path):
+        with space_errors(self.path):
             os.fdatasync(self.descriptor)
 
 
@@ -154,13 +154,3 @@ def _fallocate() -> Callable[..., Any] | None:
 def _punch_hole(descriptor: int, offset: int, length: int) -> bool:
     function = _fallocate()
     return function is not None and function(descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length) == 0
-
-
-@contextlib.contextmanager
-def _space(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(str(path), None, None) from error
-        raise

@@ -8,7 +8,6 @@ deleted at any time: that costs time or bytes, never correctness. FORMAT.md, "Si
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimtransfer.chunk import DIGEST_SIZE, object_digest
-from trimtransfer.errors import FormatError, Locked, NoSpace, TargetRefused
+from trimtransfer.errors import FormatError, Locked, TargetRefused
 from trimtransfer.localfile import hanging_devices
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import check_name
+from trimtransfer.store import space_errors
 
 SUFFIX: Final = ".medv"
 RACY_NS: Final = 2_000_000_000
@@ -155,17 +155,15 @@ class SideDirectory:
         """Replace a file of this directory, atomically and durably; ``NoSpace`` where the disk is full."""
         temporary = path.with_name(path.name + ".tmp")
         try:
-            with open(temporary, "wb") as file:
+            with space_errors(path), open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_directory(self.path)
-        except OSError as error:
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpace(str(path), len(data), None) from error
             raise
 
     def remove(self, *paths: Path) -> None:

@@ -41,7 +41,7 @@ from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.names import check_name
 from trimtransfer.repository.reading import read_head, read_manifest
-from trimtransfer.store import Store
+from trimtransfer.store import Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
 _OUTCOME: Final = "stopped; what was done is kept, run the same command again to continue"
@@ -101,7 +101,7 @@ def sync(
     meter = Meter("fetch", watch)
     meter.paused = True
     check_output(request.side.output)
-    with request.side.locked():
+    with space_errors(request.side.output), request.side.locked():
         request.side.clear_temporary()
         finish_interrupted(request.side, watch)  # before anything is asked of the network
         store = open_store(
