@@ -86,8 +86,11 @@ def change(rng: np.random.Generator, image: bytearray, places: list[int]) -> Non
 
 
 def content(rng: np.random.Generator, size: int) -> bytes:
-    """Return bytes that compress to about a half."""
-    return rng.integers(0, 16, size, dtype=np.uint8).tobytes()
+    """Return bytes that compress to about a half and look like files of 40 KiB: chunks end where those end."""
+    data = rng.integers(1, 16, size, dtype=np.uint8)
+    for end in range(10 * BLOCK, size, 10 * BLOCK):
+        data[end - 16 : end] = 0
+    return data.tobytes()
 
 
 def put(image: bytearray, at: int, data: bytes) -> None:

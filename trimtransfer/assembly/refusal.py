@@ -13,7 +13,7 @@ def check_output(output: Path) -> None:
     """Refuse what must not be written to; ``TargetRefused``."""
     try:
         found = os.lstat(output)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         _check_parent(output)
         return
     if stat.S_ISLNK(found.st_mode):
@@ -37,7 +37,7 @@ def _check_parent(output: Path) -> None:
     parent = output.absolute().parent
     try:
         found = os.stat(parent)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise TargetRefused(str(output), f"there is no directory {parent}; make it first") from None
     if not stat.S_ISDIR(found.st_mode):
         raise TargetRefused(str(output), f"{parent} is not a directory")
