@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from trimtransfer.assembly.plan import Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.redo import discard_redo
 from trimtransfer.assembly.side import SideDirectory
-from trimtransfer.assembly.verify import wrong_regions
+from trimtransfer.assembly.verify import Readable, wrong_regions
 from trimtransfer.assembly.ways import (
     Direct,
     InPlace,
@@ -26,7 +27,6 @@ from trimtransfer.assembly.ways import (
     unchanged_share,
 )
 from trimtransfer.errors import TargetRefused
-from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest
 from trimtransfer.watch import Watch
 
@@ -44,8 +44,17 @@ class Choice:
     copyable: Mask
 
 
-def choose(write: WriteOption, side: SideDirectory, manifest: Manifest, old: Old | None, watch: Watch) -> Choice | None:
+def choose(
+    write: WriteOption,
+    side: SideDirectory,
+    manifest: Manifest,
+    old: Old | None,
+    watch: Watch,
+    stays: Callable[[Mask], float],
+) -> Choice | None:
     """Open the way to write ``manifest``'s image; None if the old image is that already, unknown to its side directory.
+
+    ``stays`` estimates, for regions that changed, which part of their content stays at its place all the same.
 
     Raises:
         TargetRefused: the output cannot be written this way.
@@ -56,12 +65,12 @@ def choose(write: WriteOption, side: SideDirectory, manifest: Manifest, old: Old
         return _device(write, side, manifest, old, watch)
     pending = pending_way(side, manifest) if write == "auto" else None
     if write != "in-place" and pending != "in-place" and can_clone(side, old):
-        known = same_regions(manifest, old.manifest) if old.manifest is not None else manifest.zero & False
+        known = same_regions(manifest, old.manifest) if old.manifest is not None else np.zeros_like(manifest.zero)
         return _new_file(side, manifest, old, known, watch)
     right = right_in_old(manifest, old, watch)
     if right.all() and old.source.size == manifest.length:
         return None
-    if write == "new" or (write == "auto" and _prefers_new(side, manifest, right, pending)):
+    if write == "new" or (write == "auto" and _prefers_new(side, manifest, right, pending, stays)):
         return _new_file(side, manifest, old, right, watch)
     side.remove(side.partial, side.journal)
     return Choice(InPlace(side, manifest, old), right, np.zeros_like(right))
@@ -74,23 +83,28 @@ def right_in_old(manifest: Manifest, old: Old, watch: Watch) -> Mask:
     return right_in(old.source, manifest, watch)
 
 
-def right_in(source: ImageSource, manifest: Manifest, watch: Watch) -> Mask:
+def right_in(source: Readable, manifest: Manifest, watch: Watch) -> Mask:
     """Return which regions a file holds at their place, by hashing them."""
     right = np.ones(manifest.region_count, dtype=np.bool_)
     right[wrong_regions(source, manifest, range(manifest.region_count), watch, phase="scan")] = False
     return right
 
 
-def prefers_new(right: Mask, manifest: Manifest) -> bool:
-    """Return whether so little stays where it is that a new file costs no more than writing in place."""
-    return unchanged_share(manifest, right) < _HALF
+def prefers_new(share: float) -> bool:
+    """Return whether so small a share of the content stays at its place that a new file costs no more."""
+    return share < _HALF
 
 
-def _prefers_new(side: SideDirectory, manifest: Manifest, right: Mask, pending: str | None) -> bool:
+def _prefers_new(
+    side: SideDirectory, manifest: Manifest, right: Mask, pending: str | None, stays: Callable[[Mask], float]
+) -> bool:
     if pending is not None:
         return pending == "new"
+    share = unchanged_share(manifest, right)
+    if prefers_new(share):
+        share += (1 - share) * stays(~right & ~manifest.zero)
     needed = int(manifest.lengths[~manifest.zero].sum())
-    return prefers_new(right, manifest) and free_bytes(side.path) > needed
+    return prefers_new(share) and free_bytes(side.path) > needed
 
 
 def _new_file(side: SideDirectory, manifest: Manifest, old: Old | None, in_old: Mask, watch: Watch) -> Choice | None:

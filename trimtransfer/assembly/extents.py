@@ -6,6 +6,7 @@ redo file's where its records are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,14 @@ class Extents:
         known = np.maximum(at, 0)
         inside = (at >= 0) & (offsets + lengths.astype(np.int64) <= self.ends[known])
         return np.where(inside, self.positions[known] + (offsets - self.starts[known]), -1)
+
+    def overlapping(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (offset within the range, length, position) of the parts of a range that lie in extents."""
+        first = int(np.searchsorted(self.ends, offset, side="right"))
+        last = int(np.searchsorted(self.starts, offset + length, side="left"))
+        for number in range(first, last):
+            start, end = max(offset, int(self.starts[number])), min(offset + length, int(self.ends[number]))
+            yield start - offset, end - start, int(self.positions[number]) + start - int(self.starts[number])
 
     def covers(self, offsets: Offsets, lengths: NDArray[np.uint32] | Offsets) -> NDArray[np.bool_]:
         """Return which of the given pieces lie wholly within the extents, be it several neighbouring ones (bool)."""

@@ -27,19 +27,11 @@ from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Network, PlanReport, estimate_seconds
+from trimtransfer.assembly.request import Request, believed_installed, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Resolver, Survey
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
-from trimtransfer.assembly.sync import (
-    Request,
-    believed_installed,
-    comes_from_parent,
-    make_request,
-    newest,
-    untouched,
-    wanted_manifest,
-    windows,
-)
+from trimtransfer.assembly.sync import comes_from_parent, untouched, windows
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
@@ -130,7 +122,7 @@ class _Preview:
             self._plan_windows(manifest, old, todo, tables, sources, scratch)
         elif old is not None and right.all() and old.source.size == manifest.length:
             return "nothing"
-        return self._would_write(manifest, old, right)
+        return self._would_write(old)
 
     def _plan_windows(
         self, manifest: Manifest, old: Old | None, todo: list[int], tables: TableFile, sources: Sources, scratch: Path
@@ -153,12 +145,17 @@ class _Preview:
             self._requests += len(window.fetch.ranges)
         self._watch.report("plan", total, total)
 
-    def _would_write(self, manifest: Manifest, old: Old | None, right: Mask) -> str:
+    def _would_write(self, old: Old | None) -> str:
         if old is None:
             return "new"
         if old.source.is_device or self._request.write == "in-place":
             return "in-place"
-        return "new" if self._request.write == "new" or prefers_new(right, manifest) else "in-place"
+        filled = self._content.size - self._content.zero
+        return (
+            "new"
+            if self._request.write == "new" or prefers_new(self._content.unchanged / max(1, filled))
+            else "in-place"
+        )
 
     def _report(self, manifest: Manifest, would_write: str, round_trip: float) -> PlanReport:
         stats = self._store.stats

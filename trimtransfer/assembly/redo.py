@@ -27,7 +27,7 @@ from trimtransfer.assembly.journal import Base, boot_id
 from trimtransfer.assembly.partial import Batches
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.chunk import CHECK_SIZE, object_check
-from trimtransfer.errors import IntegrityError
+from trimtransfer.errors import IntegrityError, SourceChanged
 
 MAGIC: Final = b"TrimRedo"
 FORMAT: Final = 1
@@ -118,10 +118,10 @@ class Redo:
         """Bring what was added to the disk."""
         self._file.sync_data()
 
-    @property
-    def size(self) -> int:
-        """Bytes of the redo file."""
-        return self._end
+    def overlay(self) -> Overlay:
+        """Return what the image will be once everything added so far is applied."""
+        with self._lock:
+            return Overlay(self.image, self._file, self._data.extents(), self._zeros.extents(), self.key.length)
 
     def commit(self) -> None:
         """Declare the file complete, durably: from now on it will be applied, whatever happens."""
@@ -166,6 +166,37 @@ class Redo:
     def _extents(self) -> Extents:
         offsets = np.concatenate((self._data.column(0), self._zeros.column(0)))
         return Extents.of(offsets, np.concatenate((self._data.column(1), self._zeros.column(1))))
+
+
+class Overlay:
+    """An image as a redo file will make it: to be verified before a byte of it is changed. Safe among threads."""
+
+    def __init__(self, image: RawFile, redo: RawFile, data: Extents, zeros: Extents, length: int) -> None:
+        self.size = length
+        self._image, self._redo, self._data, self._zeros = image, redo, data, zeros
+        self._image_size = image.size
+
+    def __enter__(self) -> Overlay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass  # the files belong to others
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset`` on; ``SourceChanged`` if a file is shorter than it was."""
+        there = min(len(buffer), max(0, self._image_size - offset))
+        good = self._image.read(offset, buffer[:there])
+        buffer[there:] = bytes(len(buffer) - there)
+        for at, part, _ in self._zeros.overlapping(offset, len(buffer)):
+            buffer[at : at + part] = bytes(part)
+        for at, part, position in self._data.overlapping(offset, len(buffer)):
+            good = good and self._redo.read(position, buffer[at : at + part])
+        if not good:
+            raise SourceChanged(str(self._image.path), "it ends earlier than it did")
+
+    def extents(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield the range: holes are not looked for."""
+        yield start, length
 
 
 class _Columns:
@@ -263,6 +294,27 @@ def apply(
     image.sync()
     if progress is not None:
         progress("write", total, total)
+
+
+def is_applied(file: RawFile, image: RawFile) -> bool:
+    """Return whether the image holds what every record says, read back from it."""
+    buffer = memoryview(bytearray(MAX_RECORD))
+    for record in read_records(file, verify=False):
+        if record.kind == _DATA:
+            part = buffer[: record.length]
+            if not image.read(record.offset, part) or object_check(part) != record.check:
+                return False
+        elif not _all_zeros(image, record.offset, record.length, buffer):
+            return False
+    return True
+
+
+def _all_zeros(image: RawFile, offset: int, length: int, buffer: memoryview) -> bool:
+    for at in range(offset, offset + length, len(buffer)):
+        part = buffer[: min(len(buffer), offset + length - at)]
+        if not image.read(at, part) or np.frombuffer(part, dtype=np.uint8).any():
+            return False
+    return True
 
 
 def discard_redo(path: Path) -> None:

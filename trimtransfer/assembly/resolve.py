@@ -94,6 +94,15 @@ class WindowPlan:
         return Content.tally(category, self.window.lengths)
 
 
+def read_window(
+    remote: Remote, regions: Sequence[Region], base: Callable[[int], Table | None]
+) -> tuple[list[Table], Window]:
+    """Read the tables of regions, by difference to those that ``base`` returns, and put them side by side."""
+    read = iter(remote.tables([region for region in regions if not region.zero], base))
+    tables = [zero_table(region.length) if region.zero else next(read) for region in regions]
+    return tables, Window.of([region.index for region in regions], [region.start for region in regions], tables)
+
+
 class Resolver:
     """Makes plans for windows of one version's regions.
 
@@ -114,8 +123,7 @@ class Resolver:
         Raises:
             FormatError, IntegrityError: the repository is damaged; and what the store raises.
         """
-        tables = self._tables(regions)
-        window = Window.of([region.index for region in regions], [region.start for region in regions], tables)
+        tables, window = read_window(self.remote, regions, self._base_table)
         placed = survey(window, regions)
         groups = Groups.of(window, np.flatnonzero(~window.zero))
         source, row = self._look_up(window, groups, placed)
@@ -153,11 +161,6 @@ class Resolver:
         records = plan.groups.leaders[plan.groups.any((plan.source == FETCH) | (plan.source == PLACED))]
         window = plan.window
         self.written.add(window.prefixes[records], window.lengths[records], window.offsets[records])
-
-    def _tables(self, regions: Sequence[Region]) -> list[Table]:
-        filled = [region for region in regions if not region.zero]
-        read = iter(self.remote.tables(filled, self._base_table))
-        return [zero_table(region.length) if region.zero else next(read) for region in regions]
 
     def _base_table(self, start: int) -> Table | None:
         previous = self.seeds[0] if self.seeds else None

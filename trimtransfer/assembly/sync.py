@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -28,38 +26,22 @@ from trimtransfer.assembly.recovery import finish_interrupted, mark_image, recor
 from trimtransfer.assembly.refusal import check_output
 from trimtransfer.assembly.remote import REMEDY, Remote, open_store
 from trimtransfer.assembly.report import Content, Network, SyncReport
-from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan
-from trimtransfer.assembly.side import Installed, SideDirectory
+from trimtransfer.assembly.request import Request, believed_installed, make_request, newest, wanted_manifest
+from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
 from trimtransfer.assembly.sources import Sources, discard_unfinished, set_aside
 from trimtransfer.assembly.tablefile import TableFile
-from trimtransfer.assembly.verify import in_parallel, wrong_regions
-from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old
-from trimtransfer.errors import IntegrityError, NoSpace, NotFound
-from trimtransfer.head import Head
+from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regions
+from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old, standing
+from trimtransfer.errors import IntegrityError, NoSpace
 from trimtransfer.image import ImageSource
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
-from trimtransfer.names import check_name
-from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.store import Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
 _OUTCOME: Final = "stopped; what was done is kept, run the same command again to continue"
 _ROOM: Final = 1 << 20
 """Bytes kept free for journal, tables and state."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a sync or plan was asked for: see :func:`sync`."""
-
-    image: str
-    version: str | None
-    side: SideDirectory
-    seeds: tuple[str | os.PathLike[str], ...]
-    host_index: HostIndex | None
-    write: WriteOption
-    cache: Path
 
 
 def sync(
@@ -111,30 +93,6 @@ def sync(
             return _Sync(request, store, watch, meter).run()
 
 
-def make_request(
-    image: str,
-    output: str | os.PathLike[str] | None,
-    version: str | None,
-    seeds: Sequence[str | os.PathLike[str]],
-    host_index: HostIndex | None,
-    write: WriteOption,
-    side: str | os.PathLike[str] | None,
-    cache: str | os.PathLike[str] | None,
-) -> Request:
-    """Check the arguments of a sync or plan; ``FormatError`` for a name that is none, ``ValueError`` for others."""
-    check_name("image", image)
-    if version is not None:
-        check_name("version", version)
-    if write not in ("auto", "new", "in-place"):
-        raise ValueError(f"write={write!r}: auto, new or in-place")
-    directory = SideDirectory(Path(output or f"{image}.img"), Path(side) if side is not None else None)
-    if cache is None:
-        from platformdirs import user_cache_dir
-
-        cache = user_cache_dir("medv")
-    return Request(image, version, directory, tuple(seeds), host_index, write, Path(cache))
-
-
 class _Sync:
     """One run of :func:`sync`, under the lock and with nothing left half-applied."""
 
@@ -172,21 +130,29 @@ class _Sync:
             old = open_old(self._side, tables)
             if old is not None:
                 stack.callback(old.source.close)
-            choice = choose(self._request.write, self._side, manifest, old, self._watch)
+            remote = Remote(self._store, manifest, tables)
+            choice = choose(
+                self._request.write,
+                self._side,
+                manifest,
+                old,
+                self._watch,
+                lambda mask: share_that_stays(remote, old, mask),
+            )
             if choice is None:
                 self._content = untouched(manifest, np.ones(manifest.region_count, dtype=np.bool_))
                 mark_image(self._side.output, manifest)
                 return "nothing"
-            stack.callback(lambda: choice.way.close())
+            stack.callback(choice.way.close)
             self._content = untouched(manifest, choice.in_place)
             todo = self._copy_regions(manifest, choice, old)
             self._changed = len(todo)
             if todo:
                 with Sources(self._side, manifest, tables, self._request.cache, self._watch) as sources:
-                    self._fill(manifest, choice, old, todo, tables, sources)
+                    self._fill(remote, choice, old, todo, sources)
             else:
-                choice.way.complete(self._watch)
-            choice.way.commit()
+                choice.way.sync()
+            choice.way.commit(self._watch)
             return choice.way.wrote
 
     def _copy_regions(self, manifest: Manifest, choice: Choice, old: Old | None) -> list[int]:
@@ -210,25 +176,21 @@ class _Sync:
         self._content += untouched(manifest, choice.copyable)
         return np.flatnonzero(~(choice.in_place | choice.copyable)).tolist()
 
-    def _fill(
-        self, manifest: Manifest, choice: Choice, old: Old | None, todo: list[int], tables: TableFile, sources: Sources
-    ) -> None:
+    def _fill(self, remote: Remote, choice: Choice, old: Old | None, todo: list[int], sources: Sources) -> None:
         """Write all regions of ``todo`` and verify them; what is wrong then is looked at record by record, once."""
         started = time.monotonic()
         use_old = not isinstance(choice.way, Direct)
         seeds = sources.open(old if use_old else None, self._request.seeds, self._request.host_index)
         self._seed_seconds = time.monotonic() - started
-        remote = Remote(self._store, manifest, tables)
+        manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
         from_parent = use_old and comes_from_parent(manifest, old)
         resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent)
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
-        wrong = self._complete(manifest, choice.way, todo)
+        wrong = self._find_wrong(manifest, choice.way, todo)
         if wrong:
-            choice.way = choice.way.again()
-            resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=False)
             self._write(resolver, choice.way, wrong, choice.way.looked_at)
-            wrong = self._complete(manifest, choice.way, wrong)
+            wrong = self._find_wrong(manifest, choice.way, wrong)
         if wrong:
             region = manifest.region(wrong[0])
             raise IntegrityError(f"{self._side.output}, byte {region.start}", region.content, bytes(32), REMEDY)
@@ -257,9 +219,9 @@ class _Sync:
         self._rejected += assembler.rejected
         return content
 
-    def _complete(self, manifest: Manifest, way: Way, numbers: list[int]) -> list[int]:
+    def _find_wrong(self, manifest: Manifest, way: Way, numbers: list[int]) -> list[int]:
         """Bring everything to the disk, read the regions back, and return those whose content is wrong."""
-        way.complete(self._watch)
+        way.sync()
         with way.reader() as source:
             return wrong_regions(source, manifest, numbers, self._watch)
 
@@ -298,46 +260,25 @@ class _Sync:
         )
 
 
-def believed_installed(side: SideDirectory) -> Installed | None:
-    """Return what is recorded of the image if the file looks as it did then."""
-    installed = side.installed()
-    try:
-        found = os.stat(side.output)
-    except OSError:
-        return None
-    return installed if installed is not None and installed.file.believed(found) else None
-
-
-def newest(store: Store, request: Request) -> Head:
-    """Return the head of the wanted image; ``NotFound`` that names it, ``FormatError``."""
-    try:
-        return read_head(store, request.image)
-    except NotFound as error:
-        raise NotFound(f"image {request.image}", error.url) from error
-
-
-def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manifest:
-    """Return the manifest of the wanted version: one kept from an interrupted run, else the repository's.
-
-    Raises:
-        NotFound: there is no such version; FormatError, IntegrityError: the repository is damaged.
-    """
-    if head is not None:
-        kept = request.side.read_manifest(request.side.target, head.manifest_digest)
-        if kept is not None:
-            return kept
-        return read_manifest(store, request.image, head.version, head=head)
-    version = request.version or ""
-    try:
-        return read_manifest(store, request.image, version)
-    except NotFound as error:
-        raise NotFound(f"version {version} of image {request.image}", error.url) from error
-
-
 def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:
     """Return whether the old image is the version that ``manifest``'s fresh locations and differences start from."""
     known = None if old is None else old.manifest
     return known is not None and (known.image, known.version) == (manifest.image, manifest.parent)
+
+
+def share_that_stays(remote: Remote, old: Old | None, changed: Mask) -> float:
+    """Return which part of the content of changed regions is at its place in the old image, judged by the first ones.
+
+    Their tables are kept, so reading them now costs nothing later.
+    """
+    regions = next(windows(remote.manifest, np.flatnonzero(changed).tolist()), None)
+    if regions is None or old is None:
+        return 0.0
+    from_parent = old.image is not None and comes_from_parent(remote.manifest, old)
+    _, window = read_window(remote, regions, old.image.table_at if old.image and from_parent else lambda start: None)
+    placed = standing(window, regions, old) if old.believed else right_records(old.source, window, regions)
+    lengths = window.lengths.astype(np.int64)
+    return float(lengths[placed & ~window.zero].sum()) / max(1.0, float(lengths[~window.zero].sum()))
 
 
 def windows(manifest: Manifest, numbers: Sequence[int]) -> Iterator[list[Region]]:

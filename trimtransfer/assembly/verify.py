@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,20 @@ T = TypeVar("T")
 
 PIECE: Final = 1 << 20
 THREADS: Final = min(4, os.cpu_count() or 1)
-_ZEROS: Final = bytes(PIECE)
+
+
+class Readable(Protocol):
+    """Something that can be compared: a file, or what it will be. Safe among threads."""
+
+    size: int
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset`` on; ``SourceChanged`` if it ends before."""
+        ...
+
+    def extents(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of a range that may hold data; what lies between is zeros."""
+        ...
 
 
 def in_parallel(function: Callable[[T], bool], items: Iterable[T]) -> Iterator[tuple[T, bool]]:
@@ -53,7 +66,7 @@ def _finished(running: dict[Future[bool], T]) -> Iterator[tuple[T, bool]]:
         yield item, future.result()
 
 
-def region_is(source: ImageSource, region: Region) -> bool:
+def region_is(source: Readable, region: Region) -> bool:
     """Return whether the file holds exactly this region's content at its place."""
     if region.start + region.length > source.size:
         return False
@@ -72,7 +85,7 @@ def region_is(source: ImageSource, region: Region) -> bool:
 
 
 def wrong_regions(
-    source: ImageSource, manifest: Manifest, regions: Sequence[int], watch: Watch, *, phase: str = "verify"
+    source: Readable, manifest: Manifest, regions: Sequence[int], watch: Watch, *, phase: str = "verify"
 ) -> list[int]:
     """Return which of these regions (by number) the file does not hold; ``Cancelled`` on request."""
     lengths = manifest.lengths
@@ -87,7 +100,7 @@ def wrong_regions(
     return sorted(wrong)
 
 
-def right_records(source: ImageSource, window: Window, regions: Sequence[Region]) -> Mask:
+def right_records(source: Readable, window: Window, regions: Sequence[Region]) -> Mask:
     """Return which records of a window the file holds at their place (bool, one per record): all are read."""
     right = np.zeros(len(window), dtype=np.bool_)
 
@@ -101,7 +114,7 @@ def right_records(source: ImageSource, window: Window, regions: Sequence[Region]
     return right
 
 
-def _right_in_region(source: ImageSource, window: Window, first: int, last: int) -> Mask:
+def _right_in_region(source: Readable, window: Window, first: int, last: int) -> Mask:
     right = np.zeros(last - first, dtype=np.bool_)
     buffer = memoryview(bytearray(MAX_CHUNK_SIZE))
     offsets, lengths = window.offsets[first:last].tolist(), window.lengths[first:last].tolist()
@@ -121,11 +134,16 @@ def _right_in_region(source: ImageSource, window: Window, first: int, last: int)
     return right
 
 
-def _is_zero(source: ImageSource, offset: int, length: int) -> bool:
+def _is_zero(source: Readable, offset: int, length: int) -> bool:
+    buffer = memoryview(bytearray(min(PIECE, length)))
     for start, size in source.extents(offset, length):
         for at in range(start, start + size, PIECE):
-            data = source.read(at, min(PIECE, start + size - at))
-            if data != _ZEROS[: len(data)]:
+            part = buffer[: min(PIECE, start + size - at)]
+            try:
+                source.read_into(part, at)
+            except SourceChanged:
+                return False
+            if np.frombuffer(part, dtype=np.uint8).any():
                 return False
     return True
 

@@ -1,13 +1,15 @@
 """The two ways to write an image - a new file beside the old one, or in place - and the choice between them.
 
 A way owns the file being written (``target``), tells what lies at each place before anything is written (``standing``),
-and brings the image to its final state (``complete``, ``commit``).
+shows what the image will be (``reader``), and makes it the image once that is verified (``commit``).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -19,10 +21,10 @@ from trimtransfer.assembly.partial import PartialFile, open_device, open_partial
 from trimtransfer.assembly.plan import Mask, Window, same_place
 from trimtransfer.assembly.rawfile import RawFile, clone
 from trimtransfer.assembly.recovery import mark_image
-from trimtransfer.assembly.redo import Redo, RedoKey, apply, discard_redo, read_header
+from trimtransfer.assembly.redo import Redo, RedoKey, apply, is_applied, read_header
 from trimtransfer.assembly.side import FileState, SideDirectory, sync_directory
 from trimtransfer.assembly.tablefile import TableFile
-from trimtransfer.assembly.verify import right_records
+from trimtransfer.assembly.verify import Readable, right_records
 from trimtransfer.errors import SourceChanged, TargetRefused
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Region
@@ -115,21 +117,17 @@ class Way:
         with self.reader() as source:
             return right_records(source, window, regions)
 
-    def reader(self) -> ImageSource:
-        """Open the file that will be the image."""
+    def reader(self) -> AbstractContextManager[Readable]:
+        """Open what the image will be."""
         raise NotImplementedError
 
-    def complete(self, watch: Watch) -> None:
-        """Bring everything that was written to its place and to the disk."""
-        raise NotImplementedError
+    def sync(self) -> None:
+        """Bring everything that was written to the disk."""
+        self.target.sync()
 
-    def commit(self) -> None:
-        """Make the complete and verified file the image."""
+    def commit(self, watch: Watch) -> None:
+        """Make what :meth:`reader` shows, complete and verified, the image; raise ``OSError`` if that fails."""
         raise NotImplementedError
-
-    def again(self) -> Way:
-        """Return the way by which a complete file that turned out wrong is repaired; this one is not used any more."""
-        return self
 
     def close(self) -> None:
         """Close files; what is on the disk stays, for this run's end or the next run."""
@@ -153,15 +151,11 @@ class NewFile(Way):
         target = open_partial(side.partial, side.journal, key, old=shared)
         super().__init__(side, manifest, old, target)
 
-    def reader(self) -> ImageSource:
+    def reader(self) -> AbstractContextManager[Readable]:
         """Open the half-written file."""
         return ImageSource(self.side.partial)
 
-    def complete(self, watch: Watch) -> None:
-        """Bring everything to the disk."""
-        self.target.sync()
-
-    def commit(self) -> None:
+    def commit(self, watch: Watch) -> None:
         """Rename the file over the image."""
         mark_image(self.side.partial, self.manifest)
         os.replace(self.side.partial, self.side.output)
@@ -186,27 +180,20 @@ class InPlace(Way):
         super().__init__(side, manifest, old, redo)
         self._old, self._redo = old, redo
 
-    def reader(self) -> ImageSource:
-        """Open the image."""
-        return ImageSource(self.side.output)
+    def reader(self) -> AbstractContextManager[Readable]:
+        """Return the image as it will be."""
+        return self._redo.overlay()
 
-    def complete(self, watch: Watch) -> None:
-        """Commit the redo file and apply it."""
+    def commit(self, watch: Watch) -> None:
+        """Declare the redo file complete, apply it, and read back what was written."""
         self._old.check_unchanged()
         self._redo.commit()
         with RawFile(self.side.redo) as file:
             apply(file, self._image, length=self.manifest.length, progress=watch.progress)
-
-    def commit(self) -> None:
-        """The image has its content already."""
+            if not is_applied(file, self._image):
+                cause = "the disk does not hold what was written to it; run the same command again"
+                raise OSError(errno.EIO, cause, str(self.side.output))
         mark_image(self.side.output, self.manifest)
-
-    def again(self) -> InPlace:
-        """Return a new redo file over the image as it is now, of which nothing is believed."""
-        self.close()
-        discard_redo(self.side.redo)
-        found = FileState.of(os.stat(self.side.output))
-        return InPlace(self.side, self.manifest, replace(self._old, state=found, believed=False))
 
     def close(self) -> None:
         """Close the files."""
@@ -225,15 +212,11 @@ class Direct(Way):
             raise TargetRefused(str(side.output), f"has {old.source.size:,} bytes, {manifest.length:,} are needed")
         super().__init__(side, manifest, old, open_device(side.output, side.journal, key))
 
-    def reader(self) -> ImageSource:
+    def reader(self) -> AbstractContextManager[Readable]:
         """Open the device."""
         return ImageSource(self.side.output)
 
-    def complete(self, watch: Watch) -> None:
-        """Bring everything to the disk."""
-        self.target.sync()
-
-    def commit(self) -> None:
+    def commit(self, watch: Watch) -> None:
         """The device has its content already."""
 
 

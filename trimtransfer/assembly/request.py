@@ -1,0 +1,91 @@
+"""What a sync or plan was asked for, and the first things that it reads: recorded state, head, manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtransfer.assembly.side import Installed, SideDirectory
+from trimtransfer.assembly.ways import WriteOption
+from trimtransfer.errors import NotFound
+from trimtransfer.head import Head
+from trimtransfer.index.host import HostIndex
+from trimtransfer.manifest import Manifest
+from trimtransfer.names import check_name
+from trimtransfer.repository.reading import read_head, read_manifest
+from trimtransfer.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a sync or plan was asked for: see :func:`trimtransfer.assembly.sync.sync`."""
+
+    image: str
+    version: str | None
+    side: SideDirectory
+    seeds: tuple[str | os.PathLike[str], ...]
+    host_index: HostIndex | None
+    write: WriteOption
+    cache: Path
+
+
+def make_request(
+    image: str,
+    output: str | os.PathLike[str] | None,
+    version: str | None,
+    seeds: Sequence[str | os.PathLike[str]],
+    host_index: HostIndex | None,
+    write: WriteOption,
+    side: str | os.PathLike[str] | None,
+    cache: str | os.PathLike[str] | None,
+) -> Request:
+    """Check the arguments of a sync or plan; ``FormatError`` for a name that is none, ``ValueError`` for others."""
+    check_name("image", image)
+    if version is not None:
+        check_name("version", version)
+    if write not in ("auto", "new", "in-place"):
+        raise ValueError(f"write={write!r}: auto, new or in-place")
+    directory = SideDirectory(Path(output or f"{image}.img"), Path(side) if side is not None else None)
+    if cache is None:
+        from platformdirs import user_cache_dir
+
+        cache = user_cache_dir("medv")
+    return Request(image, version, directory, tuple(seeds), host_index, write, Path(cache))
+
+
+def believed_installed(side: SideDirectory) -> Installed | None:
+    """Return what is recorded of the image if the file looks as it did then."""
+    installed = side.installed()
+    try:
+        found = os.stat(side.output)
+    except OSError:
+        return None
+    return installed if installed is not None and installed.file.believed(found) else None
+
+
+def newest(store: Store, request: Request) -> Head:
+    """Return the head of the wanted image; ``NotFound`` that names it, ``FormatError``."""
+    try:
+        return read_head(store, request.image)
+    except NotFound as error:
+        raise NotFound(f"image {request.image}", error.url) from error
+
+
+def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manifest:
+    """Return the manifest of the wanted version: one kept from an interrupted run, else the repository's.
+
+    Raises:
+        NotFound: there is no such version; FormatError, IntegrityError: the repository is damaged.
+    """
+    if head is not None:
+        kept = request.side.read_manifest(request.side.target, head.manifest_digest)
+        if kept is not None:
+            return kept
+        return read_manifest(store, request.image, head.version, head=head)
+    version = request.version or ""
+    try:
+        return read_manifest(store, request.image, version)
+    except NotFound as error:
+        raise NotFound(f"version {version} of image {request.image}", error.url) from error
