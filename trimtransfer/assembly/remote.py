@@ -63,13 +63,17 @@ class Remote:
                 found[region.index] = table
             elif region.difference.length and (old := base(region.start)) is not None:
                 bases[region.index] = old
-        self._read_differences([region for region in regions if region.index in bases], bases, found)
-        whole = [region for region in regions if region.index not in found]
+        missing = [region for region in regions if region.index not in found]
+        stored = self.pieces([region.difference if region.index in bases else region.full for region in missing])
+        for region in missing:
+            if region.index in bases:
+                self._add_difference(region, bases[region.index], stored[region.difference], found)
+            else:
+                self._add_whole(region, stored[region.full], found)
+        whole = [region for region in missing if region.index not in found]
         stored = self.pieces([region.full for region in whole])
         for region in whole:
-            data = stored[region.full]
-            found[region.index] = decode_full(data, size=region.length, digest=region.table)
-            self._tables.add(region.table, data)
+            self._add_whole(region, stored[region.full], found)
         return [found[region.index] for region in regions]
 
     def locations(self, wanted: Sequence[tuple[Region, str]]) -> dict[tuple[int, str], Locations]:
@@ -102,17 +106,18 @@ class Remote:
                 raise IntegrityError(where, item.ref.check, bytes(len(item.ref.check)), REMEDY)
         return found
 
-    def _read_differences(self, regions: Sequence[Region], bases: dict[int, Table], found: dict[int, Table]) -> None:
-        """Add the tables that can be made from differences; the others are read whole by the caller."""
-        stored = self.pieces([region.difference for region in regions])
-        for region in regions:
-            data = stored[region.difference]
-            try:
-                table = decode_difference(data, bases[region.index], size=region.length, digest=region.table)
-            except (FormatError, IntegrityError):
-                continue  # made from another table than ours
-            found[region.index] = table
-            self._tables.add(region.table, encode_full(table))
+    def _add_whole(self, region: Region, data: bytes, found: dict[int, Table]) -> None:
+        found[region.index] = decode_full(data, size=region.length, digest=region.table)
+        self._tables.add(region.table, data)
+
+    def _add_difference(self, region: Region, base: Table, data: bytes, found: dict[int, Table]) -> None:
+        """Add a table made from its difference; nothing if that is one to another base, then it is read whole."""
+        try:
+            table = decode_difference(data, base, size=region.length, digest=region.table)
+        except (FormatError, IntegrityError):
+            return
+        found[region.index] = table
+        self._tables.add(region.table, encode_full(table))
 
     def _requests(self, refs: Sequence[StoredRef]) -> list[_Wanted]:
         wanted: list[_Wanted] = []
