@@ -95,14 +95,18 @@ def prefers_new(share: float) -> bool:
     return share < _HALF
 
 
+def expected_share(manifest: Manifest, right: Mask, stays: Callable[[Mask], float]) -> float:
+    """Return about which share of the content stays at its place: regions that are ``right``, and parts of others."""
+    share = unchanged_share(manifest, right)
+    return share + (1 - share) * stays(~right & ~manifest.zero) if prefers_new(share) else share
+
+
 def _prefers_new(
     side: SideDirectory, manifest: Manifest, right: Mask, pending: str | None, stays: Callable[[Mask], float]
 ) -> bool:
     if pending is not None:
         return pending == "new"
-    share = unchanged_share(manifest, right)
-    if prefers_new(share):
-        share += (1 - share) * stays(~right & ~manifest.zero)
+    share = expected_share(manifest, right, stays)
     needed = int(manifest.lengths[~manifest.zero].sum())
     return prefers_new(share) and free_bytes(side.path) > needed
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly.assembler import Meter
-from trimtransfer.assembly.choice import prefers_new, right_in_old
+from trimtransfer.assembly.choice import expected_share, prefers_new, right_in_old
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.journal import load_journal
@@ -31,7 +31,7 @@ from trimtransfer.assembly.request import Request, believed_installed, make_requ
 from trimtransfer.assembly.resolve import Resolver, Survey
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
-from trimtransfer.assembly.sync import comes_from_parent, untouched, windows
+from trimtransfer.assembly.sync import comes_from_parent, share_that_stays, untouched, windows
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
@@ -107,8 +107,8 @@ class _Preview:
     def _resolve(self, manifest: Manifest, stack: ExitStack) -> str:
         side = self._request.side
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medv-plan-")))
-        kept = side.tables.exists()
-        tables = stack.enter_context(TableFile(side.tables if kept else scratch / "tables.bin", writable=not kept))
+        kept = stack.enter_context(TableFile(side.tables, writable=False)) if side.tables.exists() else None
+        tables = stack.enter_context(TableFile(scratch / "tables.bin", fallback=kept))
         old = open_old(side, tables)
         if old is not None:
             stack.callback(old.source.close)
@@ -116,20 +116,22 @@ class _Preview:
         todo = np.flatnonzero(~(right | manifest.zero)).tolist()
         self._content = untouched(manifest, right | manifest.zero)
         self._changed = len(todo)
+        remote = Remote(self._store, manifest, tables)
+        began = time.monotonic()
+        would_write = self._would_write(remote, old, right)
+        self._read_seconds = time.monotonic() - began
         if todo:
             view = SideDirectory(side.output, scratch)
             sources = stack.enter_context(Sources(view, manifest, tables, self._request.cache, self._watch))
-            self._plan_windows(manifest, old, todo, tables, sources, scratch)
+            self._plan_windows(remote, old, todo, sources, scratch)
         elif old is not None and right.all() and old.source.size == manifest.length:
             return "nothing"
-        return self._would_write(old)
+        return would_write
 
-    def _plan_windows(
-        self, manifest: Manifest, old: Old | None, todo: list[int], tables: TableFile, sources: Sources, scratch: Path
-    ) -> None:
+    def _plan_windows(self, remote: Remote, old: Old | None, todo: list[int], sources: Sources, scratch: Path) -> None:
         seeds = sources.open(old, self._request.seeds, self._request.host_index)
+        manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
-        remote = Remote(self._store, manifest, tables)
         resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=comes_from_parent(manifest, old))
         survey = _survey(self._request.side, manifest, old)
         done, total = 0, int(manifest.lengths[todo].sum())
@@ -145,17 +147,13 @@ class _Preview:
             self._requests += len(window.fetch.ranges)
         self._watch.report("plan", total, total)
 
-    def _would_write(self, old: Old | None) -> str:
+    def _would_write(self, remote: Remote, old: Old | None, right: Mask) -> str:
         if old is None:
             return "new"
         if old.source.is_device or self._request.write == "in-place":
             return "in-place"
-        filled = self._content.size - self._content.zero
-        return (
-            "new"
-            if self._request.write == "new" or prefers_new(self._content.unchanged / max(1, filled))
-            else "in-place"
-        )
+        share = expected_share(remote.manifest, right, lambda mask: share_that_stays(remote, old, mask))
+        return "new" if self._request.write == "new" or prefers_new(share) else "in-place"
 
     def _report(self, manifest: Manifest, would_write: str, round_trip: float) -> PlanReport:
         stats = self._store.stats

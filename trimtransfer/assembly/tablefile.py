@@ -26,11 +26,15 @@ _SLACK: Final = 4 << 20
 
 
 class TableFile:
-    """An open file of tables. Methods may be called from several threads; one process at a time (the lock) writes."""
+    """An open file of tables. Methods may be called from several threads; one process at a time (the lock) writes.
 
-    def __init__(self, path: Path, *, writable: bool = True) -> None:
+    What is not in it is looked for in ``fallback``, another such file.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = True, fallback: TableFile | None = None) -> None:
         """Open it; a missing, damaged or foreign file is as good as an empty one. ``OSError`` if it cannot be made."""
         self.path = path
+        self._fallback = fallback
         self._writable = writable
         self._lock = threading.Lock()
         self._places: dict[bytes, tuple[int, int]] = {}
@@ -49,7 +53,7 @@ class TableFile:
         self.close()
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._places
+        return digest in self._places or (self._fallback is not None and digest in self._fallback)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -62,7 +66,7 @@ class TableFile:
         """Return the table with this digest, of a region of ``size`` bytes; None if it is not here, or damaged."""
         place = self._places.get(digest)
         if place is None:
-            return None
+            return None if self._fallback is None else self._fallback.get(digest, size=size)
         stored = os.pread(self._descriptor, place[1], place[0])
         with contextlib.suppress(FormatError, IntegrityError):
             return decode_full(stored, size=size, digest=digest)
