@@ -1,4 +1,4 @@
-"""The assembler: every record of a window gets into the target, whatever its sources do; nothing unverified ever does."""
+"""The assembler: every record of a window gets into the target, whatever its sources do; nothing unverified does."""
 
 from __future__ import annotations
 
