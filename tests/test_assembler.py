@@ -159,7 +159,7 @@ def test_a_frame_that_stays_damaged_names_its_pack_and_is_not_written(bench: Ben
 def test_an_error_of_the_target_ends_everything(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of fetching threads and of copying threads alike; no thread is left behind."""
 
-    def full(self: PartialFile, offset: int, data: memoryview) -> None:
+    def full(self: PartialFile, pieces: object) -> None:
         raise NoSpace("disk", None, None)
 
     before = threading.active_count()

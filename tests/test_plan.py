@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtransfer.assembly.extents import Extents
-from trimtransfer.assembly.plan import GAP, FetchPlan, Groups, Located, Window, coalesce, plan_fetch, runs, same_place
+from trimtransfer.assembly.fetchplan import FetchPlan, Located, frame_tasks, plan_fetch
+from trimtransfer.assembly.plan import GAP, Groups, Window, coalesce, runs, same_place
 from trimtransfer.assembly.report import CATEGORIES, Content, estimate_seconds
 from trimtransfer.chunk import BLOCK_SIZE, chunk_digest
 from trimtransfer.errors import FormatError
@@ -216,12 +217,11 @@ def carry_out(fetch: FetchPlan, packs: dict[int, bytes], image: bytearray) -> in
         assert len(data) == part.end - part.start
         assert not part.whole or len(data) == fetch.packs[part.pack].length
         asked += len(data)
-        for number in range(part.first, part.last):
-            frame = fetch.frames[number]
-            raw = data[int(frame["offset"]) - part.start :][: int(frame["stored"])]
-            for _, start, length, offset in fetch.writes[
-                fetch.first_write[number] : fetch.first_write[number + 1]
-            ].tolist():
+        for task in frame_tasks(fetch, part):
+            raw = data[task.offset - part.start :][: task.stored]
+            for start, length, digest in task.wanted:
+                assert chunk_digest(raw[start : start + length]) == digest
+            for start, length, offset in task.writes:
                 image[offset : offset + length] = raw[start : start + length]
     return asked
 

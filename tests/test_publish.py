@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import read_image
 
-from trimtransfer.assembly.plan import WHOLE_SHARE
+from trimtransfer.assembly.fetchplan import WHOLE_SHARE
 from trimtransfer.chunk import REGION_SIZE, Kind
 from trimtransfer.errors import (
     Cancelled,

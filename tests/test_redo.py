@@ -38,7 +38,7 @@ def fill(path: Path, image: Path, writes: list[tuple[int, bytes]], *, commit: bo
         redo = Redo(path, file, KEY, base=Base.OLD)
         for offset, data in writes:
             if any(data):
-                redo.write(offset, memoryview(data))
+                redo.write([(offset, memoryview(data))])
             else:
                 redo.write_zeros(offset, len(data))
         if commit:
@@ -91,7 +91,7 @@ def test_every_truncation_is_uncommitted_and_resumes(tmp_path: Path, rng: np.ran
             redo = Redo(path, target, KEY, base=Base.OLD)
             for offset, data in writes:
                 if not redo.done.covers(np.array([offset]), np.array([len(data)])).all():
-                    redo.write(offset, memoryview(data))
+                    redo.write([(offset, memoryview(data))])
             redo.commit()
             redo.close()
         copy = tmp_path / "copy"
@@ -164,7 +164,7 @@ def test_what_was_written_can_be_read_back(tmp_path: Path, rng: np.random.Genera
     with RawFile(image) as target:
         redo = Redo(path, target, KEY, base=Base.OLD)
         for offset, data in writes[:3]:
-            redo.write(offset, memoryview(data))
+            redo.write([(offset, memoryview(data))])
         for offset, length, expected in (
             (writes[1][0], 50, writes[1][1][:50]),
             (190_000, 100, old[190_000:190_100]),

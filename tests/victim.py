@@ -50,6 +50,7 @@ class Shim:
     def install(self) -> None:
         for name in CHANGING:
             setattr(os, name, self._wrap(name))
+        os.pwritev = lambda descriptor, buffers, offset: os.pwrite(descriptor, b"".join(buffers), offset)
 
     def _wrap(self, name: str) -> Callable[..., Any]:
         real = self._real[name]

@@ -16,7 +16,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, FetchPlan, PackRange, Run, runs
+from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, PackRange, frame_tasks
+from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, Run, runs
+from trimtransfer.assembly.rawfile import Piece
 from trimtransfer.assembly.remote import REMEDY
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
@@ -33,8 +35,8 @@ _THREADS: Final = min(4, os.cpu_count() or 1)
 class Target(Protocol):
     """A file being written: takes verified bytes. Safe among threads."""
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write verified bytes at ``offset`` of the image."""
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Write pieces of verified bytes, each at its offset of the image, and remember that they are there."""
         ...
 
     def write_zeros(self, offset: int, length: int) -> None:
@@ -174,7 +176,7 @@ class Assembler:
 
     def _write(self, offset: int, data: memoryview) -> None:
         if data:
-            self._target.write(offset, data)
+            self._target.write([(offset, data)])
 
     def _fetch_rejected(self, plan: WindowPlan, records: list[int]) -> None:
         """Fetch the chunks that local sources had wrong."""
@@ -213,10 +215,18 @@ class Assembler:
         def deliver(request: Range, data: memoryview) -> None:
             self._check_cancelled()
             part = requests[request]
-            for number in range(part.first, part.last):
-                wrong = self._take_frame(plan, fetch, number, data, part.start)
-                if wrong is not None:
-                    damaged[number] = wrong
+            pieces: list[Piece] = []
+            held = 0
+            for task in frame_tasks(fetch, part):
+                content = self._verified(task, data[task.offset - part.start :][: task.stored], damaged)
+                if content is None:
+                    continue
+                pieces += [(offset, content[start : start + length]) for start, length, offset in task.writes]
+                held += task.raw
+                if held >= RUN_BYTES:
+                    self._target.write(pieces)
+                    pieces, held = [], 0
+            self._target.write(pieces)
             self._target.fetched(request.length)
 
         if requests:
@@ -227,32 +237,24 @@ class Assembler:
                 self._fetching.paused = True
         return damaged
 
-    def _take_frame(
-        self, plan: WindowPlan, fetch: FetchPlan, number: int, data: memoryview, start: int
-    ) -> tuple[bytes, bytes] | None:
-        """Verify one frame and its wanted chunks and write them; return (expected, found) digest if it is damaged."""
-        frame = fetch.frames[number]
-        at, stored, check = int(frame["offset"]) - start, int(frame["stored"]), frame["check"].tobytes()
+    def _verified(
+        self, task: FrameTask, stored: memoryview, damaged: dict[int, tuple[bytes, bytes]]
+    ) -> memoryview | None:
+        """Return a frame's content, its wanted chunks verified; None, and an entry in ``damaged``, if it is wrong."""
         try:
-            content = decode_frame(
-                data[at : at + stored], codec=int(frame["codec"]), raw=int(frame["raw"]), check=check
-            )
+            content = memoryview(decode_frame(stored, codec=task.codec, raw=task.raw, check=task.check))
         except IntegrityError as error:
-            return error.expected, error.got
+            damaged[task.number] = error.expected, error.got
+            return None
         except FormatError:
-            return check, bytes(len(check))
-        raw = memoryview(content)
-        low, high = int(fetch.first_wanted[number]), int(fetch.first_wanted[number + 1])
-        wanted = fetch.wanted[low:high]
-        digests = plan.window.digests[plan.groups.leaders[wanted["group"]]]
-        for (_, begin, length, _), expected in zip(wanted.tolist(), digests, strict=True):
-            found = chunk_digest(raw[begin : begin + length])
-            if found != expected.tobytes():
-                return expected.tobytes(), found
-        low, high = int(fetch.first_write[number]), int(fetch.first_write[number + 1])
-        for _, begin, length, offset in fetch.writes[low:high].tolist():
-            self._target.write(offset, raw[begin : begin + length])
-        return None
+            damaged[task.number] = task.check, bytes(len(task.check))
+            return None
+        for start, length, digest in task.wanted:
+            found = chunk_digest(content[start : start + length])
+            if found != digest:
+                damaged[task.number] = digest, found
+                return None
+        return content
 
     def _buffer(self, length: int) -> memoryview:
         """Return this thread's buffer, long enough for any run."""

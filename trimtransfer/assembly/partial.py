@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.journal import Base, Journal, JournalKey, load_journal
-from trimtransfer.assembly.rawfile import RawFile, clone
+from trimtransfer.assembly.rawfile import Piece, RawFile, clone
 
 BATCH_BYTES: Final = 8 << 20
 """Fetched bytes after which what was written is brought to the disk ..."""
@@ -72,10 +72,12 @@ class PartialFile:
         self._batches = Batches(self.sync)
         self._sparse = base is Base.ZEROS
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, pieces: Sequence[Piece]) -> None:
         """Write verified bytes."""
-        self.file.write(offset, data)
-        self._journal.add_one(offset, len(data))
+        written = self.file.write_pieces(pieces)
+        if written:
+            columns = np.array(written, dtype=np.int64)
+            self._journal.add(columns[:, 0], columns[:, 1])
 
     def write_zeros(self, offset: int, length: int) -> None:
         """Make a range read as zeros."""

@@ -9,9 +9,9 @@ import fcntl
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,11 @@ _FICLONE: Final = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01  # linux/falloc.h
 _ZEROS: Final = memoryview(bytes(1 << 20))
 _BLOCK: Final = 4096
+_MOST_BUFFERS: Final = 512  # of one pwritev; Linux takes 1024
+
+
+Piece: TypeAlias = tuple[int, memoryview]
+"""Offset and bytes."""
 
 
 class RawFile:
@@ -59,11 +64,37 @@ class RawFile:
 
     def write(self, offset: int, data: memoryview | bytes) -> None:
         """Write all of ``data`` at ``offset``."""
-        view = memoryview(data)
         with space_errors(self.path):
-            while view:
-                count = os.pwrite(self.descriptor, view, offset)
-                view, offset = view[count:], offset + count
+            self._write(offset, memoryview(data))
+
+    def write_pieces(self, pieces: Sequence[Piece]) -> list[tuple[int, int]]:
+        """Write pieces (offset, data), neighbours in one go; return (offset, length) of what was written."""
+        written: list[tuple[int, int]] = []
+        with space_errors(self.path):
+            at = 0
+            while at < len(pieces):
+                first, end = at, pieces[at][0]
+                while at < len(pieces) and pieces[at][0] == end and at - first < _MOST_BUFFERS:
+                    end += len(pieces[at][1])
+                    at += 1
+                offset = pieces[first][0]
+                self._write_vector(offset, [data for _, data in pieces[first:at]], end - offset)
+                written.append((offset, end - offset))
+        return written
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        while view:
+            count = os.pwrite(self.descriptor, view, offset)
+            view, offset = view[count:], offset + count
+
+    def _write_vector(self, offset: int, buffers: list[memoryview], length: int) -> None:
+        done = os.pwritev(self.descriptor, buffers, offset) if len(buffers) > 1 else 0
+        if done == length:
+            return
+        for data in buffers:  # the rest after a short write; all of a single buffer
+            skipped = min(done, len(data))
+            self._write(offset + skipped, data[skipped:])
+            offset, done = offset + len(data), done - skipped
 
     def write_sparse(self, offset: int, data: memoryview) -> None:
         """Write ``data`` into a file whose bytes there are zeros: its blocks of zeros are left out."""

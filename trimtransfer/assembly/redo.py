@@ -14,7 +14,7 @@ import struct
 import threading
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.journal import Base, boot_id
 from trimtransfer.assembly.partial import Batches
-from trimtransfer.assembly.rawfile import RawFile
+from trimtransfer.assembly.rawfile import Piece, RawFile
 from trimtransfer.chunk import CHECK_SIZE, object_check
 from trimtransfer.errors import IntegrityError, SourceChanged
 
@@ -85,13 +85,14 @@ class Redo:
             raise
         self.done = self._extents()
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Add verified bytes that belong at ``offset``."""
-        for start in range(0, len(data), MAX_RECORD):
-            part = data[start : start + MAX_RECORD]
-            position = self._append(_DATA, offset + start, len(part), object_check(part), part)
-            with self._lock:
-                self._data.add(offset + start, len(part), position)
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Add verified bytes."""
+        for offset, data in pieces:
+            for start in range(0, len(data), MAX_RECORD):
+                part = data[start : start + MAX_RECORD]
+                position = self._append(_DATA, offset + start, len(part), object_check(part), part)
+                with self._lock:
+                    self._data.add(offset + start, len(part), position)
 
     def write_zeros(self, offset: int, length: int) -> None:
         """Add a range of zeros."""

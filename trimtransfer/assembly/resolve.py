@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly import report
+from trimtransfer.assembly.fetchplan import FetchPlan, Located, plan_fetch
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
 from trimtransfer.assembly.plan import (
     FETCH,
@@ -21,13 +22,10 @@ from trimtransfer.assembly.plan import (
     SELF,
     UNASSIGNED,
     ZERO,
-    FetchPlan,
     Groups,
-    Located,
     Mask,
     Numbers,
     Window,
-    plan_fetch,
     same_place,
 )
 from trimtransfer.assembly.remote import Remote
