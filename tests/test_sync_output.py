@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from syncing import leftovers, make_images, publish_all, write_sparse
 
 from trimtransfer.assembly.sync import sync
 from trimtransfer.assembly.verify import verify_image
-from trimtransfer.errors import FormatError, TargetRefused
+from trimtransfer.errors import Cancelled, FormatError, TargetRefused
 
 SECTOR = 512
 
@@ -144,6 +145,73 @@ def test_a_device_that_is_too_small_or_mounted(
             large.sync(path, side=tmp_path / "side")
     finally:
         subprocess.run(["umount", mounted], check=True)
+
+
+def test_a_link_to_a_device(place: Place, device: tuple[Path, Path], tmp_path: Path) -> None:
+    path, backing = device
+    (tmp_path / "by-name").symlink_to(path)
+    place.sync(tmp_path / "by-name", side=tmp_path / "side")
+    assert backing.read_bytes()[: len(place.images[1])] == place.images[1]
+    assert (tmp_path / "by-name").is_symlink()
+
+
+# ---- users
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["straight", "interrupted"])
+@pytest.mark.parametrize("write", ["new", "in-place"])
+def test_an_ordinary_user_owns_a_read_only_image(place: Place, write: str, interrupted: bool) -> None:
+    """The image is marked read-only; its owner's next sync must not stumble over that, nor his interrupted ones."""
+    place.sync(place.folder / "warm.img")  # imports everything while this user may read it
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(place.repository, Path(folder) / "repository", dirs_exist_ok=True)
+        subprocess.run(["chown", "-R", "65534:65534", folder], check=True)
+        os.seteuid(65534)
+        try:
+            options = {"output": Path(folder) / "disk.img", "cache": Path(folder) / "cache"}
+            sync(Path(folder) / "repository", "disk", version="1", **options)
+            if interrupted:  # a run that is stopped early has made the image writable already, or not: both must do
+                with pytest.raises(Cancelled):
+                    sync(Path(folder) / "repository", "disk", write=write, cancel=set_event(), **options)
+            report = sync(Path(folder) / "repository", "disk", write=write, **options)
+            assert report.wrote == write
+            assert report.content.unchanged > 0
+            assert options["output"].read_bytes() == place.images[1]
+            assert os.stat(options["output"]).st_mode & 0o777 == 0o444
+        finally:
+            os.seteuid(0)
+
+
+def test_another_users_image_is_refused_before_anything_is_fetched(place: Place) -> None:
+    place.sync(place.folder / "warm.img")
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(place.repository, Path(folder) / "repository", dirs_exist_ok=True)
+        subprocess.run(["chown", "-R", "65534:65534", folder], check=True)
+        options = {"output": Path(folder) / "disk.img", "cache": Path(folder) / "cache"}
+        os.seteuid(65534)
+        try:
+            sync(Path(folder) / "repository", "disk", version="1", **options)
+            before = options["output"].read_bytes()
+            os.seteuid(0)
+            os.chown(options["output"], 0, 0)
+            os.seteuid(65534)
+            with pytest.raises(PermissionError):
+                sync(Path(folder) / "repository", "disk", write="in-place", **options)
+        finally:
+            os.seteuid(0)
+        assert options["output"].read_bytes() == before
+        assert not (Path(folder) / "disk.img.medv" / "redo").exists()
+
+
+def set_event() -> threading.Event:
+    """Return an event that is set."""
+    event = threading.Event()
+    event.set()
+    return event
 
 
 # ---- file systems that share blocks

@@ -27,7 +27,7 @@ from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Network, PlanReport, estimate_seconds
-from trimtransfer.assembly.request import Request, believed_installed, make_request, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Resolver, Survey
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
@@ -91,7 +91,7 @@ class _Preview:
     def run(self) -> PlanReport:
         """Read, resolve and add up."""
         side = self._request.side
-        installed = believed_installed(side)
+        installed = side.believed()
         head = newest(self._store, self._request) if self._request.version is None else None
         round_trip = time.monotonic() - self._started
         manifest = wanted_manifest(self._store, self._request, head)
@@ -218,7 +218,7 @@ def _written_before(side: SideDirectory, target: bytes) -> Extents:
         return loaded[1]
     if not side.redo.exists():
         return Extents.none()
-    with RawFile(side.redo) as file:
+    with RawFile(side.redo, writable=False) as file:
         header = read_header(file)
         if header is None or header[0].target != target:
             return Extents.none()

@@ -30,15 +30,15 @@ Piece: TypeAlias = tuple[int, memoryview]
 
 
 class RawFile:
-    """A file or block device open for reading and writing. Methods may be called from several threads.
+    """A file or block device open for reading and (unless told otherwise) writing. Safe among threads.
 
     ``NoSpace`` is raised where the disk is full, ``OSError`` for everything else that fails.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, writable: bool = True) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self.descriptor = _open_writable(path, flags | (os.O_CREAT if create else 0))
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+        self.descriptor = _open_writable(path, flags | os.O_RDWR) if writable else os.open(path, flags | os.O_RDONLY)
         found = os.fstat(self.descriptor)
         self.is_device = stat.S_ISBLK(found.st_mode)
         if not (self.is_device or stat.S_ISREG(found.st_mode)):
@@ -165,10 +165,14 @@ def _open_writable(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags, 0o600)
     except PermissionError:
-        found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise
-        os.chmod(path, stat.S_IMODE(found.st_mode) | stat.S_IWUSR, follow_symlinks=False)
+        readable = os.open(path, (flags & ~(os.O_RDWR | os.O_CREAT)) | os.O_RDONLY)
+        try:
+            found = os.fstat(readable)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                raise
+            os.fchmod(readable, stat.S_IMODE(found.st_mode) | stat.S_IWUSR)
+        finally:
+            os.close(readable)
         return os.open(path, flags, 0o600)
 
 

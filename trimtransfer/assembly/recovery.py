@@ -62,9 +62,8 @@ def finish_interrupted(side: SideDirectory, watch: Watch) -> bool:
         if header is None or not is_committed(file):
             return False  # the image is untouched; the run that follows goes on with it, or discards it
         key = header[0]
-        installed = side.installed()
-        recorded = installed is not None and installed.manifest_digest == key.target
-        if recorded and installed is not None and installed.file.believed(os.stat(side.output)):
+        installed = side.believed()
+        if installed is not None and installed.manifest_digest == key.target:
             discard_redo(side.redo)
             return False
         manifest = side.read_manifest(side.target, key.target) or side.read_manifest(side.manifest, key.target)

@@ -17,9 +17,7 @@ def check_output(output: Path) -> None:
         _check_parent(output)
         return
     if stat.S_ISLNK(found.st_mode):
-        if not output.exists() or not stat.S_ISBLK(os.stat(output).st_mode):
-            raise TargetRefused(str(output), "is a symbolic link; name the file that it leads to")
-        found = os.stat(output)
+        raise TargetRefused(str(output), "is a symbolic link; name the file that it leads to")
     if stat.S_ISDIR(found.st_mode):
         raise TargetRefused(str(output), "is a directory; name a file")
     if stat.S_ISBLK(found.st_mode):
@@ -31,6 +29,16 @@ def check_output(output: Path) -> None:
     if _is_attached(output):
         raise TargetRefused(str(output), "is attached to a loop device; detach it first")
     _check_parent(output)
+
+
+def device_behind(output: Path) -> Path:
+    """Return the block device that a link such as ``/dev/disk/by-id/...`` leads to; any other path as it is."""
+    try:
+        if output.is_symlink() and stat.S_ISBLK(os.stat(output).st_mode):
+            return output.resolve()
+    except OSError:
+        pass
+    return output
 
 
 def _check_parent(output: Path) -> None:

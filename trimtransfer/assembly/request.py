@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtransfer.assembly.side import Installed, SideDirectory
+from trimtransfer.assembly.refusal import device_behind
+from trimtransfer.assembly.side import SideDirectory, default_path
 from trimtransfer.assembly.ways import WriteOption
 from trimtransfer.errors import NotFound
 from trimtransfer.head import Head
@@ -47,22 +48,13 @@ def make_request(
         check_name("version", version)
     if write not in ("auto", "new", "in-place"):
         raise ValueError(f"write={write!r}: auto, new or in-place")
-    directory = SideDirectory(Path(output or f"{image}.img"), Path(side) if side is not None else None)
+    named = Path(output or f"{image}.img")
+    directory = SideDirectory(device_behind(named), Path(side) if side is not None else default_path(named))
     if cache is None:
         from platformdirs import user_cache_dir
 
         cache = user_cache_dir("medv")
     return Request(image, version, directory, tuple(seeds), host_index, write, Path(cache))
-
-
-def believed_installed(side: SideDirectory) -> Installed | None:
-    """Return what is recorded of the image if the file looks as it did then."""
-    installed = side.installed()
-    try:
-        found = os.stat(side.output)
-    except OSError:
-        return None
-    return installed if installed is not None and installed.file.believed(found) else None
 
 
 def newest(store: Store, request: Request) -> Head:

@@ -139,6 +139,15 @@ class SideDirectory:
             return Installed.from_bytes(data)
         return None
 
+    def believed(self) -> Installed | None:
+        """Return what is recorded of the image if the image looks as it did then."""
+        installed = self.installed()
+        try:
+            found = os.stat(self.output)
+        except OSError:
+            return None
+        return installed if installed is not None and installed.file.believed(found) else None
+
     def read_manifest(self, path: Path, digest: bytes | None = None) -> Manifest | None:
         """Return the manifest kept in a file of this directory; None if missing, damaged, or not that of ``digest``."""
         try:

@@ -26,7 +26,7 @@ from trimtransfer.assembly.recovery import finish_interrupted, mark_image, recor
 from trimtransfer.assembly.refusal import check_output
 from trimtransfer.assembly.remote import REMEDY, Remote, open_store
 from trimtransfer.assembly.report import Content, Network, SyncReport
-from trimtransfer.assembly.request import Request, believed_installed, make_request, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
 from trimtransfer.assembly.sources import Sources, discard_unfinished, set_aside
 from trimtransfer.assembly.tablefile import TableFile
@@ -107,7 +107,7 @@ class _Sync:
     def run(self) -> SyncReport:
         """Do everything, in this order."""
         side = self._side
-        installed = believed_installed(side)
+        installed = side.believed()
         head = newest(self._store, self._request) if self._request.version is None else None
         if installed is not None and head is not None and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)

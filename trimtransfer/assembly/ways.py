@@ -168,7 +168,8 @@ class InPlace(Way):
     wrote = "in-place"
 
     def __init__(self, side: SideDirectory, manifest: Manifest, old: Old) -> None:
-        self._image = RawFile(side.output)
+        _check_permission(side.output)
+        self._image = RawFile(side.output, writable=False)
         try:
             if self._image.is_device and self._image.size < manifest.length:
                 raise TargetRefused(str(side.output), f"has {self._image.size:,} bytes, {manifest.length:,} are needed")
@@ -188,9 +189,9 @@ class InPlace(Way):
         """Declare the redo file complete, apply it, and read back what was written."""
         self._old.check_unchanged()
         self._redo.commit()
-        with RawFile(self.side.redo) as file:
-            apply(file, self._image, length=self.manifest.length, progress=watch.progress)
-            if not is_applied(file, self._image):
+        with RawFile(self.side.redo) as file, RawFile(self.side.output) as image:
+            apply(file, image, length=self.manifest.length, progress=watch.progress)
+            if not is_applied(file, image):
                 cause = "the disk does not hold what was written to it; run the same command again"
                 raise OSError(errno.EIO, cause, str(self.side.output))
         mark_image(self.side.output, self.manifest)
@@ -255,6 +256,15 @@ def unchanged_share(manifest: Manifest, right: Mask) -> float:
     return float(same.sum()) / max(1.0, float(filled.sum()))
 
 
+def _check_permission(path: os.PathLike[str]) -> None:
+    """Raise ``PermissionError`` where :meth:`InPlace.commit` could not open the image, before anything is fetched.
+
+    An image is read-only between syncs, so its owner counts as somebody who may write.
+    """
+    if os.stat(path).st_uid != os.geteuid() and not os.access(path, os.W_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
 def pending_way(side: SideDirectory, manifest: Manifest) -> str | None:
     """Return by which way (``new``, ``in-place``) an interrupted run began to write this version; None if none did."""
     target = manifest.digest()
@@ -262,7 +272,7 @@ def pending_way(side: SideDirectory, manifest: Manifest) -> str | None:
     if loaded is not None and loaded[0].target == target:
         return "new"
     if side.redo.exists():
-        with RawFile(side.redo) as file:
+        with RawFile(side.redo, writable=False) as file:
             header = read_header(file)
         if header is not None and header[0].target == target:
             return "in-place"
