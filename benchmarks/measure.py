@@ -1,17 +1,15 @@
-"""Running programs and knowing what they cost: CPU seconds, peak memory, wall time; and a web server that counts.
-
-Light on purpose: the memory of the process that starts a program counts as that program's until it has started.
-"""
+"""Running programs and knowing what they cost: CPU seconds, peak memory, wall time; and a web server that counts."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,46 +40,50 @@ class Cost:
         )
 
 
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+started = time.monotonic()
+child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+wall = time.monotonic() - started
+with open(sys.argv[1], "w") as report:
+    json.dump([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, wall, used.ru_maxrss * 1024], report)
+"""
+
+
 def run(
-    command: Sequence[str | Path],
-    *,
-    log: Path,
-    environment: Mapping[str, str] | None = None,
-    timeout: float = 3600,
-    accepted: Sequence[int] = (0,),
+    command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None, timeout: float = 3600
 ) -> Cost:
-    """Run a program to its end, what it prints going to ``log``; return what it cost. Raises :class:`Failed`."""
-    started = time.monotonic()
+    """Run a program to its end, what it prints going to ``log``; return what it cost. Raises :class:`Failed`.
+
+    It is started by a small process of its own: to the kernel the memory of whoever starts a program is that program's
+    peak until it needs more. So figures below some 10 MiB are the launcher's.
+    """
+    words = [str(part) for part in command]
+    report = log.with_suffix(".json")
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [str(part) for part in command],
+        launcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, report, *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": SEARCH_PATH, **(environment or {})},
             start_new_session=True,
         )
-        expired = threading.Event()
-
-        def stop() -> None:
-            expired.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-        timer = threading.Timer(timeout, stop)
-        timer.start()
         try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            stop()
-            raise
+            launcher.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{words[0]}: stopped after {timeout:.0f} s") from None
         finally:
-            timer.cancel()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if expired.is_set():
-        raise Failed(f"{command[0]}: stopped after {timeout:.0f} s")
-    if process.returncode not in accepted:
-        raise Failed(f"{' '.join(map(str, command))}: exit code {process.returncode}: {log.read_text()[-400:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - started, usage.ru_maxrss * 1024)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
+            launcher.wait()
+    if launcher.returncode:
+        raise Failed(f"{words[0]} could not be started: {log.read_text(errors='replace')[-400:]}")
+    exit_code, cpu, wall, peak = json.loads(report.read_text())
+    if exit_code:
+        raise Failed(f"{' '.join(words)}: exit code {exit_code}: {log.read_text(errors='replace')[-400:]}")
+    return Cost(cpu, wall, peak)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +126,14 @@ class Nginx:
         size = -1
         while size != (size := self.log.stat().st_size):
             time.sleep(0.2)
-        with open(self.log) as log:
+        requests = body = sent = 0
+        with open(self.log, "rb") as log:
             log.seek(self._position)
-            rows = [line.split() for line in log]
+            for line in log:
+                fields = line.split()
+                requests, body, sent = requests + 1, body + int(fields[1]), sent + int(fields[2])
             self._position = log.tell()
-        return Traffic(len(rows), sum(int(row[1]) for row in rows), sum(int(row[2]) for row in rows))
+        return Traffic(requests, body, sent)
 
     def _configuration(self, root: Path, plain: int, tls: int) -> str:
         scratch = self._scratch
@@ -150,7 +155,6 @@ http {{
 """
 
     def _make_certificate(self) -> None:
-        # In a process of its own: what this one has loaded would be counted as memory of every program it starts.
         command = [sys.executable, "-m", "trustme", "-q", "-d", str(self._scratch), "-i", "127.0.0.1", "localhost"]
         subprocess.run(command, check=True)
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -56,11 +55,12 @@ class Lab:
     timeout: float
     level: int
 
-    def run(self, *command: str | Path, accepted: Sequence[int] = (0,)) -> Cost:
+    def run(self, *command: str | Path) -> Cost:
         """Run a program; it trusts the server's certificate."""
-        trusted = {"SSL_CERT_FILE": str(self.server.ca_file), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
+        trusted = {**dict.fromkeys(names, str(self.server.ca_file)), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         log = self.scratch / "output.txt"
-        return run(command, log=log, environment=trusted, timeout=self.timeout, accepted=accepted)
+        return run(command, log=log, environment=trusted, timeout=self.timeout)
 
     def output(self) -> str:
         """Return what the last program printed."""
@@ -141,22 +141,24 @@ class Trimtransfer(Peer):
         return cost
 
     def prepare(self, case: Case, output: Path) -> None:
-        """Sync the image that the client has already."""
+        """Sync the image that the client has already, or make the index of the host's files."""
         if case.local:
-            self._sync(case.local, case, output)
+            self._run("sync", case.local, case, output)
             time.sleep(SETTLE_SECONDS)
+        if case.host:
+            self._run("plan", case.wanted, case, output)
 
     def fetch(self, case: Case, output: Path) -> Cost:
         """Sync the wanted version."""
-        return self._sync(case.wanted, case, output)
+        return self._run("sync", case.wanted, case, output)
 
-    def _sync(self, version: str, case: Case, output: Path) -> Cost:
+    def _run(self, command: str, version: str, case: Case, output: Path) -> Cost:
         line = "again" if case.wanted == "rebuilt" else "disk"
         seeds = ["--seed", str(self.lab.host_tree)] if case.host else []
         newest = version == ("rebuilt" if line == "again" else "installed")
         return self.lab.run(
-            self._commands / "medv-sync", f"{self.url}/{line}", "disk", "-o", output, "--no-host-index", "--json",
-            *([] if newest else ["--version", version]), *seeds,
+            self._commands / "medv-sync", command, f"{self.url}/{line}", "disk", "-o", output, "--no-host-index",
+            "--cache", output.parent / "cache", "--json", *([] if newest else ["--version", version]), *seeds,
         )  # fmt: skip
 
 
