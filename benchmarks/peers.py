@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -67,7 +68,7 @@ class Lab:
         return (self.scratch / "output.txt").read_text(errors="replace")
 
 
-class Peer:
+class Peer(ABC):
     """One program. ``programs`` must be on PATH; ``cases`` are the names of the cases that it has an answer to."""
 
     name: ClassVar[str]
@@ -96,16 +97,16 @@ class Peer:
         lines = (done.stdout or done.stderr).strip().splitlines()
         return lines[0] if lines and done.returncode == 0 else "unknown"
 
+    @abstractmethod
     def publish(self, image: str, parent: str | None) -> Cost:
         """Publish an image; ``parent`` is the one it came from."""
-        raise NotImplementedError
 
-    def prepare(self, case: Case, output: Path) -> None:
+    def prepare(self, case: Case, output: Path) -> None:  # noqa: B027 - many have nothing to prepare
         """Put in place what the client has from earlier."""
 
+    @abstractmethod
     def fetch(self, case: Case, output: Path) -> Cost:
         """Fetch the wanted image to ``output``."""
-        raise NotImplementedError
 
     def traffic(self) -> Traffic:
         """Return what was fetched since the last call."""

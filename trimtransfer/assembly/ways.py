@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def standing(window: Window, regions: Sequence[Region], old: Old | None) -> Mask
     return mask
 
 
-class Way:
+class Way(ABC):
     """What both ways share. ``base`` says how far the content under the writes is known."""
 
     wrote: str
@@ -117,17 +118,17 @@ class Way:
         with self.reader() as source:
             return right_records(source, window, regions)
 
+    @abstractmethod
     def reader(self) -> AbstractContextManager[Readable]:
         """Open what the image will be."""
-        raise NotImplementedError
 
     def sync(self) -> None:
         """Bring everything that was written to the disk."""
         self.target.sync()
 
+    @abstractmethod
     def commit(self, watch: Watch) -> None:
         """Make what :meth:`reader` shows, complete and verified, the image; raise ``OSError`` if that fails."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Close files; what is on the disk stays, for this run's end or the next run."""
