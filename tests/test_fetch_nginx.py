@@ -169,16 +169,19 @@ def test_TR6_a_worker_of_the_server_dies(serve) -> None:
 
 def test_TR7_a_server_that_falls_silent_and_comes_back(serve) -> None:
     options = replace(OPTIONS, stall=0.3, attempts=1000)
-    nginx, store = serve(server="limit_rate 4m;", connections=2, options=options)
-    timers = [threading.Timer(0.1, nginx.pause), threading.Timer(1.2, nginx.resume)]
-    for timer in timers:
-        timer.start()
+    back = threading.Timer(1.1, lambda: nginx.resume())
+    first = iter((True,))
+
+    def fall_silent(count: int) -> None:
+        if next(first, False):
+            nginx.pause()
+            back.start()
+
+    nginx, store = serve(server="limit_rate 4m;", connections=2, options=options, on_bytes=fall_silent)
     try:
         fetch_all(store, pieces(1_000_000, count=6))
     finally:
-        for timer in timers:
-            timer.join()
-        nginx.resume()
+        back.join()
     assert store.stats.retries > 0
     # What had arrived before the silence is not fetched again: 2 connections, at most what the kernel held.
     assert store.stats.bytes < 6_000_000 * 1.5

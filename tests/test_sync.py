@@ -47,6 +47,25 @@ class Place:
         assert stat.S_IMODE(os.stat(options["output"]).st_mode) == 0o444
         return report
 
+    def interrupt(self, version: str | None = None, **options: Any) -> None:
+        """Sync and stop when about half of the requests for content are answered.
+
+        One connection: what arrived before is written then, and no chance or thread decides.
+        """
+        options = {"output": self.output, "cache": self.folder / "cache", **options}
+        preview = plan(self.repository, "disk", version=version, **options)
+        event, seen = threading.Event(), set[int]()
+        last = (preview.fetch_requests - preview.network.requests) // 2 + 1
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase == "fetch" and done:
+                seen.add(done)
+                if len(seen) >= last:
+                    event.set()
+
+        with pytest.raises(Cancelled, match="run the same command again"):
+            sync(self.repository, "disk", version=version, connections=1, cancel=event, progress=progress, **options)
+
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,26 +310,13 @@ def test_an_image_of_ours_is_a_seed_without_a_scan(place: Place, tmp_path: Path)
 # ---- stopping and going on
 
 
-def stop_after(size: int) -> tuple[threading.Event, Callable[[str, int, int], None]]:
-    """Return an event and a progress function that sets it once so many bytes were fetched."""
-    event = threading.Event()
-
-    def progress(phase: str, done: int, total: int) -> None:
-        if phase == "fetch" and done >= size:
-            event.set()
-
-    return event, progress
-
-
 @pytest.mark.parametrize("write", ["new", "in-place"])
 @pytest.mark.parametrize("with_old", [False, True])
 def test_cancelled_it_goes_on_where_it_stopped(place: Place, write: str, with_old: bool) -> None:
     if with_old:
         place.sync("1")
     whole = plan(place.repository, "disk", output=place.output, write=write).fetch_bytes
-    event, progress = stop_after(whole // 2)
-    with pytest.raises(Cancelled, match="run the same command again"):
-        place.sync("2", write=write, cancel=event, progress=progress)
+    place.interrupt("2", write=write)
     if with_old:
         assert place.output.read_bytes() == place.images[0]
     rest = plan(place.repository, "disk", output=place.output, write=write)
@@ -321,9 +327,7 @@ def test_cancelled_it_goes_on_where_it_stopped(place: Place, write: str, with_ol
 
 
 def test_without_its_journal_a_half_written_file_is_looked_at(place: Place) -> None:
-    event, progress = stop_after(500_000)
-    with pytest.raises(Cancelled):
-        place.sync("1", cancel=event, progress=progress)
+    place.interrupt("1")
     whole = plan(place.repository, "disk", version="1", output=place.folder / "other.img").content.fetched
     SideDirectory(place.output).journal.unlink()
     report = place.sync("1")
@@ -333,9 +337,7 @@ def test_without_its_journal_a_half_written_file_is_looked_at(place: Place) -> N
 
 def test_a_half_written_file_that_lies_is_found_out(place: Place, rnd: random.Random) -> None:
     """The journal says done, the bytes are others (a disk that lied): the digest at the end finds it."""
-    event, progress = stop_after(500_000)
-    with pytest.raises(Cancelled):
-        place.sync("1", cancel=event, progress=progress)
+    place.interrupt("1")
     partial = SideDirectory(place.output).partial
     data = bytearray(partial.read_bytes())
     filled = [at for at in range(0, len(data) - 4096, 4096) if data[at]]
@@ -346,21 +348,43 @@ def test_a_half_written_file_that_lies_is_found_out(place: Place, rnd: random.Ra
 
 
 def test_what_an_abandoned_version_left_is_a_seed(place: Place) -> None:
-    event, progress = stop_after(500_000)
-    with pytest.raises(Cancelled):
-        place.sync("1", cancel=event, progress=progress)
+    alone = plan(place.repository, "disk", version="2", output=place.folder / "other.img").content.fetched
+    place.interrupt("1")
     report = place.sync("2")
-    assert report.content.seed > 300_000
+    assert report.content.seed > 0
+    assert report.content.fetched < alone
     assert report.rejected_chunks == 0
 
 
 @pytest.mark.parametrize(("first", "then"), [("new", "in-place"), ("in-place", "new")])
 def test_the_other_way_after_an_interrupted_run(place: Place, first: str, then: str) -> None:
     place.sync("1")
-    event, progress = stop_after(100_000)
-    with pytest.raises(Cancelled):
-        place.sync("2", write=first, cancel=event, progress=progress)
+    place.interrupt("2", write=first)
     place.sync("2", write=then)
+
+
+@pytest.mark.parametrize("write", ["new", "in-place"])
+@pytest.mark.parametrize("phase", ["fetch", "verify", "write"])
+def test_the_last_moment_to_cancel_is_before_the_commit(place: Place, write: str, phase: str) -> None:
+    """Even when everything is fetched and verified; but once the image is being written in place, it is finished."""
+    place.sync("1")
+    event = threading.Event()
+
+    def progress(now: str, done: int, total: int) -> None:
+        if now == phase and done == total:
+            event.set()
+
+    options = {"write": write, "cancel": event, "progress": progress}
+    if phase == "write":
+        place.sync("2", **options)
+        assert event.is_set() == (write == "in-place")
+        return
+    with pytest.raises(Cancelled):
+        place.sync("2", **options)
+    assert place.output.read_bytes() == place.images[0]
+    report = place.sync("2", write=write)
+    assert phase == "fetch" or report.content.fetched == 0
+    assert report.wrote == write
 
 
 # ---- plan and verify

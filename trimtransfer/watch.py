@@ -24,9 +24,13 @@ class Watch:
     cancel: threading.Event | None = None
     outcome: str = "stopped"
 
-    def report(self, phase: str, done: int, total: int) -> None:
-        """Tell the progress; raise ``Cancelled`` if the caller wants to stop."""
+    def check(self) -> None:
+        """Raise ``Cancelled`` if the caller wants to stop."""
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled(self.outcome)
+
+    def report(self, phase: str, done: int, total: int) -> None:
+        """Tell the progress; raise ``Cancelled`` if the caller wants to stop."""
+        self.check()
         if self.progress is not None:
             self.progress(phase, done, total)

@@ -22,7 +22,7 @@ from trimtransfer.assembly.rawfile import Piece
 from trimtransfer.assembly.remote import REMEDY
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
-from trimtransfer.errors import Cancelled, FormatError, IntegrityError, SourceChanged
+from trimtransfer.errors import FormatError, IntegrityError, SourceChanged
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Region
 from trimtransfer.pack import decode_frame, pack_name
@@ -153,7 +153,7 @@ class Assembler:
         """Copy neighbouring records from local sources; return those that could not be had."""
         if stop.is_set():
             return []
-        self._check_cancelled()
+        self._watch.check()
         buffer = self._buffer(run.length)
         rows = plan.row[run.first : run.last].tolist()
         sources = plan.source[run.first : run.last].tolist()
@@ -213,7 +213,7 @@ class Assembler:
         damaged: dict[int, tuple[bytes, bytes]] = {}
 
         def deliver(request: Range, data: memoryview) -> None:
-            self._check_cancelled()
+            self._watch.check()
             part = requests[request]
             pieces: list[Piece] = []
             held = 0
@@ -262,10 +262,6 @@ class Assembler:
         if buffer is None:
             buffer = self._local.buffer = memoryview(bytearray(RUN_BYTES + MAX_CHUNK_SIZE))
         return buffer[:length]
-
-    def _check_cancelled(self) -> None:
-        if self._watch.cancel is not None and self._watch.cancel.is_set():
-            raise Cancelled(self._watch.outcome)
 
 
 def _ranges_of(fetch: FetchPlan, frames: list[int]) -> list[PackRange]:

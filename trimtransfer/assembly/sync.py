@@ -76,7 +76,8 @@ def sync(
         Locked: another process syncs this output.
         TargetRefused: the output must not be written to.
         SourceChanged: somebody writes to the image.
-        Cancelled: ``cancel`` was set. Run it again to continue.
+        Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
+            set later it changes nothing. Run it again to continue.
     """
     request = make_request(image, output, version, seeds, host_index, write, side, cache)
     watch = Watch(progress, cancel, _OUTCOME)
@@ -141,6 +142,7 @@ class _Sync:
             )
             if choice is None:
                 self._content = untouched(manifest, np.ones(manifest.region_count, dtype=np.bool_))
+                self._watch.check()
                 mark_image(self._side.output, manifest)
                 return "nothing"
             stack.callback(choice.way.close)

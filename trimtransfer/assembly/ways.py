@@ -56,7 +56,7 @@ class Old:
         if (found.device, found.inode, found.size, found.mtime_ns, found.ctime_ns) != (
             self.state.device, self.state.inode, self.state.size, self.state.mtime_ns, self.state.ctime_ns
         ):  # fmt: skip
-            raise SourceChanged(str(self.source.path), "its times or its length are others; stop what writes to it")
+            raise SourceChanged(str(self.source.path), "its times or its length are others")
 
 
 def open_old(side: SideDirectory, tables: TableFile) -> Old | None:
@@ -128,7 +128,10 @@ class Way(ABC):
 
     @abstractmethod
     def commit(self, watch: Watch) -> None:
-        """Make what :meth:`reader` shows, complete and verified, the image; raise ``OSError`` if that fails."""
+        """Make what :meth:`reader` shows, complete and verified, the image; raise ``OSError`` if that fails.
+
+        The last moment at which ``Cancelled`` is raised is just before this cannot be undone.
+        """
 
     def close(self) -> None:
         """Close files; what is on the disk stays, for this run's end or the next run."""
@@ -158,6 +161,7 @@ class NewFile(Way):
 
     def commit(self, watch: Watch) -> None:
         """Rename the file over the image."""
+        watch.check()
         mark_image(self.side.partial, self.manifest)
         os.replace(self.side.partial, self.side.output)
         sync_directory(self.side.output.absolute().parent)
@@ -189,6 +193,7 @@ class InPlace(Way):
     def commit(self, watch: Watch) -> None:
         """Declare the redo file complete, apply it, and read back what was written."""
         self._old.check_unchanged()
+        watch.check()
         self._redo.commit()
         with RawFile(self.side.redo) as file, RawFile(self.side.output) as image:
             apply(file, image, length=self.manifest.length, progress=watch.progress)
@@ -219,7 +224,8 @@ class Direct(Way):
         return ImageSource(self.side.output)
 
     def commit(self, watch: Watch) -> None:
-        """The device has its content already."""
+        """The device has its content already; only that it has is not recorded yet."""
+        watch.check()
 
 
 def can_clone(side: SideDirectory, old: Old) -> bool:
