@@ -85,11 +85,11 @@ class Locked(TrimTransferError):
 
 
 class SourceChanged(TrimTransferError):
-    """A file that changed while it was being published."""
+    """A file that changed while it was being published, synced to, or verified: ``path``, and what changed."""
 
     def __init__(self, path: str, detail: str) -> None:
         self.path, self.detail = path, detail
-        super().__init__(f"{path} changed while it was read ({detail}); stop what writes to it and publish again")
+        super().__init__(f"{path} changed while it was read ({detail}); stop what writes to it and try again")
 
 
 class VersionExists(TrimTransferError):

@@ -69,6 +69,7 @@ def choose(
         return _new_file(side, manifest, old, known, watch)
     right = right_in_old(manifest, old, watch)
     if right.all() and old.source.size == manifest.length:
+        old.check_unchanged()
         return None
     if write == "new" or (write == "auto" and _prefers_new(side, manifest, right, pending, stays)):
         return _new_file(side, manifest, old, right, watch)

@@ -1,6 +1,7 @@
 """Comparing what a file holds with a manifest: whole regions by content digest, or record by record.
 
-Regions are hashed by a few threads, each in pieces of 1 MiB; holes of a sparse file are not read.
+Regions are hashed by a few threads, each in pieces of 1 MiB. What is hashed is what a reader of the file would get;
+holes of a sparse file are zeros to him (POSIX, lseek), so they are hashed from a constant instead of being read.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import chain
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
+from blake3 import blake3
 
 from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.report import VerifyReport
 from trimtransfer.assembly.side import SideDirectory
-from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
+from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, ZEROS, chunk_digest, region_hasher
 from trimtransfer.errors import NotFound, SourceChanged
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Region, zero_region_digest
@@ -27,6 +30,8 @@ T = TypeVar("T")
 
 PIECE: Final = 1 << 20
 THREADS: Final = min(4, os.cpu_count() or 1)
+_GAP: Final = 64 << 10
+"""Shorter holes are read: finding them costs as much."""
 
 
 class Readable(Protocol):
@@ -70,18 +75,49 @@ def region_is(source: Readable, region: Region) -> bool:
     """Return whether the file holds exactly this region's content at its place."""
     if region.start + region.length > source.size:
         return False
-    if next(source.extents(region.start, region.length), None) is None:
-        return region.content == zero_region_digest(region.length)
-    hasher = region_hasher()
-    buffer = memoryview(bytearray(min(PIECE, region.length)))
     try:
-        for at in range(0, region.length, PIECE):
-            part = buffer[: min(PIECE, region.length - at)]
-            source.read_into(part, region.start + at)
-            hasher.update(part)
+        return _content_digest(source, region.start, region.length) == region.content
     except SourceChanged:
         return False
-    return hasher.digest() == region.content
+
+
+def _content_digest(source: Readable, start: int, length: int) -> bytes:
+    """Return the content digest of a region as it is in the file; ``SourceChanged`` if the file ends before."""
+    parts = _joined(source.extents(start, length))
+    head = next(parts, None)
+    if head is None:
+        return zero_region_digest(length)
+    at = head[0]
+    hasher = region_hasher(at - start)
+    buffer = memoryview(bytearray(min(PIECE, length)))
+    for first, last in chain((head,), parts):
+        _hash_zeros(hasher, first - at)
+        for at in range(first, last, PIECE):
+            part = buffer[: min(PIECE, last - at)]
+            source.read_into(part, at)
+            hasher.update(part)
+        at = last
+    _hash_zeros(hasher, start + length - at)
+    return hasher.digest()
+
+
+def _joined(extents: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield extents (offset, length) as their (first byte, end), neighbours with little between them as one."""
+    first = last = -1
+    for start, length in extents:
+        if first < 0:
+            first = start
+        elif start - last > _GAP:
+            yield first, last
+            first = start
+        last = start + length
+    if first >= 0:
+        yield first, last
+
+
+def _hash_zeros(hasher: blake3, count: int) -> None:
+    for at in range(0, count, len(ZEROS)):
+        hasher.update(ZEROS[: count - at])
 
 
 def wrong_regions(
@@ -151,10 +187,11 @@ def _is_zero(source: Readable, offset: int, length: int) -> bool:
 def verify_image(
     path: str | os.PathLike[str], *, side: str | os.PathLike[str] | None = None, progress: Progress | None = None
 ) -> VerifyReport:
-    """Compare an image with the manifest in its side directory (``side``: another than the default); all is read.
+    """Compare an image with the manifest in its side directory (``side``: another than the default); all data are read.
 
     Raises:
         NotFound: there is no manifest to compare with.
+        SourceChanged: somebody wrote to the image meanwhile.
         OSError: the image cannot be read.
     """
     started = time.monotonic()
@@ -165,6 +202,7 @@ def verify_image(
         raise NotFound(f"the manifest of {path}", str(directory.manifest))
     with ImageSource(path) as source:
         wrong = wrong_regions(source, manifest, range(manifest.region_count), Watch(progress))
+        source.check_unchanged()
         found_length = manifest.length if source.is_device and source.size >= manifest.length else source.size
     damaged = tuple((int(manifest.starts[index]), int(manifest.lengths[index])) for index in wrong)
     return VerifyReport(
