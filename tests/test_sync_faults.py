@@ -319,6 +319,32 @@ def test_a_lying_seed_costs_a_fetch(
     assert report.content.size == report.length
 
 
+@pytest.mark.parametrize("write", ["new", "in-place"])
+@pytest.mark.parametrize("together", [True, False], ids=["one tree", "two seeds"])
+def test_a_lying_copy_is_made_good_by_another_one(place: Place, write: str, together: bool) -> None:
+    """Two copies of everything; whichever changes after the scan, nothing is fetched."""
+    copies = [place.folder / "seeds" / name for name in ("one.img", "two.img")]
+    seeds = [place.folder / "seeds"] if together else copies
+    rejected = 0
+    for number, liar in enumerate(copies):
+        place.folder.joinpath("seeds").mkdir(exist_ok=True)
+        for path in copies:
+            write_sparse(path, place.images[1])
+
+        def progress(phase: str, done: int, total: int, liar: Path = liar) -> None:
+            if phase == "reuse":
+                write_sparse(liar, place.images[1][:4096] + bytes(byte ^ 1 for byte in place.images[1][4096:]))
+
+        output = place.folder / f"{number}.img"
+        options = {"output": output, "seeds": seeds, "cache": place.folder / f"cache{number}", "progress": progress}
+        report = sync(place.repository, "disk", **options, write=write)
+        assert output.read_bytes() == place.images[1]
+        assert report.content.fetched == 0
+        assert report.content.size == report.length
+        rejected += report.rejected_chunks
+    assert rejected > 0
+
+
 @pytest.mark.parametrize("change", ["overwritten", "truncated", "deleted", "replaced by a fifo"])
 def test_a_seed_that_changes_after_it_was_scanned(place: Place, change: str) -> None:
     seed = place.folder / "seed.img"

@@ -1,12 +1,13 @@
 """The assembler: the only writer of images. It carries out the plan of a window.
 
 Content from any source is read into a buffer, verified there, and written from that same buffer to every place where it
-belongs. A local source that fails or lies costs a fetch; a frame that is damaged is fetched once more, past any cache;
-then the repository is at fault. Nothing unverified is ever written.
+belongs. A local source that fails or lies costs a look at other places, then a fetch; a damaged frame is fetched once
+more, past any cache; then the repository is at fault. Nothing unverified is ever written.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from trimtransfer.assembly.elsewhere import Place, other_places
 from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, PackRange, frame_tasks
-from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, Run, runs
+from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, Numbers, Run, runs
 from trimtransfer.assembly.rawfile import Piece
 from trimtransfer.assembly.remote import REMEDY
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
@@ -147,7 +149,10 @@ class Assembler:
             for copy in copies:
                 copy.cancel()
             raise
-        self._fetch_rejected(plan, [record for records in failed for record in records])
+        rejected = [record for records in failed for record in records]
+        self.rejected += len(rejected)
+        if rejected:
+            self._fetch_groups(plan, self._copy_from_elsewhere(plan, np.array(rejected, dtype=np.int64)))
 
     def _copy(self, plan: WindowPlan, run: Run, stop: threading.Event) -> list[int]:
         """Copy neighbouring records from local sources; return those that could not be had."""
@@ -178,15 +183,34 @@ class Assembler:
         if data:
             self._target.write([(offset, data)])
 
-    def _fetch_rejected(self, plan: WindowPlan, records: list[int]) -> None:
-        """Fetch the chunks that local sources had wrong."""
-        if not records:
-            return
-        numbers = plan.groups.numbers(len(plan.window))[np.array(records, dtype=np.int64)]
-        groups = np.unique(numbers)
-        self.rejected += len(records)
-        plan.reassign(groups)
-        self._fetch(plan, self._resolver.locate(plan, groups))
+    def _copy_from_elsewhere(self, plan: WindowPlan, records: Numbers) -> Numbers:
+        """Copy chunks that a local source had wrong from other places; return the groups that no place has."""
+        number = plan.groups.numbers(len(plan.window))[records]
+        order = np.argsort(number, kind="stable")
+        groups, first = np.unique(number[order], return_index=True)
+        members = np.split(records[order], first[1:])
+        places = other_places(plan, self._resolver.seeds, records[order][first])
+        found = list(self._pool.map(self._copy_chunk, itertools.repeat(plan), members, places))
+        return groups[~np.array(found, dtype=np.bool_)]
+
+    def _copy_chunk(self, plan: WindowPlan, records: Numbers, places: Sequence[Place]) -> bool:
+        """Copy one chunk to these records from the first place that has it; return whether one had."""
+        self._watch.check()
+        window = plan.window
+        part = self._buffer(int(window.lengths[records[0]]))
+        digest = window.digests[records[0]].tobytes()
+        for number, row in places:
+            if self._resolver.seeds[number].read(row, part) and chunk_digest(part) == digest:
+                self._target.write([(offset, part) for offset in window.offsets[records].tolist()])
+                plan.source[records], plan.row[records] = SEEDS + number, row
+                return True
+        return False
+
+    def _fetch_groups(self, plan: WindowPlan, groups: Numbers) -> None:
+        """Fetch chunks after all."""
+        if len(groups):
+            plan.reassign(groups)
+            self._fetch(plan, self._resolver.locate(plan, groups))
 
     def _fetch(self, plan: WindowPlan, fetch: FetchPlan) -> None:
         """Fetch what the plan says; damaged frames once more."""
