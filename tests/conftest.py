@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 
 for _name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine, whatever proxy it has
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "localhost", "127.0.0.1")))
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; programs under test inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
