@@ -53,7 +53,7 @@ class Parameters:
     longest: int = 64
     tail: int = 16
     zero_run: int = 4
-    limit: int = 8192
+    limit: int = REGION_SIZE
     least_again: int = 4
     least: int = 1
     fill: int = FRAME_FILL
@@ -80,9 +80,8 @@ SETS = [
     replace(FROZEN, tail=BLOCK_SIZE),
     replace(FROZEN, zero_run=1),
     replace(FROZEN, least=2),
-    replace(FROZEN, limit=REGION_SIZE),
-    replace(FROZEN, limit=4096),
-    replace(FROZEN, limit=4096, least_again=2),
+    replace(FROZEN, limit=8192),
+    replace(FROZEN, limit=8192, least_again=2),
     replace(FROZEN, fill=FRAME_FILL // 2),
     replace(FROZEN, fill=FRAME_FILL * 2),
 ]

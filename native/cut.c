@@ -10,10 +10,12 @@
  * block makes 1.6 times as many bytes new; shorter ones (32, 8, 12) and a maximum of 32 blocks fetch 0.2 to 0.6 % more.
  * Without the ends of files updates cost 6 % more, rebuilt images 9 %, trees of small files half as much again or twice
  * as much. 8 to 128 zeros as the sign of an end are the same within 0.3 %; zero runs of 1 to 16 blocks differ in
- * nothing. */
+ * nothing. A limit to the chunks of a region (above 8,192 no cuts before the fourth block) makes the tables of a
+ * process's memory smaller, 1.3 instead of 3.6 % of its compressed content, but a region of icons it reaches shares
+ * nothing with one that it does not: 42 of 571 MiB of new chunks in a rebuilt desktop. */
 #define RARE UINT32_C(89478485)      /* 2^32 / 48 */
 #define FREQUENT UINT32_C(357913941) /* 2^32 / 12 */
-enum { FREQUENT_FROM = 18, LEAST_ZERO_RUN = 4, LEAST_AGAIN = 4 };
+enum { FREQUENT_FROM = 18, LEAST_ZERO_RUN = 4 };
 
 static uint64_t end_of_zeros(const uint8_t *flags, uint64_t at, uint64_t blocks)
 {
@@ -23,17 +25,15 @@ static uint64_t end_of_zeros(const uint8_t *flags, uint64_t at, uint64_t blocks)
 }
 
 /* Whether the chunk ends after its n-th block. */
-static int chunk_ends(uint64_t n, uint64_t least, uint32_t mixed, uint8_t flags)
+static int chunk_ends(uint64_t n, uint32_t mixed, uint8_t flags)
 {
     uint32_t threshold = n < FREQUENT_FROM ? RARE : FREQUENT;
-    return (n == TT_MAX_BLOCKS) | ((n >= least) & (((flags & TT_ZERO_TAIL) != 0) | (mixed < threshold)));
+    return (n == TT_MAX_BLOCKS) | ((flags & TT_ZERO_TAIL) != 0) | (mixed < threshold);
 }
 
-/* Divides the region with (2) and (3) holding from `least` on; counts the chunks. */
-static uint64_t divide(const uint32_t *mixed, const uint8_t *flags, uint64_t blocks, uint64_t least, uint32_t *runs,
-                       uint64_t *chunks)
+uint64_t tt_cut(const uint32_t *mixed, const uint8_t *flags, uint64_t blocks, uint32_t *runs)
 {
-    uint64_t records = 0, zero_records = 0;
+    uint64_t records = 0;
     uint64_t start = 0;  /* of the chunk that is open; it is empty while start == at */
     uint64_t judged = 0; /* zero runs are judged as a whole: blocks before this one are past that */
     for (uint64_t at = 0; at < blocks;) {
@@ -44,12 +44,11 @@ static uint64_t divide(const uint32_t *mixed, const uint8_t *flags, uint64_t blo
                 if (start < at)
                     runs[records++] = (uint32_t)(at - start);
                 runs[records++] = (uint32_t)(judged - at) | TT_ZERO_RECORD;
-                zero_records++;
                 start = at = judged;
                 continue;
             }
         }
-        if (chunk_ends(at - start + 1, least, mixed[at], flags[at])) {
+        if (chunk_ends(at - start + 1, mixed[at], flags[at])) {
             runs[records++] = (uint32_t)(at - start + 1);
             start = at + 1;
         }
@@ -57,14 +56,5 @@ static uint64_t divide(const uint32_t *mixed, const uint8_t *flags, uint64_t blo
     }
     if (start < blocks)
         runs[records++] = (uint32_t)(blocks - start);
-    *chunks = records - zero_records;
-    return records;
-}
-
-uint64_t tt_cut(const uint32_t *mixed, const uint8_t *flags, uint64_t blocks, uint32_t *runs)
-{
-    uint64_t chunks, records = divide(mixed, flags, blocks, 1, runs, &chunks);
-    if (chunks > TT_MAX_CHUNKS)
-        records = divide(mixed, flags, blocks, LEAST_AGAIN, runs, &chunks);
     return records;
 }

@@ -6,7 +6,6 @@
 /* cffi: begin */
 #define TT_ZERO_RECORD 0x80000000
 #define TT_MAX_BLOCKS 64
-#define TT_MAX_CHUNKS 8192
 
 /* Divides a region of `blocks` blocks (fewer than 2^31) into records, in order and without gaps, and returns their
  * number, at most `blocks`: runs[i] = number of blocks, with TT_ZERO_RECORD set if they are a zero record, else they
@@ -17,9 +16,7 @@
  * that, as its n-th,
  *   (1) makes n = TT_MAX_BLOCKS, or
  *   (2) is not zero but ends in 16 zero bytes (here a file ends, nearly always), or
- *   (3) has mixed < 2^32 / 48 while n < 18, or mixed < 2^32 / 12 from n = 18 on.
- * If that makes more than TT_MAX_CHUNKS chunks (zero records not counted), the region is divided again, (2) and (3)
- * holding from n = 4 on only; this bounds the records of a region of random 4 KiB files. */
+ *   (3) has mixed < 2^32 / 48 while n < 18, or mixed < 2^32 / 12 from n = 18 on. */
 uint64_t tt_cut(const uint32_t *mixed, const uint8_t *flags, uint64_t blocks, uint32_t *runs);
 /* cffi: end */
 #endif

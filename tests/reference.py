@@ -46,8 +46,8 @@ def blocks_of(data: bytes) -> list[Block]:
     return found
 
 
-def divide(blocks: list[Block], *, least: int) -> list[Record]:
-    """Divide a region's blocks into records, cuts by file end or hint allowed from ``least`` blocks on."""
+def cut_blocks(blocks: list[Block]) -> list[Record]:
+    """Divide a region's blocks into records, lengths in blocks."""
     records: list[Record] = []
     n = 0  # blocks in the open chunk
     groups = [list(group) for _, group in groupby(blocks, key=lambda block: block.zero)]
@@ -62,19 +62,11 @@ def divide(blocks: list[Block], *, least: int) -> list[Record]:
         for block in group:
             n += 1
             below = 2**32 // 48 if n < 18 else 2**32 // 12
-            if n == 64 or (n >= least and (block.zero_tail or block.mixed < below)):
+            if n == 64 or block.zero_tail or block.mixed < below:
                 records.append(Record(n, False))
                 n = 0
     if n > 0:
         records.append(Record(n, False))
-    return records
-
-
-def cut_blocks(blocks: list[Block]) -> list[Record]:
-    """Divide a region's blocks into records, lengths in blocks."""
-    records = divide(blocks, least=1)
-    if sum(not record.zero for record in records) > 8192:
-        records = divide(blocks, least=4)
     return records
 
 
@@ -143,7 +135,7 @@ def parse_manifest(data: bytes, folder: Path) -> tuple[int, list[tuple[int, int]
     for _ in range(counts[1]):
         kind, size, digest, name = struct.unpack_from("<B3xQ32sB", data, at)
         version = data[at + 45 : at + 45 + name].decode()
-        files.append((folder / version / ("tables.bin" if kind == 1 else "locations.bin")).read_bytes())
+        files.append((folder / version / ("tables.bin", "locations.bin", "keys.bin")[kind - 1]).read_bytes())
         assert (len(files[-1]), blake3(files[-1]).digest()) == (size, digest)
         at += 45 + name
     regions = sum(-(-size // (64 << 20)) for _, size in segments)

@@ -22,9 +22,6 @@ ZERO: Final = np.uint32(ZERO_BIT)
 
 _PIECE: Final = 2 << 20
 """Bytes that are cut and then hashed while they are still in the processor's cache."""
-_MAX_CHUNKS: Final = 8192
-"""A region of a disk image with more is cut again, with longer chunks (``native/cut.h``). Chunks of the other kind are
-so long that a region cannot have more."""
 
 
 def cut(kind: Kind, region: Bytes) -> NDArray[np.uint32]:
@@ -59,9 +56,6 @@ def cut_and_digest(
             hashed = seen
         at = _digest_chunks(view, at, final, digests)
         lengths.append(final)
-    if len(digests) > _MAX_CHUNKS:
-        lengths, digests = [cut(kind, view)], []
-        _digest_chunks(view, 0, lengths[0], digests)
     joined = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_SIZE)
     return np.concatenate(lengths) if lengths else np.empty(0, np.uint32), joined
 
@@ -92,7 +86,7 @@ def _in_bytes(runs: NDArray[np.uint32], size: int) -> NDArray[np.uint32]:
 def _final_records(view: memoryview) -> Iterator[tuple[int, NDArray[np.uint32]]]:
     """Yield, piece by piece, how many bytes were looked at and the records that are final then, lengths in bytes.
 
-    As if no region were ever cut again. The cut rule is applied from the last final record on, to what is known:
+    The cut rule is applied from the last final record on, to what is known:
     - Its last two records may change with what follows (the last may be a run of zeros that goes on, or a run that is
       too short to end the chunk before it); no other record depends on blocks after its end.
     - Cutting may start afresh after any record unless it ends between two zero blocks: the rule judges whole runs.

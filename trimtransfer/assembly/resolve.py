@@ -37,8 +37,8 @@ from trimtransfer.table import Table
 
 WINDOW_REGIONS: Final = 32
 WINDOW_STORED: Final = 16 << 20
-"""A window has at most this many regions, and about this many bytes of stored tables and locations; with 8,192 chunks
-to a region its arrays stay within 50 MiB."""
+"""A window has at most this many regions, and about this many bytes of stored tables and locations; its arrays
+stay within 50 MiB."""
 
 
 class Output(Protocol):
