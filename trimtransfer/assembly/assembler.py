@@ -23,6 +23,7 @@ from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, Numbers, Ru
 from trimtransfer.assembly.rawfile import Piece
 from trimtransfer.assembly.remote import REMEDY
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
+from trimtransfer.assembly.verify import read_pieces
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
 from trimtransfer.errors import FormatError, IntegrityError, SourceChanged
 from trimtransfer.image import ImageSource
@@ -305,15 +306,12 @@ def copy_region(source: ImageSource, target: RegionTarget, region: Region) -> bo
     was right.
     """
     hasher = region_hasher()
-    buffer = memoryview(bytearray(min(RUN_BYTES, region.length)))
-    for at in range(0, region.length, RUN_BYTES):
-        part = buffer[: min(RUN_BYTES, region.length - at)]
-        try:
-            source.read_into(part, region.start + at)
-        except SourceChanged:
-            return False
-        hasher.update(part)
-        target.write_raw(region.start + at, part)
+    try:
+        for offset, part in read_pieces(source, region.start, region.length):
+            hasher.update(part)
+            target.write_raw(offset, part)
+    except SourceChanged:
+        return False
     if hasher.digest() != region.content:
         return False
     target.region_done(region.start, region.length)

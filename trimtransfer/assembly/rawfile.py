@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trimtransfer.image import ImageSource
 from trimtransfer.localfile import size_of
 from trimtransfer.store import space_errors
 
@@ -99,7 +101,8 @@ class RawFile:
     def write_sparse(self, offset: int, data: memoryview) -> None:
         """Write ``data`` into a file whose bytes there are zeros: its blocks of zeros are left out."""
         blocks = len(data) // _BLOCK
-        filled = np.frombuffer(data, dtype=np.uint64, count=blocks * _BLOCK // 8).reshape(blocks, -1).any(axis=1)
+        words = np.frombuffer(data, dtype=np.uint64, count=blocks * _BLOCK // 8)
+        filled = words.reshape(blocks, _BLOCK // 8).any(axis=1)
         edges = np.flatnonzero(np.diff(np.concatenate(([False], filled, [False])).astype(np.int8))) * _BLOCK
         for start, end in edges.reshape(-1, 2).tolist():
             self.write(offset + start, data[start:end])
@@ -158,6 +161,25 @@ def free_bytes(path: Path) -> int:
     """Return the bytes that this user can still write to the file system of ``path``."""
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
+
+
+def hole_bytes(image: ImageSource, offsets: NDArray[np.int64], lengths: NDArray[np.uint32] | NDArray[np.int64]) -> int:
+    """Return how many bytes of these pieces lie in holes of the image, or behind its end; none of a device do."""
+    if image.is_device or not len(offsets):
+        return 0
+    ends = offsets + lengths.astype(np.int64)
+    first = int(offsets.min())
+    found = np.array(list(image.extents(first, int(ends.max()) - first)), dtype=np.int64).reshape(-1, 2)
+    if not len(found):
+        return int((ends - offsets).sum())
+    starts, sizes = found[:, 0], found[:, 1]
+    before = np.cumsum(sizes) - sizes
+
+    def data_before(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        at = np.maximum(np.searchsorted(starts, positions, side="right") - 1, 0)
+        return before[at] + np.clip(positions - starts[at], 0, sizes[at])
+
+    return int((ends - offsets).sum() - (data_before(ends) - data_before(offsets)).sum())
 
 
 def _open_writable(path: Path, flags: int) -> int:

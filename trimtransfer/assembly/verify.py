@@ -10,12 +10,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import chain
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
-from blake3 import blake3
 
 from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.report import VerifyReport
@@ -28,7 +26,7 @@ from trimtransfer.watch import Progress, Watch
 
 T = TypeVar("T")
 
-PIECE: Final = 1 << 20
+PIECE: Final = len(ZEROS)
 THREADS: Final = min(4, os.cpu_count() or 1)
 _GAP: Final = 64 << 10
 """Shorter holes are read: finding them costs as much."""
@@ -83,22 +81,30 @@ def region_is(source: Readable, region: Region) -> bool:
 
 def _content_digest(source: Readable, start: int, length: int) -> bytes:
     """Return the content digest of a region as it is in the file; ``SourceChanged`` if the file ends before."""
-    parts = _joined(source.extents(start, length))
-    head = next(parts, None)
-    if head is None:
+    data, _ = next(source.extents(start, length), (None, 0))
+    if data is None:
         return zero_region_digest(length)
-    at = head[0]
-    hasher = region_hasher(at - start)
-    buffer = memoryview(bytearray(min(PIECE, length)))
-    for first, last in chain((head,), parts):
-        _hash_zeros(hasher, first - at)
-        for at in range(first, last, PIECE):
-            part = buffer[: min(PIECE, last - at)]
-            source.read_into(part, at)
-            hasher.update(part)
-        at = last
-    _hash_zeros(hasher, start + length - at)
+    hasher = region_hasher(data - start)
+    for _, part in read_pieces(source, data, start + length - data):
+        hasher.update(part)
     return hasher.digest()
+
+
+def read_pieces(source: Readable, start: int, length: int) -> Iterator[tuple[int, memoryview]]:
+    """Yield (offset, bytes) of a range of the file, in order and without gaps; holes are not read.
+
+    A piece is valid until the next; ``SourceChanged`` if the file ends before.
+    """
+    buffer = memoryview(bytearray(min(PIECE, length)))
+    at = start
+    for first, end in _joined(source.extents(start, length)):
+        yield from _zeros(at, first)
+        for at in range(first, end, PIECE):
+            part = buffer[: min(PIECE, end - at)]
+            source.read_into(part, at)
+            yield at, part
+        at = end
+    yield from _zeros(at, start + length)
 
 
 def _joined(extents: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -115,9 +121,9 @@ def _joined(extents: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _hash_zeros(hasher: blake3, count: int) -> None:
-    for at in range(0, count, len(ZEROS)):
-        hasher.update(ZEROS[: count - at])
+def _zeros(start: int, end: int) -> Iterator[tuple[int, memoryview]]:
+    for at in range(start, end, PIECE):
+        yield at, ZEROS[: end - at]
 
 
 def wrong_regions(
