@@ -25,9 +25,10 @@ from trimtransfer.chunk import (
 )
 from trimtransfer.errors import FormatError
 from trimtransfer.head import Head
+from trimtransfer.keys import KeyFile, directory
 from trimtransfer.location import FRAME, RUN, Locations, PackRef
-from trimtransfer.manifest import LOCATIONS, ROW, TABLES, FileRef, Manifest, Segment, zero_region_digest
-from trimtransfer.names import check_name, head_name, locations_name, manifest_name, tables_name
+from trimtransfer.manifest import KEYS, LOCATIONS, ROW, TABLES, FileRef, Manifest, Segment, zero_region_digest
+from trimtransfer.names import check_name, head_name, keys_name, locations_name, manifest_name, tables_name
 from trimtransfer.pack import Codec, PackBuilder, decode_frame
 from trimtransfer.table import ZERO, Table, decode_full, encode_full
 
@@ -100,7 +101,9 @@ def resealed(data: bytes, at: int, value: bytes) -> bytes:
     ("at", "value"),
     [
         (0, b"X"),
-        (8, b"\x02"),  # a newer format
+        (8, b"\x03"),  # a newer format
+        (8, b"\x02"),  # names no key files
+        (8, b"\x00"),
         (12, b"\x03"),  # unknown kind
         (13, b"\x01"),  # unknown codec
         (14, b"\x01"),  # unknown encryption
@@ -204,6 +207,7 @@ def test_object_names() -> None:
     assert manifest_name("a", "1") == "images/a/1/manifest.bin"
     assert tables_name("a", "1") == "images/a/1/tables.bin"
     assert locations_name("a", "1") == "images/a/1/locations.bin"
+    assert keys_name("a", "1") == "images/a/1/keys.bin"
 
 
 HEAD = Head("win10", "v1", 3, bytes(range(32)), 1000, bytes(32), 64 * GIB)
@@ -250,9 +254,12 @@ def test_random_heads_raise_format_errors_only(data: bytes) -> None:
         Head.from_bytes(data)
 
 
+FIRST, SECOND = b"Trim Transfer moves disk images.".ljust(4096, b"."), b"second\n".ljust(100, b"!")
+
+
 def example() -> tuple[dict[str, bytes], bytes]:
     """The objects of FORMAT.md's worked example, made anew, and the image that they describe."""
-    first, second = b"Trim Transfer moves disk images.".ljust(4096, b"."), b"second\n".ljust(100, b"!")
+    first, second = FIRST, SECOND
     image = first + bytes(4 * 4096) + second
     records = np.array([4096, ZERO | 16_384, 100], dtype=np.uint32)
     digests = np.frombuffer(chunk_digest(first) + chunk_digest(second), dtype=np.uint8).reshape(2, 32)
@@ -271,9 +278,11 @@ def example() -> tuple[dict[str, bytes], bytes]:
     row["table"] = np.frombuffer(table.digest(), dtype=np.uint8)
     row["full"] = (0, len(tables), 0, np.frombuffer(object_check(tables), dtype=np.uint8))
     row["fresh"] = (1, len(locations), 0, np.frombuffer(object_check(locations), dtype=np.uint8))
+    keys = directory([(table.digest(), 2)]) + key_of(first).to_bytes(8, "little") + bytes(8)
     files = (
         FileRef(TABLES, "1", len(tables), object_digest(tables)),
         FileRef(LOCATIONS, "1", len(locations), object_digest(locations)),
+        FileRef(KEYS, "1", len(keys), object_digest(keys)),
     )
     value = Manifest(
         "tiny", "1", "", 1, 1_795_000_000, Kind.DISK, len(image), (Segment(0, len(image)),), files,
@@ -286,8 +295,16 @@ def example() -> tuple[dict[str, bytes], bytes]:
         "manifest.bin": data,
         "tables.bin": tables,
         "locations.bin": locations,
+        "keys.bin": keys,
         "pack": pack,
     }, image
+
+
+def key_of(block: bytes) -> int:
+    """The key of a block by the formula of FORMAT.md."""
+    low = sum(block) % 2**32
+    high = sum((len(block) - at) * byte for at, byte in enumerate(block)) % 2**32
+    return (high * 2**32 + low) * 0x9E3779B97F4A7C15 % 2**64
 
 
 def documented() -> dict[str, bytes]:
@@ -329,8 +346,30 @@ def test_the_worked_example_of_the_format_page_is_read_and_made_again() -> None:
         assert chunk_digest(content[at : at + length]) == table.digests[record].tobytes()
     assert content == image
     assert region_digest(content) == region.content
+    keys = KeyFile(lambda offset, length: objects["keys.bin"][offset : offset + length], len(objects["keys.bin"]))
+    assert keys.keys(keys.find(region.table)).tolist() == [key_of(FIRST), 0]
+    assert value.file_names()[2] == keys_name("tiny", "1")
+    assert value.files[2].digest == object_digest(objects["keys.bin"])
     made = example()[0]
+    assert made["keys.bin"] == objects["keys.bin"]
     for name in ("head.json", "manifest.bin", "pack"):
         # zstd may compress tables and locations otherwise in another release; their content is compared above
         if made["tables.bin"] == objects["tables.bin"] and made["locations.bin"] == objects["locations.bin"]:
             assert made[name] == objects[name], name
+
+
+def format_1() -> dict[str, bytes]:
+    """The worked example as it was published before there were key files: ``golden/format_1.json``."""
+    objects = json.loads((Path(__file__).parent / "golden" / "format_1.json").read_text())
+    found = {name: bytes.fromhex("".join(lines)) for name, lines in objects.items() if name != "head.json"}
+    return {**found, "head.json": objects["head.json"].encode(), "pack": example()[0]["pack"]}
+
+
+def test_what_was_published_before_there_were_key_files_is_still_read() -> None:
+    objects, image = format_1(), example()[1]
+    head, value = Head.from_bytes(objects["head.json"]), Manifest.from_bytes(objects["manifest.bin"])
+    assert (value.format, value.digest()) == (1, head.manifest_digest)
+    assert value.to_bytes() == objects["manifest.bin"]
+    assert value.image_digest() == head.image_digest == Manifest.from_bytes(example()[0]["manifest.bin"]).image_digest()
+    assert value.region(0).content == region_digest(image)
+    assert decode_full(objects["tables.bin"], size=len(image), digest=value.region(0).table).size == len(image)

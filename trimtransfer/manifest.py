@@ -26,10 +26,11 @@ from trimtransfer.chunk import (
     region_hasher,
 )
 from trimtransfer.errors import FormatError
-from trimtransfer.names import check_name
+from trimtransfer.names import check_name, keys_name, locations_name, tables_name
 
 MAGIC: Final = b"TrimManf"
-FORMAT: Final = 1
+FORMATS: Final = (1, 2)
+"""Format 2 names key files; a manifest without any is of format 1, and is written as before there were key files."""
 MAX_SEGMENTS: Final = 256
 MAX_FILES: Final = 4096
 MAX_STORED: Final = 4 << 20
@@ -37,8 +38,9 @@ MAX_STORED: Final = 4 << 20
 _HEADER: Final = struct.Struct("<8sHHBBBBQQQ32s32sIIII")
 _SEGMENT: Final = struct.Struct("<QQ")
 _FILE: Final = struct.Struct("<B3xQ32sB")
-TABLES, LOCATIONS = 1, 2
+TABLES, LOCATIONS, KEYS = 1, 2, 3
 """Kinds of files that a manifest refers to."""
+_NAMES: Final = {TABLES: tables_name, LOCATIONS: locations_name, KEYS: keys_name}
 
 REF: Final = np.dtype([("file", "<u2"), ("length", "<u4"), ("offset", "<u8"), ("check", "u1", (CHECK_SIZE,))])
 """A stored piece: number of its file, its length (0: there is none), its offset, and its check."""
@@ -71,7 +73,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
-    """A file that holds stored pieces: kind, the version it belongs to, its length and object digest."""
+    """A file of stored pieces or keys: kind, the version it belongs to, its length and object digest."""
 
     kind: int
     version: str
@@ -168,8 +170,8 @@ class Manifest:
             raise FormatError("manifest", "segments", f"segments of {self.length} bytes in all", at)
         for file in self.files:
             check_name("version", file.version)
-            if file.kind not in (TABLES, LOCATIONS) or not 0 < file.length < 1 << 63:
-                raise FormatError("manifest", "files", "files of kind 1 or 2 that are not empty", file)
+            if file.kind not in _NAMES or not 0 < file.length < 1 << 63:
+                raise FormatError("manifest", "files", "files of kind 1, 2 or 3 that are not empty", file)
 
     def _check_refs(self) -> None:
         kinds = np.array([file.kind for file in self.files] or [0])
@@ -188,6 +190,15 @@ class Manifest:
                 raise FormatError(
                     "manifest", f"region row {int(np.argmax(bad))}", f"a stored piece ({name})", "none such"
                 )
+
+    @property
+    def format(self) -> int:
+        """Number of the format that the manifest is written in."""
+        return 2 if any(file.kind == KEYS for file in self.files) else 1
+
+    def file_names(self) -> list[str]:
+        """Return the store names of ``files``."""
+        return [_NAMES[file.kind](self.image, file.version) for file in self.files]
 
     @property
     def region_count(self) -> int:
@@ -238,9 +249,9 @@ class Manifest:
         )
         bitmap = np.packbits(~self.zero, bitorder="little").tobytes()
         header = _HEADER.pack(
-            MAGIC, FORMAT, self.disk, self.kind, 0, 0, self.flat is not None, self.sequence, self.created, self.length,
-            self.image_digest(), self.flat or bytes(DIGEST_SIZE), REGION_SIZE, len(self.segments), len(self.files),
-            len(self.rows),
+            MAGIC, self.format, self.disk, self.kind, 0, 0, self.flat is not None, self.sequence, self.created,
+            self.length, self.image_digest(), self.flat or bytes(DIGEST_SIZE), REGION_SIZE, len(self.segments),
+            len(self.files), len(self.rows),
         )  # fmt: skip
         body = b"".join((header, names, segments, files, bitmap, self.rows.tobytes()))
         return body + object_digest(body)
@@ -258,8 +269,10 @@ class Manifest:
         digest, flat, region_size, segments, files, rows = head[10:]
         if magic != MAGIC:
             raise FormatError("manifest", 0, MAGIC, magic)
-        if version != FORMAT:
-            raise FormatError("manifest", 8, f"format {FORMAT} (a newer one needs a newer program)", version)
+        if version not in FORMATS:
+            raise FormatError(
+                "manifest", 8, f"format {FORMATS[0]} or {FORMATS[-1]} (a newer one needs a newer program)", version
+            )
         _check_trailer(memoryview(data))
         if (codec, encryption, region_size) != (0, 0, REGION_SIZE) or flags > 1 or kind not in tuple(Kind):
             raise FormatError("manifest", 12, "known kind, codec, encryption, flags, region size", head[3:7])
@@ -289,6 +302,8 @@ class Manifest:
             flat if flags & 1 else None,
             disk,
         )
+        if manifest.format != version:
+            raise FormatError("manifest", 8, f"format {manifest.format} for its files", version)
         found = manifest.image_digest()
         if found != digest:
             raise FormatError("manifest", "image digest", digest.hex(), found.hex())

@@ -2,7 +2,8 @@
 
 For local data that holds wanted content at odd places, where cutting it by a chunker's rule finds nothing. A rolling
 sum says where a block may be (``native/match.h``); only a block whose digest is right is reported. Digests are those
-of chunks, so a block is known by the name that a chunk with the same bytes has.
+of chunks, so a block is known by the name that a chunk with the same bytes has. Whole blocks of one size are found by
+:class:`Matcher`; ``finder.py`` finds chunks by their first blocks' keys.
 """
 
 from __future__ import annotations

@@ -56,3 +56,8 @@ def tables_name(image: str, version: str) -> str:
 def locations_name(image: str, version: str) -> str:
     """Return the store name of a version's locations."""
     return version_name(image, version, "locations.bin")
+
+
+def keys_name(image: str, version: str) -> str:
+    """Return the store name of a version's key file."""
+    return version_name(image, version, "keys.bin")

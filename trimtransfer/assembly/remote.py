@@ -19,8 +19,7 @@ from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.location import Locations
-from trimtransfer.manifest import TABLES, Manifest, Region, StoredRef
-from trimtransfer.names import locations_name, tables_name
+from trimtransfer.manifest import Manifest, Region, StoredRef
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full, encode_full
 
@@ -42,10 +41,7 @@ class Remote:
     def __init__(self, store: Store, manifest: Manifest, tables: TableFile) -> None:
         self.store, self.manifest = store, manifest
         self._tables = tables
-        self._names = [
-            (tables_name if file.kind == TABLES else locations_name)(manifest.image, file.version)
-            for file in manifest.files
-        ]
+        self._names = manifest.file_names()
 
     def tables(self, regions: Sequence[Region], base: Callable[[int], Table | None]) -> list[Table]:
         """Return the tables of regions that are not all zero: kept ones, else by difference to ``base``, else whole.

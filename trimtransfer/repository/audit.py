@@ -24,8 +24,8 @@ from trimtransfer.chunk import CHECK_SIZE, DIGEST_SIZE, chunk_digest, object_has
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, TrimTransferError
 from trimtransfer.head import Head
 from trimtransfer.location import PackRef
-from trimtransfer.manifest import REFS, TABLES, Manifest, Region
-from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
+from trimtransfer.manifest import REFS, Manifest, Region
+from trimtransfer.names import head_name, manifest_name
 from trimtransfer.pack import MAX_PACK, check_pack, decode_frame, pack_name
 from trimtransfer.repository.intent import pending
 from trimtransfer.repository.reading import VersionReader, folder_names, read_head, read_manifest, version_names
@@ -168,8 +168,7 @@ class _Metadata:
 
     def _version(self, manifest: Manifest, parent: Manifest | None) -> None:
         self.versions.append(manifest)
-        for file in manifest.files:
-            name = (tables_name if file.kind == TABLES else locations_name)(manifest.image, file.version)
+        for name, file in zip(manifest.file_names(), manifest.files, strict=True):
             if (name, file.digest) not in self._files:
                 self._files.add((name, file.digest))
                 with self._noting(name):

@@ -18,7 +18,7 @@ from typing import Final
 
 from trimtransfer.errors import FormatError, Locked, NotFound
 from trimtransfer.head import MAX_HEAD, Head
-from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
+from trimtransfer.names import head_name, keys_name, locations_name, manifest_name, tables_name
 from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
 
 _LOCK: Final = "lock"
@@ -118,7 +118,7 @@ def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
     """Delete what an intent names; a last line without its end was never acted upon, and names nothing that exists."""
     image, version = _parse(lines[0])
     names = [line.decode("ascii") for line in lines[1:-1]]
-    names += [name(image, version) for name in (manifest_name, tables_name, locations_name)]
+    names += [name(image, version) for name in (manifest_name, tables_name, locations_name, keys_name)]
     return [name for name in names if store.delete(name)]
 
 

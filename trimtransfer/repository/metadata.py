@@ -1,4 +1,5 @@
-"""Last part of a publish: the version's tables and locations, stored where the parent's do not serve, and its manifest.
+"""Last part of a publish: the version's tables, their keys, and locations, stored where the parent's do not serve, and
+its manifest.
 
 A file holds first what a fresh client reads, in region order, then what only some clients read: whole tables, then
 differences; fresh locations, then the rest.
@@ -6,7 +7,9 @@ differences; fresh locations, then the rest.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -16,9 +19,10 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import object_check, object_hasher
 from trimtransfer.errors import IntegrityError
+from trimtransfer.keys import KEY_SIZE, KeyFile, directory
 from trimtransfer.location import RUN, Locations
-from trimtransfer.manifest import LOCATIONS, MAX_FILES, REF, REFS, ROW, TABLES, FileRef, Manifest, StoredRef
-from trimtransfer.names import locations_name, tables_name
+from trimtransfer.manifest import KEYS, LOCATIONS, MAX_FILES, REF, REFS, ROW, TABLES, FileRef, Manifest, StoredRef
+from trimtransfer.names import keys_name, locations_name, tables_name
 from trimtransfer.repository.dedupe import Packs
 from trimtransfer.repository.inventory import AGAIN, IN_PARENT, Inventory
 from trimtransfer.repository.reading import VersionReader
@@ -28,7 +32,8 @@ from trimtransfer.store import DISK_REMEDY, DirectoryStore, StagedObject
 from trimtransfer.table import Table, encode_difference, encode_full
 
 _OWN: Final = {TABLES: 0, LOCATIONS: 1}
-"""Numbers of the version's own files among the files of its manifest, while it is made."""
+"""Numbers of the version's own files of pieces among the files of its manifest, while it is made."""
+_OWN_KEYS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,41 @@ class Names:
     created: int
 
 
+class _Keys:
+    """Keys of the tables that are stored in this version, each table's once, until they are written."""
+
+    def __init__(self, parent: VersionReader | None, directory: Path) -> None:
+        self._parent, self._pieces = parent, Pieces(directory)
+        self._tables: dict[bytes, int] = {}
+        self._known: list[KeyFile] | None = None
+
+    def add(self, table: bytes, keys: bytes) -> None:
+        """Add the keys of the chunks of a table, named by its digest."""
+        if keys and table not in self._tables:
+            self._tables[table] = len(keys) // KEY_SIZE
+            self._pieces.append(keys)
+
+    def copy(self, table: bytes) -> None:
+        """Add the keys that an earlier version has for a table; none if there are none."""
+        if self._known is None:
+            self._known = [file for _, file in self._parent.key_files()] if self._parent is not None else []
+        for file in self._known:
+            number = file.find(table)
+            if number is not None:
+                self.add(table, file.keys(number).astype("<u8").tobytes())
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield what the key file consists of; nothing if there are no keys."""
+        if self._tables:
+            yield directory(list(self._tables.items()))
+        for number in range(len(self._pieces)):
+            yield self._pieces[number]
+
+    def close(self) -> None:
+        """Give the temporary file back."""
+        self._pieces.close()
+
+
 class MetadataWriter:
     """Writes tables and locations of a version, region by region; a context manager around its temporary files."""
 
@@ -51,7 +91,9 @@ class MetadataWriter:
         self._early = {kind: Pieces(directory) for kind in _OWN}
         self._late = {kind: Pieces(directory) for kind in _OWN}
         self._placed = {kind: [0, 0] for kind in _OWN}  # bytes in the early and the late part of each file
-        self._files: list[FileRef | None] = [None, None]
+        self._keys = _Keys(parent, directory)
+        self._key_bytes = 0
+        self._files: list[FileRef | None] = [None, None, None]
         self._numbers: dict[int, int] = {}  # file number in the parent's manifest -> file number here
         self._full: dict[bytes, Any] = {}  # table digest -> reference of the whole table, stored in this version
         manifest = parent.manifest if parent else None
@@ -66,6 +108,7 @@ class MetadataWriter:
         self._rows.close()
         for pieces in (*self._early.values(), *self._late.values()):
             pieces.close()
+        self._keys.close()
 
     def add(self, index: int, table: Table, inventory: Inventory, packs: Packs) -> None:
         """Add region ``index`` with this table; its chunks must all have their places in the inventory."""
@@ -91,10 +134,14 @@ class MetadataWriter:
         self._rows.append(row.reshape(1))
 
     def finish(self, names: Names) -> Manifest:
-        """Write both files and return the manifest."""
+        """Write the files and return the manifest."""
         rows = self._rows.array()
-        self._files[0] = self._write_file(TABLES, tables_name(names.image, names.version), names.version)
-        self._files[1] = self._write_file(LOCATIONS, locations_name(names.image, names.version), names.version)
+        for kind, number in _OWN.items():
+            name = (tables_name if kind == TABLES else locations_name)(names.image, names.version)
+            self._files[number] = self._write_file(kind, name, names.version, self._parts(kind))
+        name = keys_name(names.image, names.version)
+        keys = self._files[_OWN_KEYS] = self._write_file(KEYS, name, names.version, self._keys.parts())
+        self._key_bytes = keys.length if keys else 0
         self._settle(rows)
         survey = self._survey
         return Manifest(
@@ -114,8 +161,8 @@ class MetadataWriter:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the version's own tables and locations."""
-        return sum(sum(parts) for parts in self._placed.values())
+        """Bytes of the version's own tables, keys and locations."""
+        return sum(sum(parts) for parts in self._placed.values()) + self._key_bytes
 
     def _new_row(self, index: int) -> Any:
         row = np.zeros((), dtype=ROW)
@@ -138,6 +185,7 @@ class MetadataWriter:
             self._refer(row, self._parent.manifest.rows[self._known[digest]], ("full",))
         else:
             row["full"] = self._store_piece(TABLES, encode_full(table))
+            self._keys.add(digest, self._survey.keys(index))
             if parent_row is not None and self._parent is not None:
                 difference = encode_difference(table, self._parent.table(index))
                 if len(difference) < int(row["full"]["length"]):
@@ -163,15 +211,23 @@ class MetadataWriter:
             number = self._file_number(int(ref["file"]))
             if number is None:
                 row[name] = self._copy_piece(name, ref)
+                if name == "full":
+                    self._keys.copy(row["table"].tobytes())
             else:
                 row[name] = ref
                 row[name]["file"] = number
 
     def _file_number(self, number: int) -> int | None:
-        """Return the number here of a file of the parent's manifest; None if there is no room for one more."""
-        if self._parent is not None and number not in self._numbers and len(self._files) < MAX_FILES:
-            self._numbers[number] = len(self._files)
-            self._files.append(self._parent.manifest.files[number])
+        """Return the number here of a file of the parent's manifest; None if there is no room for one more.
+
+        With tables comes the key file of the same version.
+        """
+        if self._parent is not None and number not in self._numbers:
+            files = self._parent.manifest.files
+            keys = _key_file(files, files[number])
+            if len(self._files) + 1 + (keys is not None) <= MAX_FILES:
+                self._numbers[number] = len(self._files)
+                self._files += [files[number]] if keys is None else [files[number], keys]
         return self._numbers.get(number)
 
     def _copy_piece(self, name: str, ref: Any) -> Any:
@@ -192,15 +248,20 @@ class MetadataWriter:
         self._placed[kind][late] += len(data)
         return ref
 
-    def _write_file(self, kind: int, name: str, version: str) -> FileRef | None:
+    def _parts(self, kind: int) -> Iterator[bytes]:
+        for pieces in (self._early[kind], self._late[kind]):
+            for number in range(len(pieces)):
+                yield pieces[number]
+
+    def _write_file(self, kind: int, name: str, version: str, parts: Iterator[bytes]) -> FileRef | None:
         """Write one of the version's own files; return None if there is nothing to be in it."""
-        if not sum(self._placed[kind]):
+        first = next(parts, None)
+        if first is None:
             return None
         hasher = object_hasher()
         with self._store.staged(name) as staging:
-            for pieces in (self._early[kind], self._late[kind]):
-                for number in range(len(pieces)):
-                    _append(staging, hasher, pieces[number])
+            for part in chain((first,), parts):
+                _append(staging, hasher, part)
             staging.sync()
             found = staging.read_back_digest()
             if found != hasher.digest():
@@ -223,6 +284,13 @@ class MetadataWriter:
 def _append(staging: StagedObject, hasher: Any, data: bytes) -> None:
     staging.write(data)
     hasher.update(data)
+
+
+def _key_file(files: Sequence[FileRef], tables: FileRef) -> FileRef | None:
+    """Return the key file of the version that a file of tables belongs to."""
+    if tables.kind != TABLES:
+        return None
+    return next((file for file in files if file.kind == KEYS and file.version == tables.version), None)
 
 
 def _known_tables(manifest: Manifest | None) -> dict[bytes, int]:

@@ -6,7 +6,7 @@ against their checks, tables against their digests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import object_check, object_digest
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.head import MAX_HEAD, Head
+from trimtransfer.keys import KeyFile
 from trimtransfer.location import Locations
-from trimtransfer.manifest import TABLES, Manifest, StoredRef
-from trimtransfer.names import check_name, head_name, locations_name, manifest_name, tables_name
+from trimtransfer.manifest import KEYS, Manifest, StoredRef
+from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full
 
@@ -60,10 +61,7 @@ class VersionReader:
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store, self.manifest = store, manifest
-        self._names = tuple(
-            (tables_name if file.kind == TABLES else locations_name)(manifest.image, file.version)
-            for file in manifest.files
-        )
+        self._names = manifest.file_names()
 
     @classmethod
     def open(cls, store: Store, image: str, version: str | None = None) -> VersionReader:
@@ -95,9 +93,18 @@ class VersionReader:
         region = self.manifest.region(index)
         return [Locations.from_bytes(self.piece(ref)) for ref in (region.fresh, region.rest) if ref.length]
 
+    def key_files(self) -> Iterator[tuple[int, KeyFile]]:
+        """Yield the number and the directory of each key file; ``FormatError`` if one is damaged."""
+        for number, file in enumerate(self.manifest.files):
+            if file.kind == KEYS:
+                yield number, KeyFile(self._reader(self._names[number], file.length), file.length)
+
     def used_regions(self) -> Iterator[int]:
         """Yield the numbers of the regions that are not all zero."""
         yield from np.flatnonzero(~self.manifest.zero).tolist()
+
+    def _reader(self, name: str, total: int) -> Callable[[int, int], bytes]:
+        return lambda offset, length: self.store.read_range(Range(name, offset, length, total))
 
 
 # ---- what ls and show tell

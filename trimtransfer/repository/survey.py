@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import DIGEST_SIZE, Kind, chunk_digest, region_digest, table_digest
 from trimtransfer.chunker import cut
 from trimtransfer.errors import Cancelled
+from trimtransfer.finder import chunk_keys
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Segment, region_geometry, zero_region_digest
 from trimtransfer.spill import Pieces
@@ -41,6 +42,7 @@ class _Found:
     table: Table | None
     same_table: bytes
     bytes_read: int
+    keys: bytes = b""
 
 
 class Survey:
@@ -59,7 +61,7 @@ class Survey:
         self.digests: NDArray[np.uint8] = np.zeros((count, DIGEST_SIZE), dtype=np.uint8)
         self.flat: bytes | None = None
         self.bytes_read = 0
-        self._pieces = Pieces(directory)
+        self._pieces, self._keys = Pieces(directory), Pieces(directory)
         self._number: NDArray[np.int64] = np.full(count, -1, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -69,6 +71,10 @@ class Survey:
         """Return the table of a region that was cut: neither zero nor the same as in the parent."""
         return Table.from_bytes(self._pieces[int(self._number[index])], size=int(self.lengths[index]))
 
+    def keys(self, index: int) -> bytes:
+        """Return the keys of such a region's chunks as a key file holds them; none for files of kind ``BYTES``."""
+        return self._keys[int(self._number[index])]
+
     def add(self, index: int, found: _Found) -> None:
         """Take over what was found out about a region."""
         self.bytes_read += found.bytes_read
@@ -76,6 +82,7 @@ class Survey:
         if found.table is not None:
             canonical = found.table.to_bytes()
             self._number[index] = self._pieces.append(canonical)
+            self._keys.append(found.keys)
             self.digests[index] = np.frombuffer(table_digest(canonical), dtype=np.uint8)
         elif found.same_table:
             self.same[index] = True
@@ -84,8 +91,9 @@ class Survey:
             self.zero[index] = True
 
     def close(self) -> None:
-        """Give the temporary file back."""
+        """Give the temporary files back."""
         self._pieces.close()
+        self._keys.close()
 
 
 def survey(
@@ -219,7 +227,10 @@ class _Surveyor:
         lengths = (records & np.uint32(ZERO - 1)).astype(np.int64)
         starts = (np.cumsum(lengths) - lengths)[~zero]
         digests = self._chunk_digests(view, starts, lengths[~zero])
-        return _Found(content, Table.from_records(records, digests), b"", bytes_read)
+        # Chunks of the other kind are cut at any byte, so they are found at any offset without keys.
+        disk = self._result.kind is Kind.DISK
+        keys = chunk_keys(view, starts, lengths[~zero]).astype("<u8").tobytes() if disk else b""
+        return _Found(content, Table.from_records(records, digests), b"", bytes_read, keys)
 
     def _chunk_digests(
         self, view: memoryview, starts: NDArray[np.int64], lengths: NDArray[np.int64]
