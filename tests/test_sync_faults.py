@@ -26,7 +26,9 @@ from servers import BadServer, Fault, Nginx, Request
 from syncing import SMALL_PACK, Victim, leftovers, make_images, publish_all, write_sparse
 
 from trimtransfer.assembly import sync as sync_module
+from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.sources import Sources
+from trimtransfer.assembly.space import ROOM
 from trimtransfer.assembly.sync import sync
 from trimtransfer.errors import (
     FetchError,
@@ -430,26 +432,70 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+def fill(folder: Path, *, leave: int) -> None:
+    """Fill a file system with a file until only so many bytes are free."""
+    with open(folder / "ballast", "ab") as ballast:
+        ballast.write(bytes(max(0, os.statvfs(folder).f_bavail * 4096 - leave)))
+
+
 @pytest.mark.parametrize("write", ["new", "in-place"])
 def test_a_full_disk_is_foreseen_and_gone_on_after(
     place: Place, small_disk: Path, write: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = small_disk / "disk.img"
-    options = {"output": output, "cache": place.folder / "cache"}
-    sync(place.repository, "disk", version="1", **options)
-    with open(small_disk / "ballast", "wb") as ballast:
-        ballast.write(bytes(os.statvfs(small_disk).f_bavail * 4096 - (1 << 20) - 50_000))
-    with pytest.raises(NoSpace, match="bytes needed"):
-        sync(place.repository, "disk", write=write, **options)
-    monkeypatch.setattr("trimtransfer.assembly.sync.free_bytes", lambda path: 1 << 40)
-    with open(small_disk / "ballast", "ab") as ballast:
-        ballast.write(bytes(os.statvfs(small_disk).f_bavail * 4096 - 100_000))
-    with pytest.raises(NoSpace, match="free some space"):
-        sync(place.repository, "disk", write=write, **options)
+    options = {"output": output, "cache": place.folder / "cache", "write": write}
+    sync(place.repository, "disk", output=output, cache=place.folder / "cache", version="1")
+    fill(small_disk, leave=ROOM + 50_000)
+    seen: set[str] = set()
+    with pytest.raises(NoSpace, match=r"bytes needed, .* free; free some space.* on another disk \(-o\)") as foreseen:
+        sync(place.repository, "disk", progress=lambda phase, *_: seen.add(phase), **options)
+    assert not {"fetch", "reuse"} & seen, "nothing was fetched or copied"
+    preview = plan(place.repository, "disk", **options)
+    assert len(preview.warnings) == 1
+    assert "bytes needed" in preview.warnings[0]
+    with monkeypatch.context() as patch:
+        for module in ("sync", "space", "ways"):
+            patch.setattr(f"trimtransfer.assembly.{module}.free_bytes", lambda path: 1 << 40)
+        fill(small_disk, leave=100_000)
+        with pytest.raises(NoSpace, match="free some space"):
+            sync(place.repository, "disk", **options)
     assert output.read_bytes() == place.images[0]
     (small_disk / "ballast").unlink()
-    sync(place.repository, "disk", write=write, **options)
+    fill(small_disk, leave=ROOM + 50_000)
+    with pytest.raises(NoSpace) as again:  # what is there of it already is not needed again
+        sync(place.repository, "disk", **options)
+    assert again.value.needed is not None
+    assert foreseen.value.needed is not None
+    assert again.value.needed <= foreseen.value.needed
+    (small_disk / "ballast").unlink()
+    fill(small_disk, leave=again.value.needed + 8192)  # what the error asks for is enough
+    assert plan(place.repository, "disk", **options).warnings == ()
+    sync(place.repository, "disk", **options)
     assert output.read_bytes() == place.images[1]
+
+
+def test_zeros_are_no_reason_to_refuse(place: Place, small_disk: Path) -> None:
+    """Regions are much longer than their content; the tables tell."""
+    content = sum(1 for at in range(0, len(place.images[1]), 4096) if any(place.images[1][at : at + 4096])) * 4096
+    fill(small_disk, leave=content + ROOM + 200_000)
+    assert content + 500_000 < len(place.images[1])
+    sync(place.repository, "disk", output=small_disk / "disk.img", cache=place.folder / "cache")
+    assert (small_disk / "disk.img").read_bytes() == place.images[1]
+
+
+def test_the_other_way_is_named_where_it_fits(place: Place, small_disk: Path) -> None:
+    options = {"output": small_disk / "disk.img", "cache": place.folder / "cache"}
+    sync(place.repository, "disk", version="1", **options)
+    fill(small_disk, leave=ROOM + 20_000)
+    with pytest.raises(NoSpace) as least:
+        sync(place.repository, "disk", write="in-place", **options)
+    assert least.value.needed is not None
+    (small_disk / "ballast").unlink()
+    fill(small_disk, leave=least.value.needed + 16_384)
+    with pytest.raises(NoSpace, match=r"write in place \(--write in-place\), which needs [0-9,]+, or choose an output"):
+        sync(place.repository, "disk", write="new", **options)
+    sync(place.repository, "disk", write="in-place", **options)
+    assert (small_disk / "disk.img").read_bytes() == place.images[1]
 
 
 # ---- people

@@ -64,14 +64,17 @@ class AccessDenied(FetchError):
 
 
 class NoSpace(TrimTransferError):
-    """Not enough room: ``path``, bytes ``needed`` and ``free`` (None where unknown). What is done already is kept."""
+    """Not enough room: ``path``, bytes ``needed`` and ``free`` (None where unknown). What is done already is kept.
+
+    ``remedy`` is what can be done about it.
+    """
 
     exit_code = 7
 
-    def __init__(self, path: str, needed: int | None, free: int | None) -> None:
+    def __init__(self, path: str, needed: int | None, free: int | None, remedy: str = "free some space") -> None:
         self.path, self.needed, self.free = path, needed, free
         detail = f"{needed:,} bytes needed, {free:,} free" if needed is not None and free is not None else "disk full"
-        super().__init__(f"no space for {path}: {detail}; free some space and run the same command again")
+        super().__init__(f"no space for {path}: {detail}; {remedy} and run the same command again")
 
 
 class Locked(TrimTransferError):

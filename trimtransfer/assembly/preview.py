@@ -28,9 +28,10 @@ from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Network, PlanReport, estimate_seconds
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
-from trimtransfer.assembly.resolve import Resolver, Survey
+from trimtransfer.assembly.resolve import Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
+from trimtransfer.assembly.space import Needs, copied, shortage
 from trimtransfer.assembly.sync import comes_from_parent, share_that_stays, untouched, windows
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
@@ -87,6 +88,7 @@ class _Preview:
         self._content = Content()
         self._bytes = self._requests = self._changed = 0
         self._read_seconds = 0.0
+        self._needs, self._done = Needs(), Extents.none()
 
     def run(self) -> PlanReport:
         """Read, resolve and add up."""
@@ -109,6 +111,7 @@ class _Preview:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medv-plan-")))
         kept = stack.enter_context(TableFile(side.tables, writable=False)) if side.tables.exists() else None
         tables = stack.enter_context(TableFile(scratch / "tables.bin", fallback=kept))
+        self._done = _written_before(side, manifest.digest())
         old = open_old(side, tables)
         if old is not None:
             stack.callback(old.source.close)
@@ -123,17 +126,21 @@ class _Preview:
         if todo:
             view = SideDirectory(side.output, scratch)
             sources = stack.enter_context(Sources(view, manifest, tables, self._request.cache, self._watch))
-            self._plan_windows(remote, old, todo, sources, scratch)
+            self._plan_windows(remote, old, todo, sources, scratch, would_write)
+            if would_write == "new":
+                self._needs += copied(manifest, right & ~manifest.zero, old, self._done)
         elif old is not None and right.all() and old.source.size == manifest.length:
             return "nothing"
         return would_write
 
-    def _plan_windows(self, remote: Remote, old: Old | None, todo: list[int], sources: Sources, scratch: Path) -> None:
+    def _plan_windows(
+        self, remote: Remote, old: Old | None, todo: list[int], sources: Sources, scratch: Path, would_write: str
+    ) -> None:
         seeds = sources.open(old, self._request.seeds, self._request.host_index)
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
         resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=comes_from_parent(manifest, old))
-        survey = _survey(self._request.side, manifest, old)
+        survey = _survey(self._done, old)
         done, total = 0, int(manifest.lengths[todo].sum())
         for regions in windows(manifest, todo):
             self._watch.report("plan", done, total)
@@ -143,9 +150,25 @@ class _Preview:
             self._read_seconds += time.monotonic() - began
             resolver.remember(window)
             self._content += window.content(seeds)
+            self._needs += self._needs_of(window, old, would_write)
             self._bytes += window.fetch.fetch_bytes
             self._requests += len(window.fetch.ranges)
         self._watch.report("plan", total, total)
+
+    def _needs_of(self, plan: WindowPlan, old: Old | None, would_write: str) -> Needs:
+        """Return the room that a window takes; a new file holds what stays, too (where blocks cannot be shared)."""
+        window = plan.window
+        if would_write == "new" or old is None:
+            return Needs.of(window, self._done.covers(window.offsets, window.lengths))
+        directly = old.source.is_device and old.manifest is None
+        return Needs() if directly else Needs.of(window, plan.placed, old.source)
+
+    def _warnings(self, would_write: str) -> tuple[str, ...]:
+        error = shortage(self._request.side, self._needs) if self._needs.written else None
+        if error is None:
+            return ()
+        less = " (less where the file system can share unchanged blocks)" if would_write == "new" else ""
+        return (f"{error}{less}",)
 
     def _would_write(self, remote: Remote, old: Old | None, right: Mask) -> str:
         if old is None:
@@ -186,6 +209,8 @@ class _Preview:
             round_trip_seconds=round_trip,
             bandwidth_bytes_per_second=bandwidth,
             estimate_seconds=estimate,
+            needed_bytes=self._needs.written + self._needs.grown,
+            warnings=self._warnings(would_write),
             seconds=time.monotonic() - self._started,
         )
 
@@ -198,9 +223,8 @@ class _Nowhere:
         return offsets
 
 
-def _survey(side: SideDirectory, manifest: Manifest, old: Old | None) -> Survey:
-    """Return what tells which records are in place: in the old image, or written by an interrupted run."""
-    done = _written_before(side, manifest.digest())
+def _survey(done: Extents, old: Old | None) -> Survey:
+    """Return what tells which records are in place: in the old image, or ``done`` by an interrupted run."""
 
     def look(window: Window, regions: Sequence[Region]) -> Mask:
         mask = done.covers(window.offsets, window.lengths)

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trimtransfer.image import ImageSource
 from trimtransfer.localfile import size_of
 from trimtransfer.store import space_errors
 
@@ -161,25 +159,6 @@ def free_bytes(path: Path) -> int:
     """Return the bytes that this user can still write to the file system of ``path``."""
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
-
-
-def hole_bytes(image: ImageSource, offsets: NDArray[np.int64], lengths: NDArray[np.uint32] | NDArray[np.int64]) -> int:
-    """Return how many bytes of these pieces lie in holes of the image, or behind its end; none of a device do."""
-    if image.is_device or not len(offsets):
-        return 0
-    ends = offsets + lengths.astype(np.int64)
-    first = int(offsets.min())
-    found = np.array(list(image.extents(first, int(ends.max()) - first)), dtype=np.int64).reshape(-1, 2)
-    if not len(found):
-        return int((ends - offsets).sum())
-    starts, sizes = found[:, 0], found[:, 1]
-    before = np.cumsum(sizes) - sizes
-
-    def data_before(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        at = np.maximum(np.searchsorted(starts, positions, side="right") - 1, 0)
-        return before[at] + np.clip(positions - starts[at], 0, sizes[at])
-
-    return int((ends - offsets).sum() - (data_before(ends) - data_before(offsets)).sum())
 
 
 def _open_writable(path: Path, flags: int) -> int:

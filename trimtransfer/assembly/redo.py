@@ -23,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly.extents import Extents
+from trimtransfer.assembly.holes import hole_bytes
 from trimtransfer.assembly.journal import Base, boot_id
 from trimtransfer.assembly.partial import Batches
 from trimtransfer.assembly.rawfile import Piece, RawFile
 from trimtransfer.chunk import CHECK_SIZE, object_check
 from trimtransfer.errors import IntegrityError, SourceChanged
+from trimtransfer.image import ImageSource
 
 MAGIC: Final = b"TrimRedo"
 FORMAT: Final = 1
@@ -123,6 +125,12 @@ class Redo:
         """Return what the image will be once everything added so far is applied."""
         with self._lock:
             return Overlay(self.image, self._file, self._data.extents(), self._zeros.extents(), self.key.length)
+
+    def growth(self, image: ImageSource) -> int:
+        """Return the bytes by which ``image``, where it has holes, grows when everything added so far is applied."""
+        with self._lock:
+            data = self._data.extents()
+        return hole_bytes(image, data.starts, data.ends - data.starts)
 
     def commit(self) -> None:
         """Declare the file complete, durably: from now on it will be applied, whatever happens."""

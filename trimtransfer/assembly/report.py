@@ -119,6 +119,7 @@ class PlanReport:
 
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is None where no bandwidth is known.
+    ``needed_bytes`` is the room that it takes on the disk, at most.
     """
 
     image: str
@@ -137,6 +138,8 @@ class PlanReport:
     bandwidth_bytes_per_second: float | None
     estimate_seconds: float | None
     seconds: float = 0.0
+    needed_bytes: int = 0
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -154,7 +157,9 @@ class PlanReport:
             "round_trip_seconds": round(self.round_trip_seconds, 4),
             "bandwidth_bytes_per_second": self.bandwidth_bytes_per_second,
             "estimate_seconds": None if self.estimate_seconds is None else round(self.estimate_seconds, 1),
+            "needed_bytes": self.needed_bytes,
             "seconds": round(self.seconds, 3),
+            "warnings": list(self.warnings),
         }
 
 

@@ -29,19 +29,17 @@ from trimtransfer.assembly.report import Content, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
 from trimtransfer.assembly.sources import Sources, discard_unfinished, set_aside
+from trimtransfer.assembly.space import ROOM, check_room
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regions
 from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old, standing
 from trimtransfer.errors import IntegrityError, NoSpace
-from trimtransfer.image import ImageSource
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.store import Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
 _OUTCOME: Final = "stopped; what was done is kept, run the same command again to continue"
-_ROOM: Final = 1 << 20
-"""Bytes kept free for journal, tables and state."""
 
 
 def sync(
@@ -147,6 +145,7 @@ class _Sync:
                 return "nothing"
             stack.callback(choice.way.close)
             self._content = untouched(manifest, choice.in_place)
+            self._check_room(remote, tables, choice, old)
             todo = self._copy_regions(manifest, choice, old)
             self._changed = len(todo)
             if todo:
@@ -157,6 +156,13 @@ class _Sync:
             choice.way.commit(self._watch)
             return choice.way.wrote
 
+    def _check_room(self, remote: Remote, tables: TableFile, choice: Choice, old: Old | None) -> None:
+        """Raise ``NoSpace`` before anything is fetched if the image will not fit."""
+        changed = np.flatnonzero(~(choice.in_place | choice.copyable)).tolist()
+        groups = windows(remote.manifest, changed)
+        from_parent = comes_from_parent(remote.manifest, old)
+        check_room(remote, tables, self._side, choice, old, groups, from_parent=from_parent, watch=self._watch)
+
     def _copy_regions(self, manifest: Manifest, choice: Choice, old: Old | None) -> list[int]:
         """Copy regions that stay as they are into a new file, hashing them; return all that are still to be done."""
         todo = np.flatnonzero(~(choice.in_place | choice.copyable)).tolist()
@@ -164,7 +170,6 @@ class _Sync:
         if old is None or not choice.copyable.any() or not isinstance(target, PartialFile):
             return todo
         numbers = np.flatnonzero(choice.copyable)
-        self._check_space(min(int(manifest.lengths[numbers].sum()), allocated_bytes(old.source)))
         done = target.done.covers(manifest.starts[numbers], manifest.lengths[numbers])
         self._resumed_bytes += int(manifest.lengths[numbers[done]].sum())
         regions = [manifest.region(index) for index in numbers[~done].tolist()]
@@ -229,8 +234,8 @@ class _Sync:
 
     def _check_space(self, needed: int) -> None:
         free = free_bytes(self._side.path)
-        if needed + _ROOM > free:
-            raise NoSpace(str(self._side.output), needed + _ROOM, free)
+        if needed + ROOM > free:
+            raise NoSpace(str(self._side.output), needed + ROOM, free)
 
     def _up_to_date(self, version: str, digest: bytes, length: int) -> SyncReport:
         discard_unfinished(self._side)
@@ -309,8 +314,3 @@ def bytes_to_write(plan: WindowPlan) -> int:
     """Return the bytes that carrying out a plan writes."""
     moved = (plan.source == FETCH) | (plan.source == SELF) | (plan.source >= SEEDS)
     return int(plan.window.lengths[moved].sum(dtype=np.int64))
-
-
-def allocated_bytes(source: ImageSource) -> int:
-    """Return the bytes of a file that are no holes."""
-    return sum(length for _, length in source.extents(0, source.size))

@@ -20,13 +20,13 @@ from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import Base, JournalKey, load_journal
 from trimtransfer.assembly.partial import PartialFile, open_device, open_partial
 from trimtransfer.assembly.plan import Mask, Window, same_place
-from trimtransfer.assembly.rawfile import RawFile, clone
+from trimtransfer.assembly.rawfile import RawFile, clone, free_bytes
 from trimtransfer.assembly.recovery import mark_image
 from trimtransfer.assembly.redo import Redo, RedoKey, apply, is_applied, read_header
 from trimtransfer.assembly.side import FileState, SideDirectory, sync_directory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import Readable, right_records
-from trimtransfer.errors import SourceChanged, TargetRefused
+from trimtransfer.errors import NoSpace, SourceChanged, TargetRefused
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.watch import Watch
@@ -193,6 +193,9 @@ class InPlace(Way):
     def commit(self, watch: Watch) -> None:
         """Declare the redo file complete, apply it, and read back what was written."""
         self._old.check_unchanged()
+        grown, free = self._redo.growth(self._old.source), free_bytes(self.side.output)
+        if grown > free:  # a full disk in the midst of it would leave neither version
+            raise NoSpace(str(self.side.output), grown, free)
         watch.check()
         self._redo.commit()
         with RawFile(self.side.redo) as file, RawFile(self.side.output) as image:

@@ -144,6 +144,8 @@ def plan_command(
     with _Usage():
         host = _host_index(host_index, cache, output)
         report = plan(url, image, host_index=host, cache=cache, progress=output.progress, **options)
+    for warning in report.warnings:
+        output.warn(warning)
     output.result(report.to_dict(), _plan_text(report))
 
 
