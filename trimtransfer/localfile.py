@@ -134,6 +134,14 @@ def size_of(descriptor: int) -> int:
     return os.lseek(descriptor, 0, os.SEEK_END) if stat.S_ISBLK(found.st_mode) else found.st_size
 
 
+def next_data(descriptor: int, at: int) -> int | None:
+    """Return where data begins at or after ``at``; None if only a hole follows; ``at`` where holes are unknown."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError as error:
+        return None if error.errno == errno.ENXIO else at
+
+
 def read_into(descriptor: int, buffer: memoryview, offset: int, *, guard: Guard | None = None) -> int:
     """Fill ``buffer`` with the bytes from ``offset`` on; return how many there were, fewer only at the file's end."""
     done = 0

@@ -112,8 +112,17 @@ class Resolver:
     def __init__(
         self, remote: Remote, seeds: Sequence[Seed], written: WrittenIndex, output: Output, *, from_parent: bool
     ) -> None:
-        self.remote, self.seeds, self.written, self.output = remote, seeds, written, output
+        self.remote, self.written, self.output = remote, written, output
+        self.seeds: tuple[Seed, ...] = tuple(seeds)
         self._from_parent = from_parent
+
+    def add(self, seed: Seed) -> None:
+        """Ask one more seed, after the others."""
+        self.seeds = (*self.seeds, seed)
+
+    def read(self, regions: Sequence[Region]) -> tuple[list[Table], Window]:
+        """Read the tables of ``regions`` and put them side by side; raises what :meth:`resolve` raises."""
+        return read_window(self.remote, regions, self._base_table)
 
     def resolve(self, regions: Sequence[Region], survey: Survey) -> WindowPlan:
         """Read the tables of ``regions`` and decide where each record comes from.
@@ -121,7 +130,7 @@ class Resolver:
         Raises:
             FormatError, IntegrityError: the repository is damaged; and what the store raises.
         """
-        tables, window = read_window(self.remote, regions, self._base_table)
+        tables, window = self.read(regions)
         placed = survey(window, regions)
         groups = Groups.of(window, np.flatnonzero(~window.zero))
         source, row = self._look_up(window, groups, placed)

@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from trimtransfer.assembly.anywhere import Anywhere, Done
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.resolve import Resolver
+from trimtransfer.assembly.rolling import NamedFile
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Old
+from trimtransfer.chunk import Kind
 from trimtransfer.image import ImageSource
 from trimtransfer.index.host import HostIndex
 from trimtransfer.index.seed import Seed, seed_from_path
-from trimtransfer.manifest import Manifest
+from trimtransfer.localfile import look
+from trimtransfer.manifest import Manifest, Region
 from trimtransfer.watch import Watch
 
 
@@ -28,6 +34,7 @@ class Sources:
     def __init__(self, side: SideDirectory, manifest: Manifest, tables: TableFile, cache: Path, watch: Watch) -> None:
         self._side, self._manifest, self._tables = side, manifest, tables
         self._cache, self._watch = cache, watch
+        self._files: list[NamedFile] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Sources:
@@ -40,7 +47,7 @@ class Sources:
         """Return all seeds; the old image comes first if its tables are known. Files without tables are scanned.
 
         Raises:
-            FileNotFoundError: a named seed does not exist.
+            FileNotFoundError: a named seed does not exist; TimeoutError: its file system does not answer.
             Cancelled, NoSpace: from scanning.
         """
         seeds: list[Seed] = []
@@ -48,13 +55,34 @@ class Sources:
             known = old.image is not None and old.image.is_complete()
             seeds.append(old.image if old.image is not None and known else self._scanned(old.source.path))
         seeds += self._abandoned()
-        output = self._side.output.resolve()
+        output = os.fsencode(self._side.output.resolve())
         for path in paths:
-            if Path(path).resolve() != output:
-                seeds.append(self._installed(Path(path)) or self._scanned(Path(path)))
+            real, found = look(path)  # first of all: nothing else asks a file system that may not answer
+            if real != output:
+                seeds.append(self._installed(Path(path), found) or self._named(Path(path), real, found))
         if host is not None:
             seeds.append(self._stack.enter_context(contextlib.closing(host.seed())))
         return seeds
+
+    def search_anywhere(self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done) -> tuple[str, ...]:
+        """Look through named files for what is found nowhere, at any offset, and give the resolver what is there.
+
+        ``windows`` are the regions to be written; ``done`` tells what of them is written already. Returns warnings.
+        Raises what :meth:`trimtransfer.assembly.anywhere.Anywhere.search` raises.
+        """
+        if self._manifest.kind is not Kind.DISK:
+            return ()  # chunks that are cut at any byte are found at any offset by cutting
+        anywhere = Anywhere(resolver, self._files, self._side.path, self._watch)
+        seed = anywhere.search(windows, done)
+        if seed is not None:
+            resolver.add(self._stack.enter_context(contextlib.closing(seed)))
+        return tuple(anywhere.warnings)
+
+    def _named(self, path: Path, real: bytes, found: os.stat_result) -> Seed:
+        seed = self._scanned(path)
+        if stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode):
+            self._files.append(NamedFile(real, found, seed))
+        return seed
 
     def _scanned(self, path: Path) -> Seed:
         scratch = self._cache / "seeds"
@@ -64,11 +92,11 @@ class Sources:
         )
         return self._stack.enter_context(contextlib.closing(found))
 
-    def _installed(self, path: Path) -> InstalledImage | None:
+    def _installed(self, path: Path, found: os.stat_result) -> InstalledImage | None:
         """Return an image of ours as a seed without a scan, if it looks as it was recorded."""
         side = SideDirectory(path)
         installed = side.installed()
-        if installed is None or not installed.file.believed(os.stat(path)):
+        if installed is None or not installed.file.believed(found):
             return None
         manifest = side.read_manifest(side.manifest, installed.manifest_digest)
         if manifest is None or manifest.kind != self._manifest.kind:

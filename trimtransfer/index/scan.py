@@ -29,7 +29,7 @@ from trimtransfer.chunker import ZERO, cut
 from trimtransfer.geometry import recognise
 from trimtransfer.index.rowfile import Rows
 from trimtransfer.index.walk import Found
-from trimtransfer.localfile import Guard, open_local, read_into, size_of
+from trimtransfer.localfile import Guard, next_data, open_local, read_into, size_of
 
 SMALL: Final = 4 << 20
 """Largest file in bytes that :meth:`Scanner.scan_small` takes."""
@@ -144,7 +144,7 @@ class Scanner:
         for start, length in self._segments(descriptor, size, guard):
             at = start
             while at < start + length:
-                data = _next_data(descriptor, at) if guard is None else at
+                data = next_data(descriptor, at) if guard is None else at
                 if data is None:
                     return
                 at += (max(data, at) - at) // REGION_SIZE * REGION_SIZE
@@ -254,11 +254,3 @@ def _settled(descriptor: int, before: Found, started: int) -> bool:
     recent = started - SETTLED_NANOSECONDS
     # A modification time in the future is somebody's fancy; the change time is the system's and tells the truth.
     return before.ctime < recent and not recent <= before.mtime <= started
-
-
-def _next_data(descriptor: int, at: int) -> int | None:
-    """Return where data begins at or after ``at``; None if only a hole follows; ``at`` where holes are unknown."""
-    try:
-        return os.lseek(descriptor, at, os.SEEK_DATA)
-    except OSError as error:
-        return None if error.errno == errno.ENXIO else at
