@@ -89,6 +89,7 @@ class _Preview:
         self._bytes = self._requests = self._changed = 0
         self._read_seconds = 0.0
         self._needs, self._done = Needs(), Extents.none()
+        self._search_warnings: tuple[str, ...] = ()
 
     def run(self) -> PlanReport:
         """Read, resolve and add up."""
@@ -140,6 +141,7 @@ class _Preview:
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
         resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=comes_from_parent(manifest, old))
+        self._search_warnings = sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
         survey = _survey(self._done, old)
         done, total = 0, int(manifest.lengths[todo].sum())
         for regions in windows(manifest, todo):
@@ -149,7 +151,7 @@ class _Preview:
             window = resolver.resolve(regions, survey)
             self._read_seconds += time.monotonic() - began
             resolver.remember(window)
-            self._content += window.content(seeds)
+            self._content += window.content(resolver.seeds)
             self._needs += self._needs_of(window, old, would_write)
             self._bytes += window.fetch.fetch_bytes
             self._requests += len(window.fetch.ranges)
@@ -210,7 +212,7 @@ class _Preview:
             bandwidth_bytes_per_second=bandwidth,
             estimate_seconds=estimate,
             needed_bytes=self._needs.written + self._needs.grown,
-            warnings=self._warnings(would_write),
+            warnings=(*self._search_warnings, *self._warnings(would_write)),
             seconds=time.monotonic() - self._started,
         )
 

@@ -102,6 +102,7 @@ class _Sync:
         self._content = Content()
         self._resumed_bytes = self._rejected = self._changed = 0
         self._seed_seconds = 0.0
+        self._warnings: tuple[str, ...] = ()
 
     def run(self) -> SyncReport:
         """Do everything, in this order."""
@@ -188,11 +189,12 @@ class _Sync:
         started = time.monotonic()
         use_old = not isinstance(choice.way, Direct)
         seeds = sources.open(old if use_old else None, self._request.seeds, self._request.host_index)
-        self._seed_seconds = time.monotonic() - started
         manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
         from_parent = use_old and comes_from_parent(manifest, old)
         resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent)
+        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), choice.way.target.done.covers)
+        self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
         wrong = self._find_wrong(manifest, choice.way, todo)
         if wrong:
@@ -264,6 +266,7 @@ class _Sync:
             rejected_chunks=self._rejected,
             seconds=time.monotonic() - self._started,
             seed_seconds=self._seed_seconds,
+            warnings=self._warnings,
         )
 
 

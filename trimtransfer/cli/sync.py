@@ -69,7 +69,8 @@ def source_options(function: F) -> F:
         click.option("--version", metavar="V", help="Version to sync.  [default: the newest]"),
         click.option(
             "--seed", "seeds", multiple=True, metavar="PATH",
-            help="File, folder or device that may hold parts of the image; may be given several times.",
+            help="File, folder or device that may hold parts of the image, a file also one that contains the image "
+            "at any offset; may be given several times.",
         ),
         click.option(
             "--host-index/--no-host-index", default=None,
