@@ -7,18 +7,22 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from trimtransfer.chunk import Kind
+from trimtransfer.chunk import Kind, object_digest, region_digest
 from trimtransfer.cli import repo as repo_module
 from trimtransfer.cli.repo import repo
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
+from trimtransfer.head import Head
+from trimtransfer.manifest import Manifest
 from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
 from trimtransfer.repository import publish as publish_module
+from trimtransfer.repository import rebuild
 from trimtransfer.repository.audit import audit
 from trimtransfer.repository.intent import Intent, clean_up
 from trimtransfer.repository.publish import publish
@@ -148,10 +152,76 @@ def test_damage_is_found_and_named(copy: DirectoryStore, what: str, damage: str)
     assert report.damage
     assert any(name in found.name or name in found.problem for found in report.damage)
     if what == "pack":
-        assert all(version.startswith(("a ", "b ")) for version in report.damage[0].versions)
-        assert report.damage[0].versions
+        assert set(report.damage[0].needed) <= {"a 1.0", "a 1.1", "b x"}
+        assert set(report.damage[0].needed.values()) == {(0,)}
     shown = list_images(copy)
     assert "b" in {image.image for image in shown}  # and what else can be told
+
+
+def recommit(store: DirectoryStore, manifest: Manifest) -> None:
+    """Make a manifest the newest of its image, as a publisher with such a fault would."""
+    data = manifest.to_bytes()
+    store.put(manifest_name(manifest.image, manifest.version), data)
+    digests = object_digest(data), len(data), manifest.image_digest()
+    store.put(
+        head_name(manifest.image),
+        Head(manifest.image, manifest.version, manifest.sequence, *digests, manifest.length).to_bytes(),
+    )
+
+
+def test_a_content_digest_that_is_wrong_although_all_chunks_are_right(copy: DirectoryStore) -> None:
+    manifest = VersionReader.open(copy, "a").manifest
+    rows = manifest.rows.copy()
+    rows["content"][0, 0] ^= 1
+    recommit(copy, replace(manifest, rows=rows))
+    assert audit(copy, quick=True).damage == ()
+    (damage,) = audit(copy).damage
+    assert damage.name == f"{manifest_name('a', '1.1')}, region 0"
+    assert "put together" in damage.problem
+    assert "publish the image again" in damage.remedy
+    assert damage.needed == {"a 1.1": (0,)}
+    shown = run("verify", copy.path, exit_code=6).stdout
+    assert "needed by a 1.1, region 0" in shown
+    assert "remedy: nobody can sync this version" in shown
+
+
+def test_a_quick_check_reads_no_content(copy: DirectoryStore) -> None:
+    full, quick = audit(DirectoryStore(copy.path)), audit(copy, quick=True)
+    assert (quick.damage, quick.packs_checked, quick.regions_rebuilt) == ((), 0, 0)
+    assert full.regions_rebuilt == quick.regions == full.regions == 3
+    assert full.read_bytes > 1000 * KIB > 20 * quick.read_bytes
+    (one, _), (two, _), (three, _), *_ = copy.list("packs")
+    copy.delete(one)
+    os.truncate(copy.path / two, copy.size(two) - 1)
+    flip(copy.path / three)
+    damage = audit(copy, quick=True).damage
+    assert {found.name for found in damage} == {one, two}
+    assert all(found.needed for found in damage)
+    assert {found.name for found in audit(copy).damage} == {one, two, three}
+    assert run_json("verify", copy.path, "--quick", exit_code=6)["packs_checked"] == 0
+    run("verify", copy.path, "--quick", "--sample", "5", exit_code=2)
+
+
+@pytest.mark.parametrize("window", [1, 100 * KIB, 4 * MIB])
+def test_a_region_is_rebuilt(tmp_path: Path, rnd: random.Random, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(rebuild, "_WINDOW", window)
+    shared = rnd.randbytes(150 * KIB)
+    parts = [bytes(5 * MIB), shared, rnd.randbytes(700 * KIB), bytes(20 * KIB), shared, b"", bytes(3 * MIB), b"end"]
+    store = DirectoryStore(tmp_path / "r")
+    for version in ("1", "2"):
+        rnd.shuffle(parts)
+        (tmp_path / "image").write_bytes(b"".join(parts))
+        publish(store.path, tmp_path / "image", image="a", version=version, level=1, kind=Kind.DISK)
+        reader = VersionReader.open(store, "a")
+        assert rebuild.content_digest(reader, 0) == region_digest(b"".join(parts)) == reader.manifest.region(0).content
+
+
+def test_numbers_of_regions() -> None:
+    assert [repo_module._numbers(one) for one in ((4,), (0, 1, 2), (1, 3, 4, 9))] == [
+        "region 4",
+        "regions 0 to 2",
+        "regions 1, 3 to 4, 9",
+    ]
 
 
 def test_each_flipped_bit_is_found(copy: DirectoryStore, rnd: random.Random) -> None:

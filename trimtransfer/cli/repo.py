@@ -153,17 +153,24 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
     type=click.FloatRange(0, 100, min_open=True),
     default=100.0,
     metavar="PERCENT",
-    help="Check all metadata, but only this share of the packs, picked at random.",
+    help="Check all metadata, but only this share of the content, picked at random.",
 )
+@click.option("--quick", is_flag=True, help="Check all metadata, and that packs are there; read no content.")
 @click.option("--workers", type=click.IntRange(1, 1024), default=2, show_default=True, help="Threads that decode.")
 @output_options
 def verify(
-    output: Output, repository: str, image: str | None, version: str | None, sample: float, workers: int
+    output: Output,
+    repository: str,
+    image: str | None,
+    version: str | None,
+    sample: float,
+    quick: bool,
+    workers: int,
 ) -> None:
     """Check the repository REPO, or one IMAGE in it: read, decode and compare everything with its digest.
 
-    Damage is reported by name, with the versions that need what is damaged; the exit code is then 6. A damaged or lost
-    pack heals when the image is published again: as far as the new version needs its content, that is stored again.
+    Metadata, packs, chunks; and the content of each region is put together from its chunks, as a client would. Damage
+    is reported by name, with who needs it and what can be done; the exit code is then 6.
     """
     from trimtransfer.repository.audit import audit
     from trimtransfer.repository.reading import require_repository
@@ -172,10 +179,12 @@ def verify(
 
     if version and not image:
         raise click.UsageError("--version needs an IMAGE")
+    if quick and sample < 100:
+        raise click.UsageError("--quick reads no content of which to --sample a part")
     store = DirectoryStore(repository)
     require_repository(store)
     watch = Watch(output.progress)
-    report = audit(store, image=image, version=version, sample=sample, workers=workers, watch=watch)
+    report = audit(store, image=image, version=version, sample=sample, quick=quick, workers=workers, watch=watch)
     output.result(report.to_dict(), _verified(report))
     if report.damage:
         raise SystemExit(EXIT_DAMAGED)
@@ -234,16 +243,27 @@ def _shown(details: VersionDetails) -> str:
 
 def _verified(report: AuditReport) -> str:
     lines = [
-        f"Checked {report.images} images, {report.versions} versions, {report.regions:,} regions, "
-        f"{report.packs_checked} of {report.packs} packs ({size_text(report.read_bytes)} read)"
+        f"Checked {report.images} images, {report.versions} versions, {report.regions:,} regions "
+        f"({report.regions_rebuilt:,} rebuilt), {report.packs_checked:,} of {report.packs:,} packs "
+        f"({size_text(report.read_bytes)} read)"
     ]
     if report.unreferenced:
         lines.append(f"{len(report.unreferenced)} packs are of no use to any version")
     for damage in report.damage:
-        needed = f" (needed by {', '.join(damage.versions)})" if damage.versions else ""
-        lines.append(f"DAMAGED {damage.name}: {damage.problem}{needed}")
+        lines.append(f"DAMAGED {damage.name}: {damage.problem}")
+        lines += [f"  needed by {version}, {_numbers(regions)}" for version, regions in damage.needed.items()]
+        lines.append(f"  remedy: {damage.remedy}")
     lines.append(f"{len(report.damage)} objects are damaged" if report.damage else "No damage found")
     return "\n".join(lines)
+
+
+def _numbers(regions: tuple[int, ...]) -> str:
+    """Return numbers in order, runs of them shortened: ``regions 1, 4 to 9``."""
+    known = set(regions)
+    starts = [number for number in regions if number - 1 not in known]
+    ends = [number for number in regions if number + 1 not in known]
+    parts = [str(one) if one == last else f"{one} to {last}" for one, last in zip(starts, ends, strict=True)]
+    return f"region{'s' if len(regions) > 1 else ''} {', '.join(parts)}"
 
 
 def _when(created: int) -> str:

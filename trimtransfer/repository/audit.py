@@ -1,72 +1,44 @@
 """Checking a repository: everything that heads lead to is read, decoded and compared with its digest.
 
 Metadata first - heads, manifests, tables, differences, locations, and that locations cover each table - then packs,
-each once however many versions use it: its digest, every frame, every chunk. What versions share is checked once.
-Damage is collected, not raised, and named by object.
+each once however many versions use it: its digest, every frame, every chunk; then each region's content is put together
+from its chunks, as a client would. What versions share is checked once. Damage is collected, not raised, and named by
+object, with who needs it and what can be done.
 """
 
 from __future__ import annotations
 
-import random
 import tempfile
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trimtransfer.chunk import CHECK_SIZE, DIGEST_SIZE, chunk_digest, object_hasher
+from trimtransfer.chunk import chunk_digest, object_hasher
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, TrimTransferError
 from trimtransfer.head import Head
-from trimtransfer.location import PackRef
 from trimtransfer.manifest import REFS, Manifest, Region
 from trimtransfer.names import head_name, manifest_name
-from trimtransfer.pack import MAX_PACK, check_pack, decode_frame, pack_name
+from trimtransfer.pack import pack_name
+from trimtransfer.repository.contents import ContentCheck, Damage, Expected, PackCheck
 from trimtransfer.repository.intent import pending
 from trimtransfer.repository.reading import VersionReader, folder_names, read_head, read_manifest, version_names
-from trimtransfer.spill import Rows, large_array, scatter
 from trimtransfer.store import DirectoryStore, Range
-from trimtransfer.table import Table, difference_base
+from trimtransfer.table import difference_base
 from trimtransfer.watch import Watch
 
-_FRAME_FIELDS: Final = ["offset", "stored", "raw", "codec", "check"]
-_CHUNK: Final = np.dtype(
-    [
-        ("pack", "<u4"),
-        ("offset", "<u4"),
-        ("stored", "<u4"),
-        ("raw", "<u4"),
-        ("codec", "u1"),
-        ("check", "u1", (CHECK_SIZE,)),
-        ("start", "<u4"),
-        ("length", "<u4"),
-        ("digest", "u1", (DIGEST_SIZE,)),
-    ]
-)
-"""A chunk as locations describe it: the frame, the place in its content, the digest it must have."""
 _PIECE: Final = 4 << 20
-_ROWS: Final = 1 << 18
-"""Rows in memory while they are grouped by pack: 20 MiB."""
-_PACKS_AHEAD: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """Something wrong: the object's name, what is wrong with it, and for packs which versions need it."""
-
-    name: str
-    problem: str
-    versions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What was checked, and the damage found. ``unreferenced`` packs are of no use and no harm."""
+    """What was checked, and the damage found; ``regions`` and ``packs`` are how many different ones there are.
+
+    ``unreferenced`` packs are of no use and no harm.
+    """
 
     images: int
     versions: int
@@ -74,6 +46,7 @@ class AuditReport:
     chunks: int
     packs: int
     packs_checked: int
+    regions_rebuilt: int
     read_bytes: int
     unreferenced: tuple[str, ...]
     damage: tuple[Damage, ...]
@@ -89,10 +62,14 @@ def audit(
     image: str | None = None,
     version: str | None = None,
     sample: float = 100.0,
+    quick: bool = False,
     workers: int = 2,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> AuditReport:
-    """Check all images, or one, or one version of it; ``sample`` per cent of the packs, picked at random.
+    """Check all images, or one, or one version of it.
+
+    ``sample``: only that many per cent of packs and of regions' contents, picked at random. ``quick``: of packs only
+    that they are there and how long they are, of contents nothing.
 
     Memory: a pack and its content for each of ``workers`` threads; what is known of chunks lies in temporary files
     once it is large.
@@ -104,18 +81,25 @@ def audit(
         metadata = _Metadata(store, Path(directory), watch)
         for name in [image] if image else folder_names(store):
             metadata.image(name, version)
-        packs = _Packs(store, metadata, Path(directory), watch)
-        checked = packs.run(sample, workers)
-        damage = (*metadata.damage, *packs.damage)
+        expected = metadata.expected
+        packs = PackCheck(store, expected, watch)
+        contents = ContentCheck(store, expected, packs.damaged, watch)
+        checked = rebuilt = 0
+        if quick:
+            packs.look()
+        else:
+            checked, rebuilt = packs.run(sample, workers), contents.run(sample, workers)
+        damage = (*metadata.damage, *packs.damage(), *contents.damage())
         return AuditReport(
             images=metadata.images,
-            versions=len(metadata.versions),
+            versions=len(expected.versions),
             regions=metadata.regions,
-            chunks=len(metadata.chunks),
-            packs=len(metadata.refs),
+            chunks=len(expected.chunks),
+            packs=len(expected.packs),
             packs_checked=checked,
+            regions_rebuilt=rebuilt,
             read_bytes=store.stats.bytes,
-            unreferenced=_unreferenced(store, metadata) if image is None and not damage else (),
+            unreferenced=_unreferenced(store, expected) if image is None and not damage else (),
             damage=damage,
         )
 
@@ -127,10 +111,7 @@ class _Metadata:
         self._store, self._watch = store, watch
         self.damage: list[Damage] = []
         self.images = self.regions = 0
-        self.versions: list[Manifest] = []
-        self.refs: dict[bytes, PackRef] = {}  # in the order of the numbers in ``chunks``
-        self.chunks = Rows(_CHUNK, directory)
-        self._numbers: dict[bytes, int] = {}
+        self.expected = Expected(directory)
         self._seen: set[bytes] = set()
         self._files: set[tuple[str, bytes]] = set()
         self._pending = pending(store)
@@ -167,7 +148,7 @@ class _Metadata:
                 self._version(manifest, found.get(manifest.parent))
 
     def _version(self, manifest: Manifest, parent: Manifest | None) -> None:
-        self.versions.append(manifest)
+        self.expected.versions.append(manifest)
         for name, file in zip(manifest.file_names(), manifest.files, strict=True):
             if (name, file.digest) not in self._files:
                 self._files.add((name, file.digest))
@@ -199,94 +180,13 @@ class _Metadata:
         if region.difference.length:
             _check_difference(reader, base, region)
         located = np.zeros(len(table), dtype=np.int64)
-        for part in reader.locations(region.index):
-            pieces = part.pieces(table)
-            np.add.at(located, pieces["record"], 1)
-            numbers = np.array([self._number(ref) for ref in part.packs], dtype=np.uint32)
-            self.chunks.append(_chunk_rows(table, part.frames, pieces, numbers))
+        parts = reader.locations(region.index)
+        for part in parts:
+            np.add.at(located, part.pieces(table)["record"], 1)
         if (located != ~table.zero).any():
             wrong = int(np.argmax(located != ~table.zero))
             raise FormatError("locations", f"record {wrong}", "each chunk located once", f"{located[wrong]} times")
-
-    def _number(self, ref: PackRef) -> int:
-        known = self.refs.setdefault(ref.digest, ref)
-        if known != ref:
-            raise FormatError("locations", pack_name(ref.digest), f"{known.length} bytes", f"{ref.length} bytes")
-        return self._numbers.setdefault(ref.digest, len(self._numbers))
-
-
-class _Packs:
-    """Checks packs, each against all chunks that are located in it."""
-
-    def __init__(self, store: DirectoryStore, metadata: _Metadata, directory: Path, watch: Watch) -> None:
-        self._store, self._metadata, self._directory, self._watch = store, metadata, directory, watch
-        self._refs = list(metadata.refs.values())
-        self._rows, self._ends = self._group()
-        self.damage: list[Damage] = []
-
-    def run(self, sample: float, workers: int) -> int:
-        """Check ``sample`` per cent of the packs; return how many."""
-        chosen = list(range(len(self._refs)))
-        if sample < 100:
-            chosen = sorted(random.sample(chosen, min(len(chosen), max(1, round(len(chosen) * sample / 100)))))
-        total = sum(self._refs[number].length for number in chosen)
-        damaged: dict[bytes, str] = {}
-        pending: deque[tuple[PackRef, Future[None]]] = deque()
-        done = 0
-        with ThreadPoolExecutor(workers, "audit") as pool:
-            for number in (*chosen, *[None] * workers * _PACKS_AHEAD):
-                if number is not None:
-                    pending.append((self._refs[number], pool.submit(self._check, number)))
-                if pending and (number is None or len(pending) >= workers * _PACKS_AHEAD):
-                    ref, job = pending.popleft()
-                    try:
-                        job.result()
-                    except (TrimTransferError, OSError) as error:
-                        damaged[ref.digest] = str(error)
-                    done += ref.length
-                    self._watch.report("packs", done, total)
-        self._note(damaged)
-        return len(chosen)
-
-    def _group(self) -> tuple[NDArray[Any], list[int]]:
-        """Return all chunk rows grouped by pack, and where each group ends."""
-        rows = self._metadata.chunks.array()
-        parts = [rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)]
-        sizes = np.zeros(len(self._refs), dtype=np.int64)
-        for part in parts:
-            sizes += np.bincount(part["pack"], minlength=len(sizes))
-        ends = np.cumsum(sizes)
-        grouped, following = large_array(len(rows), _CHUNK, self._directory), ends - sizes
-        for part in parts:
-            scatter(part, part["pack"].astype(np.int64), following, grouped)
-        return grouped, ends.tolist()
-
-    def _check(self, number: int) -> None:
-        """Check one pack: digest, frames, chunks."""
-        ref = self._refs[number]
-        data = self._store.read(pack_name(ref.digest), limit=MAX_PACK)
-        check_pack(data, ref.digest)
-        rows = np.unique(self._rows[self._ends[number - 1] if number else 0 : self._ends[number]])
-        frames = rows[_FRAME_FIELDS]
-        for group in np.split(rows, np.flatnonzero(frames[1:] != frames[:-1]) + 1):
-            if len(group):
-                _check_frame(memoryview(data), group)
-
-    def _note(self, damaged: dict[bytes, str]) -> None:
-        """Add damaged packs with the versions that need them."""
-        needed: dict[bytes, set[str]] = {digest: set() for digest in damaged}
-        for manifest in self._metadata.versions if damaged else ():
-            reader = VersionReader(self._store, manifest)
-            for index in reader.used_regions():
-                try:
-                    parts = reader.locations(index)
-                except (TrimTransferError, OSError):
-                    continue  # noted as damage already
-                for digest in {ref.digest for part in parts for ref in part.packs} & needed.keys():
-                    needed[digest].add(f"{manifest.image} {manifest.version}")
-        self.damage += [
-            Damage(pack_name(digest), problem, tuple(sorted(needed[digest]))) for digest, problem in damaged.items()
-        ]
+        self.expected.add(table, parts, region)
 
 
 def _check_head(head: Head, manifest: Manifest) -> None:
@@ -307,21 +207,9 @@ def _check_difference(reader: VersionReader, base: VersionReader | None, region:
             reader.table_by_difference(region.index, base.table(region.index))
 
 
-def _check_frame(pack: memoryview, rows: NDArray[Any]) -> None:
-    """Check a frame of a pack and the chunks in it; all ``rows`` describe the same frame."""
-    frame = rows[0]
-    stored = pack[int(frame["offset"]) : int(frame["offset"]) + int(frame["stored"])]
-    raw = decode_frame(stored, codec=int(frame["codec"]), raw=int(frame["raw"]), check=frame["check"].tobytes())
-    for row in rows:
-        start, expected = int(row["start"]), row["digest"].tobytes()
-        found = chunk_digest(memoryview(raw)[start : start + int(row["length"])])
-        if found != expected:
-            raise IntegrityError(f"chunk at byte {start} of the frame at {int(frame['offset'])}", expected, found)
-
-
-def _unreferenced(store: DirectoryStore, metadata: _Metadata) -> tuple[str, ...]:
+def _unreferenced(store: DirectoryStore, expected: Expected) -> tuple[str, ...]:
     """Return the packs that no version refers to."""
-    used = {pack_name(digest) for digest in metadata.refs}
+    used = {pack_name(digest) for digest in expected.packs}
     return tuple(name for name, _ in store.list("packs") if name not in used)
 
 
@@ -332,16 +220,3 @@ def _identity(manifest: Manifest, region: Region) -> bytes:
         manifest.files[ref.file].digest + ref.offset.to_bytes(8, "little") + ref.check for ref in refs if ref.length
     )
     return chunk_digest(region.content + region.table + region.length.to_bytes(8, "little") + places)
-
-
-def _chunk_rows(
-    table: Table, frames: NDArray[np.void], pieces: NDArray[np.void], numbers: NDArray[np.uint32]
-) -> NDArray[Any]:
-    frame = frames[pieces["frame"]]
-    rows = np.zeros(len(pieces), dtype=_CHUNK)
-    for name in _FRAME_FIELDS:
-        rows[name] = frame[name]
-    rows["pack"] = numbers[frame["pack"]]
-    rows["start"], rows["length"] = pieces["start"], pieces["length"]
-    rows["digest"] = table.digests[pieces["record"]]
-    return rows
