@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import stat
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -354,6 +355,52 @@ def test_what_an_abandoned_version_left_is_a_seed(place: Place) -> None:
     assert report.content.seed > 0
     assert report.content.fetched < alone
     assert report.rejected_chunks == 0
+
+
+@pytest.mark.parametrize("write", ["new", "in-place"])
+@pytest.mark.parametrize("lies", [False, True])
+def test_what_an_abandoned_redo_file_holds_is_a_seed(
+    tmp_path: Path, rng: np.random.Generator, write: str, lies: bool
+) -> None:
+    """Version 2 is begun in place and given up for version 3, which has most of the same; a torn file costs a fetch."""
+    images = make_images(rng, versions=1)
+    for sectors in ((63, 5003), (7506,)):
+        image = bytearray(images[-1])
+        for start in sectors:  # each in a region of its own
+            put(image, start * 512 + 64 * 4096, content(rng, 200_000))
+        images.append(bytes(image))
+    place = Place(tmp_path, images)
+    place.sync("1")
+    shutil.copytree(place.folder / "disk.img.medv", place.folder / "alone.img.medv")
+    subprocess.run(["cp", "-a", place.output, place.folder / "alone.img"], check=True)
+    alone = place.sync("3", output=place.folder / "alone.img", write=write).content.fetched
+    place.interrupt("2", write="in-place")
+    redo = SideDirectory(place.output).redo
+    assert redo.exists()
+    if lies:
+        data = bytearray(redo.read_bytes())
+        for at in range(1000, 50_000, 25_000):
+            data[at] ^= 1
+        redo.write_bytes(data)
+    report = place.sync("3", write=write)
+    assert report.content.fetched < alone - 50_000
+    assert (report.rejected_chunks > 0) == lies
+
+
+def test_what_was_abandoned_goes_before_a_disk_is_called_full(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.interrupt("1")
+    side = SideDirectory(place.output)
+    left = side.partial.stat().st_size
+    seen: list[bool] = []
+
+    def free(path: Path) -> int:
+        seen.append(side.abandoned.exists())
+        return 0 if side.abandoned.exists() else left + (50 << 20)
+
+    monkeypatch.setattr("trimtransfer.assembly.space.free_bytes", free)
+    place.sync("2")
+    assert seen[0]
+    assert not seen[-1]
 
 
 @pytest.mark.parametrize(("first", "then"), [("new", "in-place"), ("in-place", "new")])

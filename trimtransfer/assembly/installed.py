@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.chunk import DIGEST_SIZE
-from trimtransfer.image import ImageSource
 from trimtransfer.index.prefix import IndexWriter, PrefixIndex
 from trimtransfer.index.rowfile import Rows
 from trimtransfer.index.seed import Category
@@ -32,6 +31,21 @@ _RECENT: Final = 32
 """Tables kept decoded: each is asked for a few times while its region is planned."""
 
 
+class ImageContent(Protocol):
+    """What an image is read from: a file, or parts of it kept elsewhere. Safe among threads."""
+
+    path: Path
+    size: int
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset`` of the image on; ``SourceChanged`` or ``OSError`` where that cannot be."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open."""
+        ...
+
+
 class InstalledImage:
     """The image ``source`` that holds, as far as known, the version of ``manifest``, with ``tables`` to look it up.
 
@@ -41,7 +55,7 @@ class InstalledImage:
 
     def __init__(
         self,
-        source: ImageSource,
+        source: ImageContent,
         manifest: Manifest,
         tables: TableFile,
         directory: Path,

@@ -208,6 +208,40 @@ class Overlay:
         yield start, length
 
 
+class RedoData:
+    """The data of an abandoned redo file as parts of the image that it was to make: a seed's source.
+
+    ``extents`` tells which parts. Its records are not verified here: whoever uses a chunk does that. A file that is
+    none, or belongs to another ``target``, has no parts.
+    """
+
+    def __init__(self, path: Path, target: bytes) -> None:
+        self.path = path
+        self._file = RawFile(path, writable=False)
+        header = read_header(self._file)
+        columns = _Columns()
+        mine = header is not None and header[0].target == target
+        for record in read_records(self._file, verify=False) if mine else ():
+            if record.kind == _DATA:
+                columns.add(record.offset, record.length, record.position)
+        self.extents = columns.extents()
+        self.size = int(self.extents.ends[-1]) if len(self.extents) else 0
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset`` on; ``SourceChanged`` where not all of that is here."""
+        got = 0
+        for at, length, position in self.extents.overlapping(offset, len(buffer)):
+            if at != got or not self._file.read(position, buffer[at : at + length]):
+                break
+            got += length
+        if got != len(buffer):
+            raise SourceChanged(str(self.path), f"holds no {len(buffer):,} bytes at {offset:,} of the image")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class _Columns:
     """Growing columns of offsets, lengths and positions: 24 bytes for each record."""
 

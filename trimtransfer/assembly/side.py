@@ -111,6 +111,7 @@ class SideDirectory:
         self.partial = self.path / "new.img"
         self.redo = self.path / "redo"
         self.abandoned = self.path / "abandoned.img"
+        self.abandoned_redo = self.path / "abandoned.redo"
         self.abandoned_manifest = self.path / "abandoned.bin"
         self.abandoned_journal = self.path / "abandoned.journal"
         self._lock = self.path / "lock"

@@ -14,6 +14,8 @@ from trimtransfer.assembly.anywhere import Anywhere, Done
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.rawfile import RawFile
+from trimtransfer.assembly.redo import RedoData, read_header
 from trimtransfer.assembly.resolve import Resolver
 from trimtransfer.assembly.rolling import NamedFile
 from trimtransfer.assembly.side import SideDirectory
@@ -109,15 +111,19 @@ class Sources:
         return InstalledImage(source, manifest, tables, self._side.path, category="seed")
 
     def _abandoned(self) -> Iterator[InstalledImage]:
-        """Yield what an interrupted run of another version had written already."""
+        """Yield what an interrupted run of another version had written, or collected in its redo file."""
         side = self._side
         manifest = side.read_manifest(side.abandoned_manifest)
-        if manifest is None or not side.abandoned.exists():
+        if manifest is None:
             return
-        loaded = load_journal(side.abandoned_journal)
-        extents = loaded[1] if loaded is not None and loaded[0].target == manifest.digest() else Extents.none()
-        source = self._stack.enter_context(ImageSource(side.abandoned))
-        yield InstalledImage(source, manifest, self._tables, side.path, category="seed", extents=extents)
+        if side.abandoned.exists():
+            loaded = load_journal(side.abandoned_journal)
+            extents = loaded[1] if loaded is not None and loaded[0].target == manifest.digest() else Extents.none()
+            source = self._stack.enter_context(ImageSource(side.abandoned))
+            yield InstalledImage(source, manifest, self._tables, side.path, category="seed", extents=extents)
+        if side.abandoned_redo.exists():
+            redo = self._stack.enter_context(contextlib.closing(RedoData(side.abandoned_redo, manifest.digest())))
+            yield InstalledImage(redo, manifest, self._tables, side.path, category="seed", extents=redo.extents)
 
 
 def set_aside(side: SideDirectory, target: bytes) -> None:
@@ -125,6 +131,7 @@ def set_aside(side: SideDirectory, target: bytes) -> None:
 
     Only a run's own order of files counts as one: journal, manifest and file must be there. Hold the lock.
     """
+    _set_redo_aside(side, target)
     if not side.partial.exists():
         return
     loaded = load_journal(side.journal)
@@ -132,15 +139,38 @@ def set_aside(side: SideDirectory, target: bytes) -> None:
         return
     if loaded is None or side.read_manifest(side.target, loaded[0].target) is None:
         return  # taken as a file of unknown content: what is right in it stays
+    side.abandoned_redo.unlink(missing_ok=True)
     side.journal.replace(side.abandoned_journal)
     side.target.replace(side.abandoned_manifest)
     side.partial.replace(side.abandoned)
 
 
+def _set_redo_aside(side: SideDirectory, target: bytes) -> None:
+    """Do the same with a redo file: nothing of it was applied, or it would be gone by now."""
+    if not side.redo.exists():
+        return
+    with RawFile(side.redo, writable=False) as file:
+        header = read_header(file)
+    if header is None or header[0].target == target or side.read_manifest(side.target, header[0].target) is None:
+        return
+    for path in (side.abandoned, side.abandoned_journal):
+        path.unlink(missing_ok=True)
+    side.target.replace(side.abandoned_manifest)
+    side.redo.replace(side.abandoned_redo)
+
+
+def discard_abandoned(side: SideDirectory) -> bool:
+    """Delete what is kept as a seed; return whether there was anything. Hold the lock."""
+    abandoned = (side.abandoned, side.abandoned_redo, side.abandoned_manifest, side.abandoned_journal)
+    there = [path for path in abandoned if path.exists()]
+    if there:
+        side.remove(*there)
+    return bool(there)
+
+
 def discard_unfinished(side: SideDirectory) -> None:
     """Delete everything half-written: the image is what it should be. Hold the lock."""
-    unfinished = (side.redo, side.journal, side.partial, side.target)
-    abandoned = (side.abandoned, side.abandoned_manifest, side.abandoned_journal)
-    there = [path for path in (*unfinished, *abandoned) if path.exists()]
+    discard_abandoned(side)
+    there = [path for path in (side.redo, side.journal, side.partial, side.target) if path.exists()]
     if there:
         side.remove(*there)

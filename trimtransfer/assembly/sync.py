@@ -28,7 +28,7 @@ from trimtransfer.assembly.remote import REMEDY, Remote, open_store
 from trimtransfer.assembly.report import Content, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
-from trimtransfer.assembly.sources import Sources, discard_unfinished, set_aside
+from trimtransfer.assembly.sources import Sources, discard_abandoned, discard_unfinished, set_aside
 from trimtransfer.assembly.space import ROOM, check_room
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regions
@@ -158,11 +158,17 @@ class _Sync:
             return choice.way.wrote
 
     def _check_room(self, remote: Remote, tables: TableFile, choice: Choice, old: Old | None) -> None:
-        """Raise ``NoSpace`` before anything is fetched if the image will not fit."""
+        """Raise ``NoSpace`` before anything is fetched if the image will not fit; leftovers kept as a seed go first."""
         changed = np.flatnonzero(~(choice.in_place | choice.copyable)).tolist()
-        groups = windows(remote.manifest, changed)
         from_parent = comes_from_parent(remote.manifest, old)
-        check_room(remote, tables, self._side, choice, old, groups, from_parent=from_parent, watch=self._watch)
+        while True:
+            groups = windows(remote.manifest, changed)
+            try:
+                check_room(remote, tables, self._side, choice, old, groups, from_parent=from_parent, watch=self._watch)
+                return
+            except NoSpace:
+                if not discard_abandoned(self._side):
+                    raise
 
     def _copy_regions(self, manifest: Manifest, choice: Choice, old: Old | None) -> list[int]:
         """Copy regions that stay as they are into a new file, hashing them; return all that are still to be done."""
