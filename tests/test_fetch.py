@@ -833,6 +833,38 @@ def test_ranges_are_pulled_late(opened: Opener) -> None:
     assert pulled == delivered == 36
 
 
+def test_bytes_on_their_way_are_bounded_whatever_the_connections(opened: Opener) -> None:
+    """A range is on its way from when it is asked for until the receiver has taken it."""
+    lock, on_way, most = threading.Lock(), 0, 0
+
+    def script(request: Request, turn: int) -> Fault:
+        nonlocal on_way, most
+        assert request.range is not None
+        with lock:
+            on_way += request.range[1] + 1 - request.range[0]
+            most = max(most, on_way)
+        return Fault(delay=0.02)
+
+    def deliver(wanted: Range, data: memoryview) -> None:
+        nonlocal on_way
+        time.sleep(0.01)
+        with lock:
+            on_way -= wanted.length
+
+    with BadServer(OBJECTS, script) as server:
+        store = opened(server, replace(CALM, in_flight=45_000), connections=16)
+        store.fetch([*ranges(18), Range(NAME, 0, 100_000, SIZE), *ranges(60)], deliver)
+        assert on_way == 0
+    assert 30_000 <= most <= 100_000  # one that is longer than the bound comes alone
+
+
+@pytest.mark.parametrize("length", [10_000, 50_000])
+def test_a_bound_of_bytes_on_their_way_stops_nobody_who_ignores_ranges(length: int, opened: Opener) -> None:
+    with BadServer(OBJECTS, lambda *_: Fault(ignore_range=True)) as server:
+        wanted = [Range(NAME, start, length, SIZE) for start in range(0, SIZE - length, length)]
+        fetch_all(opened(server, replace(CALM, in_flight=30_000), connections=16), wanted)
+
+
 @pytest.mark.parametrize(
     "fault",
     [Fault(stall=-1), Fault(stall=500), Fault(drip=0.01), Fault(status=503, headers={"Retry-After": "60"})],

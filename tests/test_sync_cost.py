@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from servers import Nginx
+from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 from syncing import content, make_images, publish_all, put, write_sparse
 
 from trimtransfer.assembly.sync import sync
@@ -80,6 +81,39 @@ def test_equal_content_is_fetched_once(site: Site, rng: np.random.Generator, tmp
     assert report.content.fetched > 10 * 190_000
     assert size < 300_000
     assert (tmp_path / "disk.img").read_bytes() == image
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", ["new", "in-place"])
+def test_a_kill_costs_at_most_24_mib_with_all_connections(
+    tmp_path: Path, rng: np.random.Generator, authority: Authority, write: str
+) -> None:
+    """By the server's count: whole packs in 16 connections at a time."""
+    if not has_nginx():
+        pytest.skip(MISSING_NGINX)
+    (tmp_path / "root").mkdir()
+    output = tmp_path / "disk.img"
+    write_sparse(output, bytes(80 * MIB))
+    publish_all(tmp_path / "root", [rng.bytes(80 * MIB)], small_packs=False)
+    with Nginx(tmp_path / "root", tmp_path, authority, server="limit_rate 6m;") as nginx:
+        command = [sys.executable, "-m", "trimtransfer", "sync", nginx.url, "disk", "-o", output, "--write", write]
+        command += ["--connections", "16", "--ca-cert", authority.file, "--cache", tmp_path / "cache"]
+
+        def from_packs() -> int:
+            return sum(line.bytes for line in nginx.served() if "/packs/" in line.uri)
+
+        for target in (20 * MIB, 40 * MIB):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while from_packs() < target:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+        subprocess.run(command, check=True, capture_output=True)
+        fetched = from_packs()
+    needed = sum(path.stat().st_size for path in (tmp_path / "root").rglob("packs/*/*.bin"))
+    print(json.dumps({"needed": needed, "again": fetched - needed}))
+    assert fetched - needed <= 2 * 24 * MIB
 
 
 def huge_image(path: Path, rng: np.random.Generator) -> None:

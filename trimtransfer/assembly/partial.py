@@ -21,12 +21,13 @@ from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.journal import Base, Journal, JournalKey, load_journal
 from trimtransfer.assembly.rawfile import Piece, RawFile, clone
 
-BATCH_BYTES: Final = 8 << 20
+BATCH_BYTES: Final = 4 << 20
 """Fetched bytes after which what was written is brought to the disk ..."""
 BATCH_SECONDS: Final = 2.0
 """... or seconds, whichever comes first."""
-MAX_UNSYNCED: Final = 16 << 20
-"""Fetched bytes that may wait for the disk; beyond that, fetching waits. What a power cut costs at most."""
+MAX_UNSYNCED: Final = 8 << 20
+"""Fetched bytes that may wait for the disk; beyond that, fetching waits. A power cut costs these and what is on its way
+(``FetchOptions.in_flight``): 24 MiB at most, however many connections there are."""
 
 
 class Batches:

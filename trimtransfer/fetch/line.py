@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from trimtransfer.fetch.ratelimit import Gate, TokenBucket
+from trimtransfer.fetch.ratelimit import Flight, Gate, TokenBucket
 from trimtransfer.fetch.retry import Failed, FetchOptions
 from trimtransfer.fetch.site import Site
 from trimtransfer.store import StoreStats
@@ -74,6 +74,7 @@ class Line:
         self.stats = StoreStats()
         self.bucket = TokenBucket(limit_rate)
         self.gate = Gate(connections)
+        self.flight = Flight(options.in_flight)
         self.proven = False
         """Whether this server has ever answered."""
         self.ranges_ignored = False

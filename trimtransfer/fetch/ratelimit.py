@@ -70,6 +70,40 @@ class TokenBucket:
         self._at = now
 
 
+class Flight:
+    """Bytes on their way at once, at most ``limit``: what a killed process has fetched in vain.
+
+    A single larger load is let through alone.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._changed = threading.Condition()
+        self._loaded = 0
+
+    @contextmanager
+    def load(self, size: int, stop: threading.Event) -> Iterator[bool]:
+        """Wait for room and hold it; yields False, at once, where ``stop`` is set."""
+        if not self._enter(size, stop):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with self._changed:
+                self._loaded -= size
+                self._changed.notify_all()
+
+    def _enter(self, size: int, stop: threading.Event) -> bool:
+        with self._changed:
+            while not stop.is_set():
+                if not self._loaded or self._loaded + size <= self._limit:
+                    self._loaded += size
+                    return True
+                self._changed.wait(_TICK)
+        return False
+
+
 class Gate:
     """How many requests run at once: ``limit`` at most, fewer after the server complained, none while it pauses us."""
 

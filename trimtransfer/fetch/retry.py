@@ -43,6 +43,8 @@ class FetchOptions:
     """Most bytes of an object that are streamed to cut a range out, where the server ignores ranges."""
     look_ahead: int = 256
     """Ranges known in advance where the server ignores ranges, so that each object is fetched once."""
+    in_flight: int = 16 << 20
+    """Bytes of ranges being fetched at once, all connections together, however many there are: a kill loses no more."""
     redirects: int = 5
     """Longest chain of redirects."""
 

@@ -92,10 +92,14 @@ class Transfer:
             _check_range(wanted)
             if self._piece() is None:
                 self._crew.grow()
-            if wanted.length:
-                self._fill(wanted, landing)
-            else:
+            if not wanted.length:
                 self._crew.call(self._deliver, wanted, memoryview(b""))
+                continue
+            size = wanted.total if self._line.ranges_ignored and wanted.total else wanted.length
+            with self._line.flight.load(size, self._crew.stop) as admitted:
+                if not admitted:
+                    raise Stopped
+                self._fill(wanted, landing)
 
     def _fill(self, wanted: Range, landing: Landing) -> None:
         """Fetch and deliver a range, and others of its object where the server only sends whole objects."""
