@@ -71,7 +71,7 @@ class ChunkFinder:
         self.vain = 0
         """Bytes hashed, or work of as much cost done, in vain."""
         self.found_bytes = 0
-        self._prefixes, self._lengths, self._places = prefixes, lengths, places
+        self._all_keys, self._prefixes, self._lengths, self._places = keys, prefixes, lengths, places
         # Bytes that are all the same fill long runs, in which every window would have the key.
         usable = np.flatnonzero((keys != 0) & ~np.isin(keys, _uniform_keys()))
         order = usable[np.lexsort((lengths[usable], prefixes[usable], keys[usable]))]
@@ -91,11 +91,11 @@ class ChunkFinder:
     def exhausted(self) -> bool:
         """Whether to go on is not worth it: too little was found in a large sample, or too much hashed in vain.
 
-        In vain may be hashed what is free (:data:`VAIN`) and half as many bytes as were passed.
+        In vain may be hashed what is free (:data:`VAIN`) and as many bytes as were passed.
         """
         if self.passed >= SAMPLE and self.found_bytes < LEAST_FOUND * self.passed:
             return True
-        return self.vain > VAIN + self.passed // 2
+        return self.vain > VAIN + self.passed
 
     def found(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return which chunks were found (numbers in the columns), and the offset of each in the stream."""
@@ -113,14 +113,22 @@ class ChunkFinder:
             row, expected = self._next
             if at < expected:
                 at = self._roll(view, base, at, min(end, at + _STEP, expected))
-            elif at == expected and self._is(view[at - base :], row):
+            elif at == expected and self._follows(view[at - base :], row):
                 at = self._take(row, at)
             else:
-                if at == expected:
-                    self.vain += int(self._lengths[row])
                 self._next = _NOTHING
                 at = self._roll(view, base, at, min(end, at + _STEP))
         return at
+
+    def _follows(self, data: memoryview, row: int) -> bool:
+        """Tell whether ``data`` begins with the chunk that would follow; where it has a key, that is compared first."""
+        key = self._all_keys[row]
+        if key and (len(data) < BLOCK_SIZE or native.block_keys(data[:BLOCK_SIZE], BLOCK_SIZE)[0] != key):
+            return False
+        if self._is(data, row):
+            return True
+        self.vain += int(self._lengths[row])
+        return False
 
     def _roll(self, view: memoryview, base: int, at: int, end: int) -> int:
         """Look for keys at ``at`` and behind, before ``end``; return where to go on."""
