@@ -141,7 +141,7 @@ class ChunkFinder:
             if row >= 0:
                 self.passed += offset
                 return self._take(row, at + offset)
-            if self._failed(key_row):  # the rows have other numbers now
+            if self._failed(key_row) or self.exhausted:  # the rows have other numbers now, or it is enough
                 position, count = offset + 1, _ROOM
                 break
         after = at + position if count == _ROOM else end
