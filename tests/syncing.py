@@ -13,7 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 
 from trimtransfer.chunk import Kind
+from trimtransfer.head import Head
+from trimtransfer.manifest import KEYS, REFS, Manifest
+from trimtransfer.names import head_name, manifest_name
 from trimtransfer.repository.publish import publish
 
 SMALL_PACK = 16 + (320 << 10)
@@ -119,6 +122,24 @@ def publish_all(repository: Path, images: list[bytes], *, image: str = "disk", s
         write_sparse(source, data)
         publish(repository, source, image=image, version=str(number), kind=Kind.DISK, level=1, **limit)  # type: ignore[arg-type]
     source.unlink()
+
+
+def forget_keys(repository: Path, image: str = "disk") -> None:
+    """Make the newest version one that a program published which knew no key files."""
+    head = Head.from_bytes((repository / head_name(image)).read_bytes())
+    path = repository / manifest_name(image, head.version)
+    manifest = Manifest.from_bytes(path.read_bytes())
+    files = tuple(file for file in manifest.files if file.kind != KEYS)
+    numbers = np.cumsum([file.kind != KEYS for file in manifest.files]) - 1
+    rows = manifest.rows.copy()
+    for name in REFS:
+        rows[name]["file"] = np.where(rows[name]["length"] > 0, numbers[rows[name]["file"]], 0)
+    old = replace(manifest, files=files, rows=rows)
+    path.write_bytes(old.to_bytes())
+    size = len(old.to_bytes())
+    changed = replace(head, manifest_digest=old.digest(), manifest_length=size)
+    (repository / head_name(image)).write_bytes(changed.to_bytes())
+    (path.parent / "keys.bin").unlink(missing_ok=True)
 
 
 def leftovers(output: Path) -> set[str]:
