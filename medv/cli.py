@@ -42,9 +42,5 @@ def demo(output: Output, keep: Path | None, size: int) -> None:
         raise click.ClickException(_REMEDY)
     from medv import demo as demonstration
 
-    def say(text: str) -> None:
-        output.stop_progress()  # or its bars would be drawn over the text
-        output.say(text)
-
-    done = demonstration.run(keep=keep, mebibytes=size, say=say, progress=output.progress)
+    done = demonstration.run(keep=keep, mebibytes=size, say=output.say, progress=output.progress)
     output.result(done.to_dict(), demonstration.text(done))

@@ -299,8 +299,8 @@ def test_the_commands(place: Place, tmp_path: Path) -> None:
 def test_exit_codes(place: Place, tmp_path: Path) -> None:
     failed = run("sync", place.repository, "other", "--json", code=4, folder=tmp_path)
     assert json.loads(failed.stdout)["error"]["exit_code"] == 4
-    assert failed.stderr.startswith("error: image other not found")
-    run("sync", "http://localhost:1/", "disk", "--version", "a b", code=6, folder=tmp_path)
+    assert json.loads(failed.stderr)["message"].startswith("image other not found")
+    run("sync", "http://localhost:1/", "disk", "--version", "a b", code=2, folder=tmp_path)
     run("sync", place.repository, "disk", "-o", tmp_path, code=1, folder=tmp_path)
     run("sync", place.repository, "disk", "--limit-rate", "fast", code=2, folder=tmp_path)
     run("sync", place.repository, code=2, folder=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,7 @@ from trimtransfer.errors import TargetRefused
 from trimtransfer.manifest import Manifest
 from trimtransfer.watch import Watch
 
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
 _HALF: Final = 0.5
 """``auto`` writes in place if at least this part of the content stays where it is and nothing can be cloned."""
 
@@ -59,6 +61,27 @@ def choose(
     Raises:
         TargetRefused: the output cannot be written this way.
     """
+    choice = _choose(write, side, manifest, old, watch, stays)
+    if choice is None:
+        _LOG.info("%s holds %s %s already", side.output, manifest.image, manifest.version)
+        return None
+    where = "in place" if choice.way.wrote == "in-place" else "as a new file"
+    stay, copied = (int(np.count_nonzero(mask & ~manifest.zero)) for mask in (choice.in_place, choice.copyable))
+    _LOG.info(
+        "writing %s %s: of %d regions that are not all zeros %d stay as they are, %d are copied whole",
+        side.output, where, np.count_nonzero(~manifest.zero), stay, copied,
+    )  # fmt: skip
+    return choice
+
+
+def _choose(
+    write: WriteOption,
+    side: SideDirectory,
+    manifest: Manifest,
+    old: Old | None,
+    watch: Watch,
+    stays: Callable[[Mask], float],
+) -> Choice | None:
     if old is None:
         return _new_file(side, manifest, None, np.zeros(manifest.region_count, dtype=np.bool_), watch)
     if old.source.is_device:

@@ -6,6 +6,7 @@ rest is deleted. A kill in between leaves a state that is not believed, and the 
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import time
@@ -21,6 +22,7 @@ from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest
 from trimtransfer.watch import Watch
 
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
 IMAGE_MODE: Final = 0o444
 """Nobody writes to a base image: changes belong into overlays."""
 
@@ -74,6 +76,7 @@ def finish_interrupted(side: SideDirectory, watch: Watch) -> bool:
 
 
 def _finish(side: SideDirectory, file: RawFile, manifest: Manifest, watch: Watch) -> None:
+    _LOG.info("finishing an interrupted update of %s to %s %s", side.output, manifest.image, manifest.version)
     try:
         with RawFile(side.output) as image:
             apply(file, image, length=manifest.length, progress=watch.progress)

@@ -6,6 +6,7 @@ holes of a sparse file are zeros to him (POSIX, lseek), so they are hashed from 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from trimtransfer.watch import Progress, Watch
 
 T = TypeVar("T")
 
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
 PIECE: Final = len(ZEROS)
 THREADS: Final = min(4, os.cpu_count() or 1)
 _GAP: Final = 64 << 10
@@ -138,6 +140,7 @@ def wrong_regions(
         done += region.length
         watch.report(phase, done, total)
         if not right:
+            _LOG.debug("region %d, from byte %d on, has other content", region.index, region.start)
             wrong.append(region.index)
     return sorted(wrong)
 

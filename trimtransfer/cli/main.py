@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
+from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE
 from trimtransfer.cli.index import index
 from trimtransfer.cli.repo import repo
 from trimtransfer.cli.sync import plan_command, sync_command, verify_command
 
 
-@click.group(name="trimtransfer")
+@click.group(name="trimtransfer", context_settings=HELP_OPTIONS)
+@click.version_option(package_name="trimtransfer", message=VERSION_MESSAGE)
 def main() -> None:
     """Delta transfer of disk images: publish them to a repository, and bring local copies up to date."""
 

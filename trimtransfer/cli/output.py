@@ -1,9 +1,11 @@
 """What a command prints: progress, one result, errors; and the exit code.
 
-Progress goes to standard error: rich bars on a terminal, JSON lines with ``--json``, plain lines elsewhere. The result
-goes to standard output, with ``--json`` as exactly one object, also when the command fails (then it is
-``{"error": ...}``). Exit codes: 0 done, 1 other errors, 2 wrong usage, 4 not found, 5 transfer failed, 6 damaged or
-wrong content, 7 no space, 8 access denied, 9 in use by another process, 130 interrupted.
+Progress, warnings and errors go to standard error: rich bars and lines above them on a terminal, plain lines elsewhere,
+with ``--json`` one JSON object on each line (``event``: ``progress`` or ``log``). The result goes to standard output,
+with ``--json`` as exactly one object, also when the command fails (then it is ``{"error": ...}``).
+
+Exit codes: 0 done, 1 other errors, 2 wrong usage, 4 not found, 5 transfer failed, 6 damaged or wrong content, 7 no
+space, 8 access denied, 9 in use by another process, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -37,10 +40,19 @@ _LINE_SECONDS: Final = 5.0
 class Output:
     """One command's output. Use it as a context manager; its methods may be called from any thread."""
 
-    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: int = 0, progress: bool = True) -> None:
-        self.json, self.quiet, self.verbose = json, quiet, verbose
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        verbose: int = 0,
+        progress: bool = True,
+        log_file: str | None = None,
+    ) -> None:
+        self.json, self.quiet, self.verbose, self.log_file = json, quiet, verbose, log_file
         self._show = progress and not quiet
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # rich may print what it catches while it draws
+        self._stack = ExitStack()
         self._started = time.monotonic()
         self._shown: dict[str, float] = {}
         self._finished: dict[str, int] = {}
@@ -49,10 +61,14 @@ class Output:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Output:
+        from trimtransfer.cli.log import logging_to
+
+        self._stack.enter_context(logging_to(self._write_log, verbose=self.verbose, file=self.log_file))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop_progress()
+        self._stack.close()
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes of ``phase`` are done (``total`` 0: unknown)."""
@@ -72,8 +88,11 @@ class Output:
             self._finished[phase] = total if ended else -1
             if bars:
                 self._draw(phase, done, total)
+            elif self.json:
+                counts = self._counts.get(phase, {})
+                self._write_event("progress", phase=phase, done=done, total=total, **counts)
             else:
-                self._write_event(phase, done, total)
+                self._write_line(phase, done, total)
 
     def count(self, phase: str, **counts: int) -> None:
         """Set what is shown beside a phase's bytes from now on, such as ``files=1200``."""
@@ -82,20 +101,21 @@ class Output:
     def say(self, text: str) -> None:
         """Print a line for people: to standard output, not with ``--json`` or ``--quiet``."""
         if not self.json and not self.quiet:
+            self.stop_progress()  # or its bars would be drawn over the text
             click.echo(text)
 
     def detail(self, text: str) -> None:
-        """Print a line for the curious (``-v``) to standard error."""
-        if self.verbose:
-            click.echo(text, err=True)
+        """Tell the curious (``-v``)."""
+        self._log("info", text)
 
     def warn(self, text: str) -> None:
-        """Print a warning to standard error, whatever the options say."""
-        click.echo(f"warning: {text}", err=True)
+        """Print a warning, whatever the options say."""
+        self._log("warning", text)
 
     def result(self, values: Mapping[str, Any], text: str) -> None:
         """Print the command's result: ``values`` as one JSON object, or ``text`` (not with ``--quiet``)."""
         self.stop_progress()
+        self._log("info", text, shown=False)
         if self.json:
             click.echo(json_module.dumps(values, sort_keys=False))
         elif not self.quiet:
@@ -107,7 +127,7 @@ class Output:
         if self.json:
             facts = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
             click.echo(json_module.dumps({"error": facts}))
-        click.echo(f"error: {message}", err=True)
+        self._log("error", message)
 
     def stop_progress(self) -> None:
         """Take the progress bars off the terminal's live area; harmless when there are none."""
@@ -117,6 +137,23 @@ class Output:
                 self._bars = None
                 self._tasks.clear()
 
+    def _log(self, level: str, text: str, *, shown: bool = True) -> None:
+        from trimtransfer.cli.log import COMMAND, HIDDEN
+
+        getattr(COMMAND, level)("%s", text, extra=None if shown else HIDDEN)
+
+    def _write_log(self, level: str, text: str) -> None:
+        """Show what was logged, on a line of its own."""
+        if self.json:
+            self._write_event("log", level=level, message=text)
+            return
+        line = f"{level}: {text}" if level in ("warning", "error", "critical") else text
+        with self._lock:
+            if self._bars is not None:
+                self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                click.echo(line, err=True)
+
     def _draw(self, phase: str, done: int, total: int) -> None:
         if self._bars is None:
             self._bars = _start_bars()
@@ -125,35 +162,34 @@ class Output:
         text = f"{phase:<8}{self._counted(phase).lstrip(',')}"
         self._bars.update(self._tasks[phase], completed=done, total=total or None, description=text)
 
-    def _write_event(self, phase: str, done: int, total: int) -> None:
+    def _write_event(self, event: str, **facts: Any) -> None:
         seconds = round(time.monotonic() - self._started, 1)
-        if self.json:
-            event = {"event": "progress", "phase": phase, "done": done, "total": total, "seconds": seconds}
-            event |= self._counts.get(phase, {})
-            click.echo(json_module.dumps(event), err=True)
-        elif total:
-            share = f" of {size_text(total)} ({100 * done // total} %)"
-            click.echo(f"{phase}: {size_text(done)}{share}{self._counted(phase)}", err=True)
-        else:
-            click.echo(f"{phase}: {size_text(done)}{self._counted(phase)}", err=True)
+        click.echo(json_module.dumps({"event": event, **facts, "seconds": seconds}), err=True)
+
+    def _write_line(self, phase: str, done: int, total: int) -> None:
+        share = f" of {size_text(total)} ({100 * done // total} %)" if total else ""
+        click.echo(f"{phase}: {size_text(done)}{share}{self._counted(phase)}", err=True)
 
     def _counted(self, phase: str) -> str:
         return "".join(f", {count:,} {name}" for name, count in self._counts.get(phase, {}).items())
 
 
 def output_options(function: Callable[Concatenate[Output, P], R]) -> Callable[P, R]:
-    """Decorate a click command: adds ``--json -q -v --no-progress`` and passes an :class:`Output` as first argument.
+    """Decorate a click command: adds ``--json -q -v --no-progress --log-file`` and passes an :class:`Output` first.
 
     Errors of this package, ``OSError`` and Ctrl-C become one line and the documented exit code.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress as JSON lines on stderr.")
     @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
-    @click.option("-v", "--verbose", count=True, help="Say more about what is done.")
+    @click.option("-v", "--verbose", count=True, help="Say what is decided; -vv: and every request.")
     @click.option("--no-progress", is_flag=True, help="Show no progress.")
+    @click.option("--log-file", metavar="FILE", callback=_appendable, help="Add warnings, errors and results to FILE.")
     @functools.wraps(function)
-    def run(*args: Any, as_json: bool, quiet: bool, verbose: int, no_progress: bool, **options: Any) -> R:
-        output = Output(json=as_json, quiet=quiet, verbose=verbose, progress=not no_progress)
+    def run(
+        *args: Any, as_json: bool, quiet: bool, verbose: int, no_progress: bool, log_file: str | None, **options: Any
+    ) -> R:
+        output = Output(json=as_json, quiet=quiet, verbose=verbose, progress=not no_progress, log_file=log_file)
         with output:
             try:
                 return function(output, *args, **options)
@@ -165,6 +201,17 @@ def output_options(function: Callable[Concatenate[Output, P], R]) -> Callable[P,
                 raise SystemExit(exit_code) from None
 
     return run  # type: ignore[return-value]  # click adds the options that P lacks
+
+
+def _appendable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse, as wrong usage, a file that cannot be written to."""
+    if value is not None:
+        try:
+            with open(value, "a"):
+                pass
+        except OSError as error:
+            raise click.BadParameter(f"{value}: {error.strerror}", context, parameter) from None
+    return value
 
 
 def size_text(size: float) -> str:
@@ -202,7 +249,7 @@ def _start_bars() -> Progress:
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
-        transient=False,
+        redirect_stdout=False,  # a result is no part of what standard error shows
     )
     bars.start()
     return bars

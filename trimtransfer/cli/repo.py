@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of
 from trimtransfer.cli.output import Output, output_options, size_text
 
 if TYPE_CHECKING:
@@ -20,27 +20,11 @@ _LEVEL: Final = 16
 _MAX_LEVEL: Final = 22
 
 
-def _name(what: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Return a callback that refuses, as wrong usage, what cannot name a ``what``."""
-
-    def check(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-        from trimtransfer.errors import FormatError
-        from trimtransfer.names import check_name
-
-        for name in value if isinstance(value, tuple) else (value,) if value is not None else ():
-            try:
-                check_name(what, name)
-            except FormatError as error:
-                raise click.BadParameter(f"{name!r} is no {what} name: it must be {error.expected}") from None
-        return value
-
-    return check
-
-
 _REPOSITORY: Final = click.Path(path_type=str)
 
 
-@click.group(name="repo")
+@click.group(name="repo", context_settings=HELP_OPTIONS)
+@click.version_option(package_name="trimtransfer", message=VERSION_MESSAGE)
 def repo() -> None:
     """Publish disk images to a repository, and look after it.
 
@@ -58,16 +42,16 @@ def repo() -> None:
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=str))
 @click.option(
-    "--image", required=True, callback=_name("image"), metavar="NAME", help="The image's name, such as debian-12."
+    "--image", required=True, callback=name_of("image"), metavar="NAME", help="The image's name, such as debian-12."
 )
 @click.option(
-    "--version", required=True, callback=_name("version"), metavar="V", help="The new version's name, such as 12.1."
+    "--version", required=True, callback=name_of("version"), metavar="V", help="The new version's name, such as 12.1."
 )
 @click.option(
-    "--parent", callback=_name("version"), metavar="V", help="Version to compare with.  [default: the newest]"
+    "--parent", callback=name_of("version"), metavar="V", help="Version to compare with.  [default: the newest]"
 )
 @click.option(
-    "--like", multiple=True, callback=_name("image"), metavar="IMAGE", help="Share content with this image, too."
+    "--like", multiple=True, callback=name_of("image"), metavar="IMAGE", help="Share content with this image, too."
 )
 @click.option(
     "--level",
@@ -93,7 +77,7 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
     REPO is a directory, made if missing. Only content that the image's newest version lacks is stored.
 
     The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
-    can be run again. A published version never changes.
+    can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
 
     \b
     Examples:
@@ -130,8 +114,8 @@ def ls(output: Output, repository: str) -> None:
 
 @repo.command()
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
-@click.argument("image", metavar="IMAGE", callback=_name("image"))
-@click.argument("version", metavar="[VERSION]", callback=_name("version"), required=False)
+@click.argument("image", metavar="IMAGE", callback=name_of("image"))
+@click.argument("version", metavar="[VERSION]", callback=name_of("version"), required=False)
 @output_options
 def show(output: Output, repository: str, image: str, version: str | None) -> None:
     """Show one version of IMAGE in REPO, the newest by default: what it is and what a first download of it costs."""
@@ -146,8 +130,8 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
 
 @repo.command()
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
-@click.argument("image", metavar="[IMAGE]", callback=_name("image"), required=False)
-@click.option("--version", callback=_name("version"), metavar="V", help="Check one version of IMAGE only.")
+@click.argument("image", metavar="[IMAGE]", callback=name_of("image"), required=False)
+@click.option("--version", callback=name_of("version"), metavar="V", help="Check one version of IMAGE only.")
 @click.option(
     "--sample",
     type=click.FloatRange(0, 100, min_open=True),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of, rate, repository_url
 from trimtransfer.cli.index import index
 from trimtransfer.cli.output import Output, output_options, size_text
 
@@ -19,30 +19,28 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_DAMAGED: Final = 6
-_RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:i?b)?(?:/s)?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _NAMES: Final = {
     "unchanged": "in place already", "seed": "from seeds", "host": "from host files", "fetched": "fetched",
     "zero": "zeros",
 }  # fmt: skip
-
-
-def _rate(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    """Read bytes per second: ``500k``, ``2.5M``, ``1G`` (powers of 1024)."""
-    if value is None:
-        return None
-    match = _RATE.fullmatch(value.strip())
-    if match is None or float(match[1]) == 0:
-        raise click.BadParameter(f"{value!r}: bytes per second above 0, such as 500k or 2.5M", context, parameter)
-    return float(match[1]) * _UNITS[match[2].lower()]
+_ENVIRONMENT: Final = (
+    ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "The way to the server. A password belongs into the proxy's URL."),
+    ("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities to trust; --ca-cert wins."),
+    ("XDG_CACHE_HOME", "Folder of the indexes (in medv/); --cache wins."),
+    ("XDG_STATE_HOME", "Folder of what is recorded of devices (in medv/)."),
+    ("TMPDIR", "Folder of temporary files."),
+)
 
 
 class SyncGroup(click.Group):
     """A group whose commands' names win, and whose other arguments belong to the command ``sync``."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        """Put ``sync`` before arguments that do not begin with a command's name."""
-        if args and args[0] not in self.commands and args[0] not in context.help_option_names:
+        """Put ``sync`` before arguments that do not begin with a command's name.
+
+        A lone ``--version`` is the question for the program's own.
+        """
+        if args and args != ["--version"] and args[0] not in (*self.commands, *context.help_option_names):
             args = ["sync", *args]
         return super().parse_args(context, args)
 
@@ -59,14 +57,21 @@ class SyncGroup(click.Group):
             formatter.write_dl(records)
         self.format_commands(context, formatter)
 
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write which variables of the environment count."""
+        with formatter.section("Environment, where no option says otherwise (there is no configuration file)"):
+            formatter.write_dl(_ENVIRONMENT)
+
 
 def source_options(function: F) -> F:
     """Decorate a command with the options that sync and plan share."""
     options = [
-        click.argument("url", metavar="URL"),
-        click.argument("image", metavar="IMAGE"),
+        click.argument("url", metavar="URL", callback=repository_url),
+        click.argument("image", metavar="IMAGE", callback=name_of("image")),
         click.option("-o", "--output", metavar="FILE", help="File or block device to write.  [default: ./IMAGE.img]"),
-        click.option("--version", metavar="V", help="Version to sync.  [default: the newest]"),
+        click.option(
+            "--version", metavar="V", callback=name_of("version"), help="Version to sync.  [default: the newest]"
+        ),
         click.option(
             "--seed", "seeds", multiple=True, metavar="PATH",
             help="File, folder or device that may hold parts of the image, a file also one that contains the image "
@@ -92,7 +97,8 @@ def source_options(function: F) -> F:
     return function
 
 
-@click.group(cls=SyncGroup, name="sync")
+@click.group(cls=SyncGroup, name="sync", context_settings=HELP_OPTIONS)
+@click.version_option(package_name="trimtransfer", message=VERSION_MESSAGE)
 def medv_sync() -> None:
     """Bring a disk image up to date from a repository, with as few bytes as possible.
 
@@ -113,7 +119,7 @@ def medv_sync() -> None:
 
 @medv_sync.command("sync", hidden=True)
 @source_options
-@click.option("--limit-rate", callback=_rate, metavar="R", help="Most bytes per second, such as 500k or 2.5M.")
+@click.option("--limit-rate", callback=rate, metavar="R", help="Most bytes per second, such as 500k or 2.5M.")
 @output_options
 def sync_command(
     output: Output, /, url: str, image: str, host_index: bool | None, cache: str | None, **options: Any
@@ -121,9 +127,8 @@ def sync_command(
     """Bring a disk image up to date from a repository."""
     from trimtransfer.assembly.sync import sync
 
-    with _Usage():
-        host = _host_index(host_index, cache, output)
-        report = sync(url, image, host_index=host, cache=cache, progress=output.progress, **options)
+    host = _host_index(host_index, cache, output)
+    report = sync(url, image, host_index=host, cache=cache, progress=output.progress, **options)
     for warning in report.warnings:
         output.warn(warning)
     output.result(report.to_dict(), _sync_text(report))
@@ -131,7 +136,7 @@ def sync_command(
 
 @medv_sync.command("plan")
 @source_options
-@click.option("--bandwidth", callback=_rate, metavar="R", help="Bytes per second to estimate the time with.")
+@click.option("--bandwidth", callback=rate, metavar="R", help="Bytes per second to estimate the time with.")
 @output_options
 def plan_command(
     output: Output, /, url: str, image: str, host_index: bool | None, cache: str | None, **options: Any
@@ -142,9 +147,8 @@ def plan_command(
     """
     from trimtransfer.assembly.preview import plan
 
-    with _Usage():
-        host = _host_index(host_index, cache, output)
-        report = plan(url, image, host_index=host, cache=cache, progress=output.progress, **options)
+    host = _host_index(host_index, cache, output)
+    report = plan(url, image, host_index=host, cache=cache, progress=output.progress, **options)
     for warning in report.warnings:
         output.warn(warning)
     output.result(report.to_dict(), _plan_text(report))
@@ -169,17 +173,6 @@ def verify_command(output: Output, /, file: str) -> None:
 medv_sync.add_command(index)
 
 
-class _Usage:
-    """Turns ``ValueError`` (a wrong argument) into a usage error."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
-        if isinstance(error, ValueError):
-            raise click.UsageError(str(error)) from None
-
-
 def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostIndex | None:
     """Return the host index to use: none, the one there is (which may be empty), or one that is made when needed."""
     if wanted is False:
@@ -188,9 +181,10 @@ def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostI
 
     from trimtransfer.index.host import HostIndex
 
-    directory = Path(cache) / "index" if cache is not None else None
+    host = HostIndex(Path(cache) / "index" if cache is not None else None)
+    output.detail(f"host index: {host.directory}")
     if not wanted:
-        return HostIndex(directory)
+        return host
 
     class MadeWhenNeeded(HostIndex):
         def seed(self) -> Any:
@@ -198,7 +192,7 @@ def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostI
                 self.update(progress=output.progress)
             return super().seed()
 
-    return MadeWhenNeeded(directory)
+    return MadeWhenNeeded(host.directory)
 
 
 def _sync_text(report: SyncReport) -> str:
