@@ -33,7 +33,7 @@ from trimtransfer.manifest import KEYS, Region
 from trimtransfer.spill import Rows
 from trimtransfer.watch import Watch
 
-ON_GRID: Final = 0.25
+ON_GRID: Final = 0.5
 LEAST: Final = 256 << 10
 """Bytes that must be wanted, and in a file, to look for them."""
 _WORTH: Final = 32
