@@ -300,6 +300,8 @@ class BadServer:
         script: Script | list[Fault | None] | None = None,
         *,
         tls: ssl.SSLContext | None = None,
+        address: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.objects = dict(objects)
         self.requests: list[Request] = []
@@ -309,7 +311,8 @@ class BadServer:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closing = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._address = address
+        self._listener = socket.create_server((address, port), backlog=64)
         self.port = int(self._listener.getsockname()[1])
 
     @property
@@ -324,7 +327,7 @@ class BadServer:
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         # A blocked accept() does not see the listener being closed; a last connection wakes it.
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((self._address, self.port), 1):
             pass
         self._listener.close()
         with self._lock:

@@ -19,12 +19,14 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+import httpcore
 import httpx
 
 from trimtransfer.errors import FetchError
 from trimtransfer.fetch.answer import REMEDIES, content_length
 from trimtransfer.fetch.crew import Stopped
 from trimtransfer.fetch.line import Line
+from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import Cause, Failed, FetchOptions
 from trimtransfer.fetch.site import Site, follow, shown
 from trimtransfer.fetch.transfer import Transfer
@@ -72,10 +74,10 @@ class HttpStore:
         if connections < 1:
             raise ValueError(f"connections={connections}: at least 1 is needed")
         site = Site(url)
-        tls = _tls(ca_cert, site.url)
+        tls, reach = _tls(ca_cert, site.url), Reach()
         self._line = Line(
             site,
-            lambda line: _Connection(line, tls),
+            lambda line: _Connection(line, tls, reach),
             connections=connections,
             limit_rate=limit_rate,
             options=options or FetchOptions(),
@@ -142,7 +144,7 @@ class _Connection:
     Usually one socket; redirects to other hosts add some.
     """
 
-    def __init__(self, line: Line, tls: ssl.SSLContext) -> None:
+    def __init__(self, line: Line, tls: ssl.SSLContext, reach: Reach) -> None:
         self.deadline = _NEVER
         self.aborted = False
         self._failure: Failed | None = None
@@ -150,7 +152,10 @@ class _Connection:
         self._sockets: list[socket.socket] = []
         self._narrow = False
         self._recent = 0
+        self._reach = reach
+        self._address: str | None = None
         self._client = _client(line, tls)
+        _connect_by(self._client, reach)
 
     def ask(self, url: str, headers: Mapping[str, str]) -> _Exchange:
         """Send a GET, follow redirects, and return the answer; every hop is a new request with headers of its own."""
@@ -176,6 +181,12 @@ class _Connection:
             self.aborted = True
         for sock in list(self._sockets):
             _shut(sock)
+
+    def leave_address(self) -> None:
+        """Connect to another address from now on, if the server's name (or the proxy's) has several."""
+        if self._address is not None and self._reach.distrust(self._address):
+            for sock in self._sockets:
+                _shut(sock)
 
     def close(self) -> None:
         """Close the connection."""
@@ -220,6 +231,8 @@ class _Connection:
         sock = facts["return_value"].get_extra_info("socket")
         if isinstance(sock, socket.socket):
             self._sockets.append(sock)
+            with contextlib.suppress(OSError):
+                self._address = str(sock.getpeername()[0])
             self._fit_rate()
             if self.aborted:
                 _shut(sock)
@@ -277,6 +290,17 @@ def _client(line: Line, tls: ssl.SSLContext) -> httpx.Client:
         )
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise FetchError(line.site.url, f"proxy settings of the environment cannot be used: {error}") from error
+
+
+def _connect_by(client: httpx.Client, reach: Reach) -> None:
+    """Let a client, and its ways by proxies, connect by ``reach``.
+
+    httpx has no option for that. Should its insides change one day, it connects in its own way, only slower.
+    """
+    for transport in (client._transport, *client._mounts.values()):
+        pool = getattr(transport, "_pool", None)
+        if isinstance(pool, httpcore.ConnectionPool) and hasattr(pool, "_network_backend"):
+            pool._network_backend = reach
 
 
 def _tls(ca_cert: str | None, url: str) -> ssl.SSLContext:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
+from trimtransfer.fetch.awake import AwakeClock
 from trimtransfer.fetch.ratelimit import Flight, Gate, TokenBucket
 from trimtransfer.fetch.retry import Failed, FetchOptions
 from trimtransfer.fetch.site import Site
@@ -50,6 +51,10 @@ class Connection(Protocol):
         """Break the running exchange; it ends with ``failure``, or with ``Stopped`` for None. For good."""
         ...
 
+    def leave_address(self) -> None:
+        """After a failure: use another address of the server from now on, if its name has several."""
+        ...
+
     def close(self) -> None:
         """Close the connection."""
         ...
@@ -74,6 +79,7 @@ class Line:
         self.stats = StoreStats()
         self.bucket = TokenBucket(limit_rate)
         self.gate = Gate(connections)
+        self.clock = AwakeClock(options.asleep)
         self.flight = Flight(options.in_flight)
         self.proven = False
         """Whether this server has ever answered."""
@@ -116,6 +122,13 @@ class Line:
                 self._idle.append(connection)
                 return
         connection.close()
+
+    def drop_idle(self) -> None:
+        """Close idle connections: after a sleep they are dead, and nothing says so."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     def close(self) -> None:
         """Close idle connections; busy ones close when they are given back."""

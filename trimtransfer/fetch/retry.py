@@ -25,6 +25,8 @@ class FetchOptions:
     """Cut a request that brings less than ``min_progress`` bytes for so long; the head of an answer counts as one."""
     min_progress: int = 1024
     """Bytes that count as progress: a server that drips one byte every few seconds does not make any."""
+    asleep: float = 15.0
+    """A pause of this process for so long (suspended, stopped) is taken for sleep: connections are made anew."""
     first_delay: float = 0.5
     """Delay before the first retry; doubled for each further one."""
     max_delay: float = 30.0
@@ -66,6 +68,7 @@ class Cause(Enum):
     CONNECTION = "connection"
     STALL = "stall"
     CUT = "cut"
+    ASLEEP = "asleep"
     WRONG_RANGE = "wrong range"
     ENCODED = "encoded"
 
@@ -98,6 +101,7 @@ RULES: Final[Mapping[Cause, Action]] = {
     Cause.CONNECTION: Action.BACKOFF,
     Cause.STALL: Action.BACKOFF,
     Cause.CUT: Action.BACKOFF,
+    Cause.ASLEEP: Action.BACKOFF,
     Cause.WRONG_RANGE: Action.REFRESH,
     Cause.ENCODED: Action.REFRESH,
 }

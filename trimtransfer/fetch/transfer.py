@@ -51,6 +51,9 @@ class Transfer:
         self._queue = Queue(ranges, look_ahead=line.options.look_ahead)
         self._lock = threading.Lock()
         self._busy: set[Connection] = set()
+        if line.clock.resume():
+            line.drop_idle()
+        _, self._sleeps = line.clock.read()
 
     def fetch(self) -> None:
         """Deliver every range of the queue."""
@@ -71,6 +74,13 @@ class Transfer:
     def _watch(self) -> None:
         if self._line.cancel.is_set():
             raise Cancelled("stopped on request while fetching")
+        _, sleeps = self._line.clock.read()
+        if sleeps != self._sleeps:
+            self._sleeps = sleeps
+            self._line.drop_idle()
+            for connection in self._connections():
+                connection.abort(Failed(Cause.ASLEEP, "this machine or process was asleep"))
+            return
         now = time.monotonic()
         for connection in self._connections():
             if connection.deadline < now:
@@ -122,7 +132,7 @@ class Transfer:
     def _persist(self, name: str, attempt: Callable[[bool], None], progress: Callable[[], int]) -> None:
         """Attempt until it succeeds or patience ends; ``progress`` is a number of bytes that grows."""
         line = self._line
-        attempts = Attempts(line.options, now=time.monotonic())
+        attempts = Attempts(line.options, now=line.clock.read()[0])
         fresh = self._fresh
         while True:
             before = progress()
@@ -130,8 +140,8 @@ class Transfer:
                 return attempt(fresh)
             except Failed as failed:
                 failure = failed
-            now = time.monotonic()
-            if progress() - before >= line.options.min_progress:
+            now, _ = line.clock.read()
+            if failure.cause is Cause.ASLEEP or progress() - before >= line.options.min_progress:
                 attempts.progressed(now=now)
             decision = attempts.failed(failure, now=now, jitter=random.random(), proven=line.proven)
             url = shown(line.locate(name))
@@ -195,6 +205,10 @@ class Transfer:
                     yield exchange, connection
                 finally:
                     exchange.close()
+            except Failed as failure:
+                if RULES[failure.cause] is not Action.FATAL and failure.cause is not Cause.ASLEEP:
+                    connection.leave_address()
+                raise
             finally:
                 with self._lock:
                     self._busy.discard(connection)
