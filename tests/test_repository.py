@@ -19,8 +19,9 @@ from trimtransfer.cli import repo as repo_module
 from trimtransfer.cli.repo import repo
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.head import Head
-from trimtransfer.manifest import Manifest
-from trimtransfer.names import head_name, locations_name, manifest_name, tables_name
+from trimtransfer.keys import directory
+from trimtransfer.manifest import KEYS, FileRef, Manifest
+from trimtransfer.names import head_name, keys_name, locations_name, manifest_name, tables_name
 from trimtransfer.repository import publish as publish_module
 from trimtransfer.repository import rebuild
 from trimtransfer.repository.audit import audit
@@ -136,6 +137,7 @@ OBJECTS = {
     "old manifest": lambda store: manifest_name("a", "1.0"),
     "tables": lambda store: tables_name("a", "1.1"),
     "locations": lambda store: locations_name("a", "1.0"),
+    "keys": lambda store: keys_name("a", "1.1"),
     "pack": lambda store: next(name for name, _ in store.list("packs")),
 }
 
@@ -185,6 +187,36 @@ def test_a_content_digest_that_is_wrong_although_all_chunks_are_right(copy: Dire
     assert "remedy: nobody can sync this version" in shown
 
 
+def recommit_keys(store: DirectoryStore, data: bytes) -> None:
+    """Make ``data`` the key file of the newest version, as a publisher with such a fault would."""
+    manifest = VersionReader.open(store, "a").manifest
+    store.put(keys_name("a", "1.1"), data)
+    new = FileRef(KEYS, "1.1", len(data), object_digest(data))
+    files = [new if (file.kind, file.version) == (KEYS, "1.1") else file for file in manifest.files]
+    recommit(store, replace(manifest, files=tuple(files)))
+
+
+def test_keys_that_are_those_of_other_chunks(copy: DirectoryStore) -> None:
+    data = bytearray((copy.path / keys_name("a", "1.1")).read_bytes())
+    data[-1] ^= 1
+    recommit_keys(copy, bytes(data))
+    assert audit(copy, quick=True).damage == ()
+    (damage,) = audit(copy).damage
+    assert damage.name == keys_name("a", "1.1")
+    assert "images are right all the same" in damage.remedy
+
+
+def test_keys_that_are_too_few_for_their_table(copy: DirectoryStore) -> None:
+    region = VersionReader.open(copy, "a").manifest.region(0)
+    recommit_keys(copy, directory([(region.table, 1)]) + bytes(8))
+    (damage,) = audit(copy, quick=True).damage
+    assert damage.name == keys_name("a", "1.1")
+    recommit_keys(copy, directory([(bytes(32), 1)]) + bytes(8))
+    assert audit(copy, quick=True).damage[0].name == keys_name("a", "1.1")
+    recommit_keys(copy, b"TrimKeys of another format")
+    assert audit(copy, quick=True).damage[0].name == keys_name("a", "1.1")
+
+
 def test_a_quick_check_reads_no_content(copy: DirectoryStore) -> None:
     full, quick = audit(DirectoryStore(copy.path)), audit(copy, quick=True)
     assert (quick.damage, quick.packs_checked, quick.regions_rebuilt) == ((), 0, 0)
@@ -213,7 +245,9 @@ def test_a_region_is_rebuilt(tmp_path: Path, rnd: random.Random, monkeypatch: py
         (tmp_path / "image").write_bytes(b"".join(parts))
         publish(store.path, tmp_path / "image", image="a", version=version, level=1, kind=Kind.DISK)
         reader = VersionReader.open(store, "a")
-        assert rebuild.content_digest(reader, 0) == region_digest(b"".join(parts)) == reader.manifest.region(0).content
+        assert (
+            rebuild.content_digest(reader, 0)[0] == region_digest(b"".join(parts)) == reader.manifest.region(0).content
+        )
 
 
 def test_numbers_of_regions() -> None:

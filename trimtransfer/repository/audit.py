@@ -20,12 +20,21 @@ import numpy as np
 from trimtransfer.chunk import chunk_digest, object_hasher
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, TrimTransferError
 from trimtransfer.head import Head
-from trimtransfer.manifest import REFS, Manifest, Region
+from trimtransfer.manifest import KEYS, REFS, Manifest, Region
 from trimtransfer.names import head_name, manifest_name
 from trimtransfer.pack import pack_name
 from trimtransfer.repository.contents import ContentCheck, Damage, Expected, PackCheck
 from trimtransfer.repository.intent import pending
-from trimtransfer.repository.reading import VersionReader, folder_names, read_head, read_manifest, version_names
+from trimtransfer.repository.keycheck import REMEDY as KEYS_REMEDY
+from trimtransfer.repository.keycheck import KeyCheck
+from trimtransfer.repository.reading import (
+    VersionReader,
+    folder_names,
+    open_keys,
+    read_head,
+    read_manifest,
+    version_names,
+)
 from trimtransfer.store import DirectoryStore, Range
 from trimtransfer.table import difference_base
 from trimtransfer.watch import Watch
@@ -78,18 +87,20 @@ def audit(
         Cancelled: as asked.
     """
     with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory:
-        metadata = _Metadata(store, Path(directory), watch)
+        keys = KeyCheck(store)
+        metadata = _Metadata(store, Path(directory), keys, watch)
         for name in [image] if image else folder_names(store):
             metadata.image(name, version)
         expected = metadata.expected
         packs = PackCheck(store, expected, watch)
-        contents = ContentCheck(store, expected, packs.damaged, watch)
+        contents = ContentCheck(store, expected, packs.damaged, keys, watch)
         checked = rebuilt = 0
         if quick:
             packs.look()
         else:
             checked, rebuilt = packs.run(sample, workers), contents.run(sample, workers)
-        damage = (*metadata.damage, *packs.damage(), *contents.damage())
+        wrong_keys = [Damage(name, problem, KEYS_REMEDY) for name, problem in keys.problems.items()]
+        damage = (*metadata.damage, *packs.damage(), *contents.damage(), *wrong_keys)
         return AuditReport(
             images=metadata.images,
             versions=len(expected.versions),
@@ -107,8 +118,8 @@ def audit(
 class _Metadata:
     """Checks heads, manifests, tables and locations, and notes which chunks must be found where."""
 
-    def __init__(self, store: DirectoryStore, directory: Path, watch: Watch) -> None:
-        self._store, self._watch = store, watch
+    def __init__(self, store: DirectoryStore, directory: Path, keys: KeyCheck, watch: Watch) -> None:
+        self._store, self._keys, self._watch = store, keys, watch
         self.damage: list[Damage] = []
         self.images = self.regions = 0
         self.expected = Expected(directory)
@@ -154,6 +165,8 @@ class _Metadata:
                 self._files.add((name, file.digest))
                 with self._noting(name):
                     self._file(name, file.length, file.digest)
+                    if file.kind == KEYS:
+                        open_keys(self._store, name, file.length)
         reader = VersionReader(self._store, manifest)
         base = VersionReader(self._store, parent) if parent else None
         for index in reader.used_regions():
@@ -166,7 +179,7 @@ class _Metadata:
             self._watch.report("metadata", region.start + region.length, manifest.length)
 
     def _file(self, name: str, length: int, digest: bytes) -> None:
-        """Check a file of tables or locations whole, in pieces."""
+        """Check a file of tables, locations or keys whole, in pieces."""
         hasher = object_hasher()
         for at in range(0, length, _PIECE):
             hasher.update(self._store.read_range(Range(name, at, min(_PIECE, length - at), length)))
@@ -187,6 +200,7 @@ class _Metadata:
             wrong = int(np.argmax(located != ~table.zero))
             raise FormatError("locations", f"record {wrong}", "each chunk located once", f"{located[wrong]} times")
         self.expected.add(table, parts, region)
+        self._keys.compare_table(reader.manifest, region, table)
 
 
 def _check_head(head: Head, manifest: Manifest) -> None:

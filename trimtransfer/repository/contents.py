@@ -22,6 +22,7 @@ from trimtransfer.location import Locations, PackRef
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.names import manifest_name
 from trimtransfer.pack import MAX_PACK, check_pack, decode_frame, pack_name
+from trimtransfer.repository.keycheck import KeyCheck
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.rebuild import content_digest
 from trimtransfer.spill import Rows, large_array, scatter
@@ -180,9 +181,12 @@ class PackCheck:
 class ContentCheck:
     """Puts together each different content of a region, and compares it with what the manifests promise."""
 
-    def __init__(self, store: DirectoryStore, expected: Expected, damaged: Container[bytes], watch: Watch) -> None:
-        """Regions that need a pack of ``damaged`` (by digest) are not looked at."""
+    def __init__(
+        self, store: DirectoryStore, expected: Expected, damaged: Container[bytes], keys: KeyCheck, watch: Watch
+    ) -> None:
+        """Regions that need a pack of ``damaged`` (by digest) are not looked at; of the others keys are compared."""
         self._store, self._expected, self._damaged, self._watch = store, expected, damaged, watch
+        self._keys = keys
         self._wrong: dict[bytes, tuple[tuple[int, int], str, str]] = {}
 
     def run(self, sample: float, workers: int) -> int:
@@ -218,7 +222,11 @@ class ContentCheck:
         reader = VersionReader(self._store, self._expected.versions[place[0]])
         if any(ref.digest in self._damaged for part in reader.locations(place[1]) for ref in part.packs):
             return None
-        return content_digest(reader, place[1])
+        digest, keys = content_digest(reader, place[1])
+        region = reader.manifest.region(place[1])
+        if digest == region.content:
+            self._keys.compare_content(reader.manifest, region, keys)
+        return digest
 
 
 def content_key(region: Region) -> bytes:

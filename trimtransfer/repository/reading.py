@@ -6,7 +6,7 @@ against their checks, tables against their digests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -56,6 +56,11 @@ def read_manifest(store: Store, image: str, version: str, *, head: Head | None =
     return manifest
 
 
+def open_keys(store: Store, name: str, length: int) -> KeyFile:
+    """Return a key file of ``length`` bytes; ``FormatError`` if it is none, and what the store raises."""
+    return KeyFile(lambda offset, size: store.read_range(Range(name, offset, size, length)), length)
+
+
 class VersionReader:
     """Reads the stored pieces of one version, each checked."""
 
@@ -97,14 +102,11 @@ class VersionReader:
         """Yield the number and the directory of each key file; ``FormatError`` if one is damaged."""
         for number, file in enumerate(self.manifest.files):
             if file.kind == KEYS:
-                yield number, KeyFile(self._reader(self._names[number], file.length), file.length)
+                yield number, open_keys(self.store, self._names[number], file.length)
 
     def used_regions(self) -> Iterator[int]:
         """Yield the numbers of the regions that are not all zero."""
         yield from np.flatnonzero(~self.manifest.zero).tolist()
-
-    def _reader(self, name: str, total: int) -> Callable[[int, int], bytes]:
-        return lambda offset, length: self.store.read_range(Range(name, offset, length, total))
 
 
 # ---- what ls and show tell

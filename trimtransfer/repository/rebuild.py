@@ -1,4 +1,6 @@
-"""Rebuilding a region's content from a repository, as a client without anything would, to learn its content digest."""
+"""Rebuilding a region's content from a repository, as a client without anything would, to learn its content digest and
+its chunks' keys.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import ZEROS, region_hasher
 from trimtransfer.errors import FormatError
+from trimtransfer.finder import chunk_keys
 from trimtransfer.location import FRAME, Locations, PackRef
 from trimtransfer.pack import decode_frame, pack_name
 from trimtransfer.repository.reading import VersionReader
@@ -21,8 +24,8 @@ _WINDOW: Final = 4 << 20
 _NOWHERE: Final = -1
 
 
-def content_digest(reader: VersionReader, index: int) -> bytes:
-    """Return the digest of what region ``index``, not all zero, becomes when its chunks are put together.
+def content_digest(reader: VersionReader, index: int) -> tuple[bytes, NDArray[np.uint64]]:
+    """Return the digest of what region ``index``, not all zero, becomes when its chunks are put together; their keys.
 
     Chunks are not compared with their digests: a wrong one makes the result wrong. Memory: some 5 MiB.
 
@@ -31,15 +34,18 @@ def content_digest(reader: VersionReader, index: int) -> bytes:
     """
     table = reader.table(index)
     places = _Places(table, reader.locations(index))
-    hasher = region_hasher()
+    hasher, keys = region_hasher(), [np.zeros(0, dtype=np.uint64)]
     for first, last in _windows(table):
         size = int(table.lengths[first:last].sum(dtype=np.int64))
         if last == first + 1 and table.zero[first]:  # it may be as long as the region
             for at in range(0, size, len(ZEROS)):
                 hasher.update(ZEROS[: size - at])
         else:
-            hasher.update(_content(reader, table, places, first, last, size))
-    return hasher.digest()
+            content = _content(reader, table, places, first, last, size)
+            hasher.update(content)
+            solid, lengths = ~table.zero[first:last], table.lengths[first:last].astype(np.int64)
+            keys.append(chunk_keys(content, (np.cumsum(lengths) - lengths)[solid], lengths[solid]))
+    return hasher.digest(), np.concatenate(keys)
 
 
 class _Places:
