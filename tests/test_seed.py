@@ -205,7 +205,7 @@ def test_a_file_that_was_just_written_is_read_again(tmp_path: Path, monkeypatch:
 
 
 def test_a_copy_is_at_hand_where_the_first_lies(tmp_path: Path, rng: np.random.Generator) -> None:
-    data = rng.bytes(3 * BLOCK_SIZE - 20) + bytes(20)
+    data = rng.bytes(BLOCK_SIZE - 20) + bytes(20)
     (tmp_path / "tree").mkdir()
     for name in ("a", "b", "c"):
         (tmp_path / "tree" / name).write_bytes(data)
