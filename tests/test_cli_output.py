@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trimtransfer.cli.main import main
-from trimtransfer.cli.output import Output, output_options, size_text
+from trimtransfer.cli.output import Output, count_text, output_options, size_text
 from trimtransfer.errors import NoSpace, NotFound
 
 LIBRARY = logging.getLogger("trimtransfer.fetch")
@@ -119,7 +119,7 @@ def test_the_log_file(tmp_path: Path) -> None:
         (NotFound("image x", "u"), 4, "image x not found (u)"),
         (NoSpace("/x", None, None), 7, "no space for /x"),
         (OSError(28, "No space left on device", "/x"), 7, "/x: No space left"),
-        (PermissionError(13, "Permission denied", "/x"), 1, "/x: Permission denied"),
+        (PermissionError(13, "Permission denied", b"/x"), 8, "/x: Permission denied"),
         (KeyboardInterrupt(), 130, "run the same command again"),
     ],
 )
@@ -196,6 +196,8 @@ def test_warnings_stand_on_lines_of_their_own_on_a_terminal() -> None:
         (["sync", "https://host/", "disk", "--version", "1/2"], "is no version name"),
         (["sync", "https://host/", "disk", "--limit-rate", "0"], "bytes per second above 0"),
         (["plan", "https://host/", "disk", "--bandwidth", "fast"], "bytes per second above 0"),
+        (["sync", "https://host/", "disk", "--seed", "/not/there"], "/not/there: No such file"),
+        (["sync", "https://host/", "disk", "--ca-cert", "/not/there"], "does not exist"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str) -> None:
@@ -210,6 +212,20 @@ def test_short_help_and_version() -> None:
     from trimtransfer.cli.sync import medv_sync
 
     assert CliRunner().invoke(medv_sync, ["--version"], prog_name="medv-sync").output.startswith("medv-sync 0.")
+
+
+def test_a_phase_that_has_not_begun_is_no_line() -> None:
+    def start(output: Output) -> None:
+        output.progress("scan", 0, 5)
+        output.progress("verify", 0, 0)
+        output.progress("scan", 5, 5)
+
+    assert invoke(start).stderr == "scan: 5 B of 5 B (100 %)\n"
+    assert len(invoke(start, "--json").stderr.splitlines()) == 3
+
+
+def test_numbers() -> None:
+    assert [count_text(count, "chunk") for count in (0, 1, 2000)] == ["0 chunks", "1 chunk", "2,000 chunks"]
 
 
 def test_sizes() -> None:

@@ -345,9 +345,12 @@ def test_errors_and_exit_codes(made: Path, tmp_path: Path) -> None:
     assert "is a directory" in run("publish", disk, made, *names, exit_code=2).stderr
     assert "is a file" in run("publish", disk, disk, *names, exit_code=1).stderr
     assert run_json("publish", made, disk, *names, exit_code=1)["error"]["type"] == "VersionExists"
-    run("ls", tmp_path / "none", exit_code=4)
-    run("show", made, "none", exit_code=4)
-    run("show", made, "a", "none", exit_code=4)
+    assert "the repository" in run("ls", tmp_path / "none", exit_code=4).stderr
+    assert "a published image not found" in run("ls", tmp_path, exit_code=4).stderr
+    for command in ("show", "verify"):
+        version = ("--version", "none") if command == "verify" else ("none",)
+        assert "image none not found" in run(command, made, "none", exit_code=4).stderr
+        assert "version none of image a not found" in run(command, made, "a", *version, exit_code=4).stderr
     run("verify", made, "--version", "1.0", exit_code=2)
 
 

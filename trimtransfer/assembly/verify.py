@@ -208,7 +208,7 @@ def verify_image(
     installed = directory.installed()
     manifest = None if installed is None else directory.read_manifest(directory.manifest, installed.manifest_digest)
     if manifest is None:
-        raise NotFound(f"the manifest of {path}", str(directory.manifest))
+        raise NotFound(f"the record that a sync of {path} leaves", str(directory.manifest))
     with ImageSource(path) as source:
         wrong = wrong_regions(source, manifest, range(manifest.region_count), Watch(progress))
         source.check_unchanged()

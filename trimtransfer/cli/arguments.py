@@ -1,9 +1,9 @@
-"""Arguments that commands read alike: names, rates, repositories. What cannot be one is wrong usage."""
+"""Arguments that commands read alike: names, rates, paths, repositories. What cannot be one is wrong usage."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import click
@@ -29,6 +29,18 @@ def name_of(what: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
         return value
 
     return check
+
+
+def local_paths(context: click.Context, parameter: click.Parameter, value: Iterable[str]) -> tuple[str, ...]:
+    """Check that these paths are there; not by click, which would wait for a dead file system."""
+    from trimtransfer.localfile import look
+
+    for path in value:
+        try:
+            look(path)
+        except OSError as error:
+            raise click.BadParameter(f"{path}: {error.strerror or error}", context, parameter) from None
+    return tuple(value)
 
 
 def rate(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:

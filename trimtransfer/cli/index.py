@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtransfer.cli.output import Output, output_options, size_text
+from trimtransfer.cli.arguments import local_paths
+from trimtransfer.cli.output import Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
     from trimtransfer.index.catalogue import Totals
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=str))
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=str), callback=local_paths)
 @click.option("--include", multiple=True, metavar="GLOB", help="Only files that match. May be given several times.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No files that match, nor folders. Wins over --include.")
 @click.option("--cache", metavar="DIR", type=click.Path(path_type=str), help="Keep the index in DIR/index.")
@@ -85,8 +86,6 @@ def _update(
     from trimtransfer.index.priority import be_idle
     from trimtransfer.index.update import UpdateReport
 
-    for path in paths:
-        _check_path(path)
     chosen = paths or tuple(map(str, default_paths()))
     given = be_idle() if idle else []
     output.say(f"Indexing {', '.join(chosen)}" + (f" with idle {' and '.join(given)} priority" if given else ""))
@@ -102,16 +101,6 @@ def _update(
     output.result(facts, f"{_done(report)}\n{_held(host, totals)}")
 
 
-def _check_path(path: str) -> None:
-    """Refuse, as wrong usage, a path that is not there; not by click, which would wait for a dead file system."""
-    from trimtransfer.localfile import look
-
-    try:
-        look(path)
-    except OSError as error:
-        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="PATH") from None
-
-
 def _facts(totals: Totals) -> dict[str, Any]:
     return {"files": totals.files, "bytes": totals.bytes, "rows": totals.rows, "runs": totals.runs}
 
@@ -120,21 +109,21 @@ def _held(host: HostIndex, totals: Totals) -> str:
     if not totals.files:
         return f"The index in {host.directory} is empty"
     return (
-        f"The index in {host.directory} holds {totals.files:,} files of {size_text(totals.bytes)} "
-        f"in {totals.rows:,} chunks"
+        f"The index in {host.directory} holds {count_text(totals.files, 'file')} of {size_text(totals.bytes)} "
+        f"in {count_text(totals.rows, 'chunk')}"
     )
 
 
 def _done(report: UpdateReport) -> str:
     rate = f", {size_text(report.bytes / report.seconds)}/s" if report.seconds and report.bytes else ""
     lines = [
-        f"Read {report.scanned:,} files ({size_text(report.bytes)}) in {report.seconds:.1f} s{rate}; "
+        f"Read {count_text(report.scanned, 'file')} ({size_text(report.bytes)}) in {report.seconds:.1f} s{rate}; "
         f"{report.unchanged:,} had not changed, {report.removed:,} are gone"
     ]
     if report.rebuilt:
         lines.append("The index was damaged or of another version and was made anew")
     if report.changing:
-        lines.append(f"{report.changing:,} files were changed just now and are read again the next time")
+        lines.append(f"Changed just now, to be read again the next time: {count_text(report.changing, 'file')}")
     if reasons := _reasons(report.skipped):
         lines.append(f"Left out: {reasons}")
     return "\n".join(lines)

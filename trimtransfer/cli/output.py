@@ -4,8 +4,7 @@ Progress, warnings and errors go to standard error: rich bars and lines above th
 with ``--json`` one JSON object on each line (``event``: ``progress`` or ``log``). The result goes to standard output,
 with ``--json`` as exactly one object, also when the command fails (then it is ``{"error": ...}``).
 
-Exit codes: 0 done, 1 other errors, 2 wrong usage, 4 not found, 5 transfer failed, 6 damaged or wrong content, 7 no
-space, 8 access denied, 9 in use by another process, 130 interrupted.
+Exit codes: ``EXIT_CODES``.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import json as json_module
+import os
 import sys
 import threading
 import time
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 
-from trimtransfer.errors import NoSpace, TrimTransferError
+from trimtransfer.errors import AccessDenied, NoSpace, TrimTransferError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -32,6 +32,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EXIT_INTERRUPTED: Final = 130
+EXIT_CODES: Final = (
+    "0 done, 1 another reason, 2 wrong usage, 4 not found, 5 network: may succeed later, 6 damaged data, 7 no space, "
+    "8 access denied, 9 in use by another process, 130 interrupted"
+)
+_SYSTEM_CODES: Final = {
+    errno.ENOSPC: NoSpace.exit_code,
+    errno.EDQUOT: NoSpace.exit_code,
+    errno.EACCES: AccessDenied.exit_code,
+    errno.EPERM: AccessDenied.exit_code,
+}
 _REDRAW_SECONDS: Final = 0.1
 _EVENT_SECONDS: Final = 1.0
 _LINE_SECONDS: Final = 5.0
@@ -91,7 +101,7 @@ class Output:
             elif self.json:
                 counts = self._counts.get(phase, {})
                 self._write_event("progress", phase=phase, done=done, total=total, **counts)
-            else:
+            elif done:
                 self._write_line(phase, done, total)
 
     def count(self, phase: str, **counts: int) -> None:
@@ -225,6 +235,11 @@ def size_text(size: float) -> str:
     return f"{size / 1024:.2f} TiB"
 
 
+def count_text(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 chunk``, ``2,000 chunks``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _explain(error: BaseException) -> tuple[str, int]:
     """Return one line for ``error`` and its exit code."""
     if isinstance(error, TrimTransferError):
@@ -232,9 +247,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to continue", EXIT_INTERRUPTED
     if isinstance(error, OSError):
-        path = str(error.filename) + ": " if error.filename else ""
-        exit_code = NoSpace.exit_code if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
-        return f"{path}{error.strerror or error}", exit_code
+        path = os.fsdecode(error.filename) + ": " if isinstance(error.filename, str | bytes) else ""
+        return f"{path}{error.strerror or error}", _SYSTEM_CODES.get(error.errno or 0, 1)
     return str(error), 1
 
 

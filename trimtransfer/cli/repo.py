@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of
-from trimtransfer.cli.output import Output, output_options, size_text
+from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
     from trimtransfer.repository.audit import AuditReport
@@ -23,7 +23,7 @@ _MAX_LEVEL: Final = 22
 _REPOSITORY: Final = click.Path(path_type=str)
 
 
-@click.group(name="repo", context_settings=HELP_OPTIONS)
+@click.group(name="repo", context_settings=HELP_OPTIONS, epilog=f"Exit codes: {EXIT_CODES}.")
 @click.version_option(package_name="trimtransfer", message=VERSION_MESSAGE)
 def repo() -> None:
     """Publish disk images to a repository, and look after it.
@@ -179,14 +179,15 @@ def _published(report: PublishReport) -> str:
     lines = [
         f"Published {report.image} {report.version} ({report.recognised}, {size_text(report.length)}{after})",
         f"  zeros      {size_text(report.zero_bytes):>10}",
-        f"  known      {size_text(report.known_bytes):>10}  {report.known_chunks:,} chunks",
+        f"  known      {size_text(report.known_bytes):>10}  {count_text(report.known_chunks, 'chunk')}",
         f"  repeated   {size_text(report.repeated_bytes):>10}",
-        f"  new        {size_text(report.new_bytes):>10}  {report.new_chunks:,} chunks",
+        f"  new        {size_text(report.new_bytes):>10}  {count_text(report.new_chunks, 'chunk')}",
     ]
     if report.again_bytes:
         lines.append(f"  known, stored again to keep downloads compact: {size_text(report.again_bytes)}")
-    stored = f"{size_text(report.stored_bytes)} in {report.packs} packs, {size_text(report.metadata_bytes)} of metadata"
-    lines += [f"Added {stored}; {report.seconds:.1f} s", f"Digest {report.digest}"]
+    stored = f"{size_text(report.stored_bytes)} in {count_text(report.packs, 'pack')}"
+    lines.append(f"Added {stored}, {size_text(report.metadata_bytes)} of metadata; {report.seconds:.1f} s")
+    lines.append(f"Digest {report.digest}")
     if report.flat:
         lines.append(f"b3sum  {report.flat}")
     return "\n".join(lines)
@@ -213,11 +214,12 @@ def _shown(details: VersionDetails) -> str:
         f"  published   {_when(details.created)}, number {details.sequence}"
         + (f", after {details.parent}" if details.parent else ""),
         f"  size        {size_text(details.length)}, {size_text(details.zero_bytes)} of it zeros",
-        f"  kind        {details.kind}, {len(details.segments)} segments, {details.regions} regions",
+        f"  kind        {details.kind}, {count_text(len(details.segments), 'segment')}, "
+        f"{count_text(details.regions, 'region')}",
         f"  chunks      {details.chunks:,}",
-        f"  stored in   {details.packs} packs of {size_text(details.pack_bytes)}",
+        f"  stored in   {count_text(details.packs, 'pack')} of {size_text(details.pack_bytes)}",
         f"  download    {size_text(details.download_bytes)} with nothing at hand "
-        f"({details.frames:,} frames, {size_text(details.metadata_bytes)} of metadata)",
+        f"({count_text(details.frames, 'frame')}, {size_text(details.metadata_bytes)} of metadata)",
         f"  digest      {details.digest}",
     ]
     if details.flat:
@@ -227,17 +229,17 @@ def _shown(details: VersionDetails) -> str:
 
 def _verified(report: AuditReport) -> str:
     lines = [
-        f"Checked {report.images} images, {report.versions} versions, {report.regions:,} regions "
-        f"({report.regions_rebuilt:,} rebuilt), {report.packs_checked:,} of {report.packs:,} packs "
+        f"Checked {count_text(report.images, 'image')}, {count_text(report.versions, 'version')}, "
+        f"{count_text(report.regions, 'region')}, {report.packs_checked:,} of {count_text(report.packs, 'pack')} "
         f"({size_text(report.read_bytes)} read)"
     ]
     if report.unreferenced:
-        lines.append(f"{len(report.unreferenced)} packs are of no use to any version")
+        lines.append(f"Of no use to any version: {count_text(len(report.unreferenced), 'pack')}")
     for damage in report.damage:
         lines.append(f"DAMAGED {damage.name}: {damage.problem}")
         lines += [f"  needed by {version}, {_numbers(regions)}" for version, regions in damage.needed.items()]
         lines.append(f"  remedy: {damage.remedy}")
-    lines.append(f"{len(report.damage)} objects are damaged" if report.damage else "No damage found")
+    lines.append(f"Damaged: {count_text(len(report.damage), 'object')}" if report.damage else "No damage found")
     return "\n".join(lines)
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of, rate, repository_url
+from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of, rate, repository_url
 from trimtransfer.cli.index import index
-from trimtransfer.cli.output import Output, output_options, size_text
+from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
     from trimtransfer.assembly.report import Content, PlanReport, SyncReport, VerifyReport
@@ -23,6 +23,21 @@ _NAMES: Final = {
     "unchanged": "in place already", "seed": "from seeds", "host": "from host files", "fetched": "fetched",
     "zero": "zeros",
 }  # fmt: skip
+_HELP: Final = """Bring a disk image up to date from a repository, with as few bytes as possible.
+
+URL is a repository (https://..., or a local directory), IMAGE the name of an image in it. What is on this machine
+already - the old version, other images, program files - is not fetched again. Every byte is verified.
+
+Interrupted, killed or out of space: the old image is intact, or the new one complete; run the same command again
+and it goes on where it stopped.
+
+\b
+Examples:
+  medv-sync https://host/images debian
+  medv-sync https://host/images debian -o /var/lib/images/debian.img --host-index
+  medv-sync plan https://host/images debian
+  medv-sync verify debian.img
+"""
 _ENVIRONMENT: Final = (
     ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "The way to the server. A password belongs into the proxy's URL."),
     ("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities to trust; --ca-cert wins."),
@@ -58,9 +73,23 @@ class SyncGroup(click.Group):
         self.format_commands(context, formatter)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write which variables of the environment count."""
-        with formatter.section("Environment, where no option says otherwise (there is no configuration file)"):
-            formatter.write_dl(_ENVIRONMENT)
+        """Write which variables of the environment count, and what exit codes mean."""
+        _write_epilog(formatter)
+
+
+class SyncCommand(click.Command):
+    """The command ``sync``, whose help ends like that of the group that stands for it."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write which variables of the environment count, and what exit codes mean."""
+        _write_epilog(formatter)
+
+
+def _write_epilog(formatter: click.HelpFormatter) -> None:
+    with formatter.section("Environment, where no option says otherwise (there is no configuration file)"):
+        formatter.write_dl(_ENVIRONMENT)
+    with formatter.section("Exit codes"):
+        formatter.write_text(EXIT_CODES)
 
 
 def source_options(function: F) -> F:
@@ -73,13 +102,14 @@ def source_options(function: F) -> F:
             "--version", metavar="V", callback=name_of("version"), help="Version to sync.  [default: the newest]"
         ),
         click.option(
-            "--seed", "seeds", multiple=True, metavar="PATH",
+            "--seed", "seeds", multiple=True, metavar="PATH", callback=local_paths,
             help="File, folder or device that may hold parts of the image, a file also one that contains the image "
             "at any offset; may be given several times.",
         ),
         click.option(
             "--host-index/--no-host-index", default=None,
-            help="Use this machine's program files, indexing them first if need be; or do not use them.  "
+            help="Use this machine's program files, indexing first what is new in them, as far as that pays; "
+            "or do not use them.  "
             "[default: use the index if there is one]",
         ),
         click.option(
@@ -90,34 +120,23 @@ def source_options(function: F) -> F:
         click.option(
             "--connections", type=click.IntRange(1, 16), default=4, show_default=True, help="Requests at a time."
         ),
-        click.option("--ca-cert", metavar="FILE", help="Certificate authorities to trust instead of the system's."),
+        click.option(
+            "--ca-cert", metavar="FILE", type=click.Path(exists=True),
+            help="Certificate authorities to trust instead of the system's.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
     return function
 
 
-@click.group(cls=SyncGroup, name="sync", context_settings=HELP_OPTIONS)
+@click.group(cls=SyncGroup, name="sync", context_settings=HELP_OPTIONS, help=_HELP)
 @click.version_option(package_name="trimtransfer", message=VERSION_MESSAGE)
 def medv_sync() -> None:
-    """Bring a disk image up to date from a repository, with as few bytes as possible.
-
-    URL is a repository (https://..., or a local directory), IMAGE the name of an image in it. What is on this machine
-    already - the old version, other images, program files - is not fetched again. Every byte is verified.
-
-    Interrupted, killed or out of space: the old image is intact, or the new one complete; run the same command again
-    and it goes on where it stopped.
-
-    \b
-    Examples:
-      medv-sync https://host/images debian
-      medv-sync https://host/images debian -o /var/lib/images/debian.img --host-index
-      medv-sync plan https://host/images debian
-      medv-sync verify debian.img
-    """
+    """Bring a disk image up to date: the program ``medv-sync``."""
 
 
-@medv_sync.command("sync", hidden=True)
+@medv_sync.command("sync", cls=SyncCommand, hidden=True, help=_HELP)
 @source_options
 @click.option("--limit-rate", callback=rate, metavar="R", help="Most bytes per second, such as 500k or 2.5M.")
 @output_options
@@ -128,7 +147,15 @@ def sync_command(
     from trimtransfer.assembly.sync import sync
 
     host = _host_index(host_index, cache, output)
-    report = sync(url, image, host_index=host, cache=cache, progress=output.progress, **options)
+    report = sync(
+        url,
+        image,
+        host_index=host,
+        refresh_host_index=bool(host_index),
+        cache=cache,
+        progress=output.progress,
+        **options,
+    )
     for warning in report.warnings:
         output.warn(warning)
     output.result(report.to_dict(), _sync_text(report))
@@ -148,7 +175,15 @@ def plan_command(
     from trimtransfer.assembly.preview import plan
 
     host = _host_index(host_index, cache, output)
-    report = plan(url, image, host_index=host, cache=cache, progress=output.progress, **options)
+    report = plan(
+        url,
+        image,
+        host_index=host,
+        refresh_host_index=bool(host_index),
+        cache=cache,
+        progress=output.progress,
+        **options,
+    )
     for warning in report.warnings:
         output.warn(warning)
     output.result(report.to_dict(), _plan_text(report))
@@ -174,7 +209,7 @@ medv_sync.add_command(index)
 
 
 def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostIndex | None:
-    """Return the host index to use: none, the one there is (which may be empty), or one that is made when needed."""
+    """Return the host index to use: none, or the one there is (which may be empty)."""
     if wanted is False:
         return None
     from pathlib import Path
@@ -183,16 +218,7 @@ def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostI
 
     host = HostIndex(Path(cache) / "index" if cache is not None else None)
     output.detail(f"host index: {host.directory}")
-    if not wanted:
-        return host
-
-    class MadeWhenNeeded(HostIndex):
-        def seed(self) -> Any:
-            if not self.totals().files:
-                self.update(progress=output.progress)
-            return super().seed()
-
-    return MadeWhenNeeded(host.directory)
+    return host
 
 
 def _sync_text(report: SyncReport) -> str:
@@ -201,16 +227,14 @@ def _sync_text(report: SyncReport) -> str:
     lines = [f"{report.output} is now {report.image} {report.version}, {size_text(report.length)}, verified"]
     lines += _content_lines(report.content, report.length)
     network = report.network
-    how = {"new": "a new file", "in-place": "in place"}[report.wrote]
-    lines.append(
-        f"{size_text(network.bytes)} over the network in {network.requests} requests; written as {how} "
-        f"in {report.seconds:.1f} s".replace("as in place", "in place")
-    )
+    how = {"new": "as a new file", "in-place": "in place"}[report.wrote]
+    requests = count_text(network.requests, "request")
+    lines.append(f"{size_text(network.bytes)} over the network in {requests}; written {how} in {report.seconds:.1f} s")
     if report.resumed_bytes:
         lines.append(f"{size_text(report.resumed_bytes)} were there from an interrupted run")
     if report.rejected_chunks:
-        chunks = "1 chunk" if report.rejected_chunks == 1 else f"{report.rejected_chunks} chunks"
-        lines.append(f"{chunks} of local data had changed and came over the network instead")
+        chunks = count_text(report.rejected_chunks, "chunk")
+        lines.append(f"{chunks} of local data had changed and came from elsewhere")
     return "\n".join(lines)
 
 
@@ -219,7 +243,7 @@ def _plan_text(report: PlanReport) -> str:
         return f"{report.output} is {report.image} {report.version} already"
     lines = [f"{report.output} would become {report.image} {report.version}, {size_text(report.length)}"]
     lines += _content_lines(report.content, report.length)
-    line = f"{size_text(report.fetch_bytes)} to fetch in about {report.fetch_requests} requests"
+    line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
     if report.estimate_seconds is not None and report.bandwidth_bytes_per_second is not None:
         line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
     return "\n".join([*lines, line])

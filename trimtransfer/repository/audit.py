@@ -9,8 +9,8 @@ object, with who needs it and what can be done.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from trimtransfer.chunk import chunk_digest, object_hasher
-from trimtransfer.errors import Cancelled, FormatError, IntegrityError, TrimTransferError
+from trimtransfer.errors import Cancelled, FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.head import Head
 from trimtransfer.manifest import KEYS, REFS, Manifest, Region
 from trimtransfer.names import head_name, manifest_name
@@ -84,12 +84,17 @@ def audit(
     once it is large.
 
     Raises:
+        NotFound: there is nothing of this image, or version.
         Cancelled: as asked.
     """
+    images = folder_names(store)
+    if image is not None:
+        _require(store, image, version, images)
+        images = [image]
     with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory:
         keys = KeyCheck(store)
         metadata = _Metadata(store, Path(directory), keys, watch)
-        for name in [image] if image else folder_names(store):
+        for name in images:
             metadata.image(name, version)
         expected = metadata.expected
         packs = PackCheck(store, expected, watch)
@@ -113,6 +118,17 @@ def audit(
             unreferenced=_unreferenced(store, expected) if image is None and not damage else (),
             damage=damage,
         )
+
+
+def _require(store: DirectoryStore, image: str, version: str | None, images: Sequence[str]) -> None:
+    """Raise ``NotFound`` for an image or version of which there is no file, and that no head names."""
+    if image not in images:
+        raise NotFound(f"image {image}", store.url)
+    if version is not None and version not in version_names(store, image):
+        with suppress(TrimTransferError):
+            if read_head(store, image).version == version:
+                return
+        raise NotFound(f"version {version} of image {image}", store.url)
 
 
 class _Metadata:

@@ -230,8 +230,15 @@ def describe(store: Store, image: str, version: str | None = None) -> VersionDet
         NotFound: there is no such image or version.
         FormatError, IntegrityError: it is damaged.
     """
-    head = read_head(store, image)
-    reader = VersionReader(store, read_manifest(store, image, version or head.version, head=head))
+    try:
+        head = read_head(store, image)
+    except NotFound as error:
+        raise NotFound(f"image {image}", error.url) from error
+    version = version or head.version
+    try:
+        reader = VersionReader(store, read_manifest(store, image, version, head=head))
+    except NotFound as error:
+        raise NotFound(f"version {version} of image {image}", error.url) from error
     manifest = reader.manifest
     chunks, zero_bytes, frames, packs = _survey(reader)
     rows = manifest.rows
@@ -289,4 +296,4 @@ def _survey(reader: VersionReader) -> tuple[int, int, NDArray[np.void], dict[byt
 def require_repository(store: DirectoryStore) -> None:
     """Raise ``NotFound`` if the directory is none or has nothing published in it."""
     if not (store.path / "images").is_dir():
-        raise NotFound("a repository (its images directory)", store.url)
+        raise NotFound("a published image" if store.path.is_dir() else "the repository, a directory,", store.url)
