@@ -12,6 +12,7 @@ on the grid are below :data:`ON_GRID`. Folders and host files are not rolled thr
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ class Anywhere:
         self._resolver, self._manifest = resolver, resolver.remote.manifest
         self._files, self._directory, self._watch = files, directory, watch
         self.warnings: list[str] = []
+        self.read_seconds = 0.0
+        """Time in which tables and keys were read from the repository."""
 
     def search(self, windows: Iterable[Sequence[Region]], done: Done) -> IndexedSeed | None:
         """Return what is found of these regions as a seed, None if nothing is or the search is not worth it.
@@ -99,7 +102,10 @@ class Anywhere:
             if not files or wanted.wanted_bytes < LEAST:
                 return None
             with KeySpill(self._resolver.remote.store, self._manifest, self._directory) as keys:
-                keys.fetch(self._worth_fetching(wanted, sum(file.data_bytes for file in files)))
+                versions = self._worth_fetching(wanted, sum(file.data_bytes for file in files))
+                began = time.monotonic()
+                keys.fetch(versions)
+                self.read_seconds += time.monotonic() - began
                 self.warnings += keys.warnings
                 return self._roll(files, wanted.rows.array(), keys)
         finally:
@@ -109,7 +115,9 @@ class Anywhere:
         """Read the tables of all regions - they are kept - and ask all seeds for their chunks."""
         wanted = _Wanted(Rows(_WANTED, self._directory), 0, 0, [0] * len(files))
         for regions in windows:
+            began = time.monotonic()
             _, window = self._resolver.read(regions)
+            self.read_seconds += time.monotonic() - began
             content = ~window.zero & ~done(window.offsets, window.lengths)
             records = np.sort(Groups.of(window, np.flatnonzero(content)).leaders)
             lengths = window.lengths[records].astype(np.int64)

@@ -53,6 +53,7 @@ def plan(
     version: str | None = None,
     seeds: Sequence[str | os.PathLike[str]] = (),
     host_index: HostIndex | None = None,
+    refresh_host_index: bool = False,
     write: WriteOption = "auto",
     bandwidth: float | None = None,
     connections: int = 4,
@@ -67,7 +68,7 @@ def plan(
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
     that was enough. Raises what ``sync`` raises while it reads and scans.
     """
-    request = make_request(image, output, version, seeds, host_index, write, side, cache)
+    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache)
     watch = Watch(progress, cancel, "stopped")
     meter = Meter("fetch", watch)
     meter.paused = True
@@ -137,11 +138,15 @@ class _Preview:
     def _plan_windows(
         self, remote: Remote, old: Old | None, todo: list[int], sources: Sources, scratch: Path, would_write: str
     ) -> None:
-        seeds = sources.open(old, self._request.seeds, self._request.host_index)
+        host, refresh = self._request.host_index, self._request.refresh_host_index
+        seeds = sources.open(old, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
         resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=comes_from_parent(manifest, old))
-        self._search_warnings = sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
+        if host is not None and refresh:
+            self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)
+        self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
+        self._read_seconds += sources.read_seconds
         survey = _survey(self._done, old)
         done, total = 0, int(manifest.lengths[todo].sum())
         for regions in windows(manifest, todo):

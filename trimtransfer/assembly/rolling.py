@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,16 +44,13 @@ def roll(file: NamedFile, finder: ChunkFinder, watch: Watch) -> None:
 
     Memory: 4.25 MiB. Raises ``Cancelled``; progress is that of the phase ``scan``.
     """
-    guard = Guard() if file.found.st_dev in hanging_devices() else None
-    with suppress(OSError):  # for a seed, not readable means that no more is found
+    with ExitStack() as stack:
+        guard = stack.enter_context(Guard()) if file.found.st_dev in hanging_devices() else None
+        stack.enter_context(suppress(OSError))  # for a seed, not readable means that no more is found
         place = file.location
         descriptor = open_local(place.path, identity=place.identity, device=place.block_device, guard=guard)
-        try:
-            _roll(descriptor, finder, guard, watch)
-        finally:
-            os.close(descriptor)
-    if guard is not None:
-        guard.close()
+        stack.callback(os.close, descriptor)
+        _roll(descriptor, finder, guard, watch)
 
 
 def _roll(descriptor: int, finder: ChunkFinder, guard: Guard | None, watch: Watch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trimtransfer.assembly.anywhere import Anywhere, Done
 from trimtransfer.assembly.extents import Extents
+from trimtransfer.assembly.hostfiles import bring_up_to_date
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import load_journal
 from trimtransfer.assembly.rawfile import RawFile
@@ -37,6 +38,8 @@ class Sources:
         self._side, self._manifest, self._tables = side, manifest, tables
         self._cache, self._watch = cache, watch
         self._files: list[NamedFile] = []
+        self.read_seconds = 0.0
+        """Time in which the repository was read."""
         self._stack = ExitStack()
 
     def __enter__(self) -> Sources:
@@ -66,6 +69,17 @@ class Sources:
             seeds.append(self._stack.enter_context(contextlib.closing(host.seed())))
         return seeds
 
+    def add_host(
+        self, host: HostIndex, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done
+    ) -> tuple[str, ...]:
+        """Give the resolver the host index, brought up to date first as far as that pays; return warnings.
+
+        Arguments and errors are those of :func:`trimtransfer.assembly.hostfiles.bring_up_to_date`.
+        """
+        warnings = bring_up_to_date(host, resolver, windows, done, self._watch)
+        resolver.add(self._stack.enter_context(contextlib.closing(host.seed())))
+        return warnings
+
     def search_anywhere(self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done) -> tuple[str, ...]:
         """Look through named files for what is found nowhere, at any offset, and give the resolver what is there.
 
@@ -78,6 +92,7 @@ class Sources:
         seed = anywhere.search(windows, done)
         if seed is not None:
             resolver.add(self._stack.enter_context(contextlib.closing(seed)))
+        self.read_seconds += anywhere.read_seconds
         return tuple(anywhere.warnings)
 
     def _named(self, path: Path, real: bytes, found: os.stat_result) -> Seed:
