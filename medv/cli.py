@@ -38,8 +38,10 @@ def demo(output: Output, keep: Path | None, size: int) -> None:
     over HTTPS on loopback, syncs the first with the help of host files, the second as an update; proves the results.
     Needs no root. Without --keep nothing is left behind.
     """
+    from medv.sample import SampleFailed
+
     if any(find_spec(name) is None for name in _NEEDED):
-        raise click.ClickException(_REMEDY)
+        raise SampleFailed(_REMEDY)
     from medv import demo as demonstration
 
     done = demonstration.run(keep=keep, mebibytes=size, say=output.say, progress=output.progress)

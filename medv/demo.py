@@ -7,13 +7,13 @@ this process on loopback, its certificate is verified like any other.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -114,11 +114,8 @@ def _run(folder: Path, size: int, say: Say, progress: Progress, *, kept: bool) -
         )
         added = done.published[-1].stored_bytes + done.published[-1].metadata_bytes
         say(f"Published version {version}: {_mib(added)} added to the repository")
-    with LoopbackServer(folder / "repository") as server:
+    with LoopbackServer(folder / "repository") as server, _without_proxy():
         say(f"Serving it at {server.url}")
-        # Nobody's proxy can reach this machine's loopback.
-        exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-        os.environ["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
         index = HostIndex(folder / "index")
         done.indexed_bytes = index.update(choice.folders, exclude=choice.exclude, progress=progress).bytes
         say(f"Indexed {_mib(done.indexed_bytes)} of this machine's files in {len(choice.folders)} folders")
@@ -133,6 +130,21 @@ def _run(folder: Path, size: int, say: Say, progress: Progress, *, kept: bool) -
         done.synced.append(_sync(server, result, progress))
     done.seconds["all"] = time.monotonic() - started
     return done
+
+
+@contextmanager
+def _without_proxy() -> Iterator[None]:
+    """Reach this machine's loopback directly, as nobody's proxy can; afterwards the environment is as it was."""
+    before = os.environ.get("no_proxy")
+    exempt = before or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def _make_images(done: Demonstration, first: Path, following: Path, size: int, folder: Path, say: Say) -> sample.Choice:
@@ -233,10 +245,10 @@ def _rendered(thing: RenderableType) -> str:
     from rich.console import Console
 
     width = max(shutil.get_terminal_size().columns, 100)
-    console = Console(file=io.StringIO(), force_terminal=True, width=width)
-    console.print(thing)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip("\n")
+    console = Console(force_terminal=True, width=width)
+    with console.capture() as captured:
+        console.print(thing)
+    return captured.get().rstrip("\n")
 
 
 def _mib(size: int) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from trimtransfer.errors import TrimTransferError
+from trimtransfer.image import ImageSource
 
 PROGRAM_FOLDERS: Final = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share")
 _LARGEST_PART: Final = 0.45
@@ -36,11 +37,12 @@ _PLAIN: Final = re.compile(r"/[A-Za-z0-9._+@:,=~%/-]+")
 """Paths that need no quoting anywhere; the few others are left out."""
 _TOOLS: Final = ("mke2fs", "debugfs", "e2fsck")
 _SEARCH_PATH: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+_PIECE: Final = 1 << 20
 _UUID: Final = "6d656476-0000-4000-8000-000000000002"
 
 
 class SampleFailed(TrimTransferError):
-    """The sample image cannot be made here; the message says why and what to do."""
+    """The demonstration, or its sample image, cannot be made here; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,19 @@ def build_next(choice: Choice, first: Path, image: Path, scratch: Path) -> Chang
     _copy_sparse(first, image)
     edits = scratch / "edits"
     edits.mkdir()
+    steps = _upgrade(choice, edits)
+    script = scratch / "upgrade.debugfs"
+    script.write_text("".join(f"{step}\n" for kind in steps.values() for step in kind))
+    complaints = _run("debugfs", "-w", "-f", str(script), str(image)).stderr.splitlines()[1:]  # the first is a banner
+    if complaints:
+        raise SampleFailed(f"debugfs: {complaints[0]}")
+    _run("e2fsck", "-f", "-n", str(image))
+    shutil.rmtree(edits)
+    return Changes(**{kind: len(done) for kind, done in steps.items()})
+
+
+def _upgrade(choice: Choice, edits: Path) -> dict[str, list[str]]:
+    """Return the commands for debugfs by what they do (fields of ``Changes``); edited files are put into ``edits``."""
     steps: dict[str, list[str]] = {"replaced": [], "edited": [], "removed": [], "added": []}
     untouched = {file.path: file for file in choice.kept}
     folders = {str(parent) for file in choice.kept for parent in Path(file.path).parents}
@@ -150,14 +165,7 @@ def build_next(choice: Choice, first: Path, image: Path, scratch: Path) -> Chang
         edited = edits / str(len(steps["edited"]))
         edited.write_bytes(text)
         steps["edited"].append(f"rm {file.path}\nwrite {edited} {file.path}")
-    script = scratch / "upgrade.debugfs"
-    script.write_text("".join(f"{step}\n" for kind in steps.values() for step in kind))
-    complaints = _run("debugfs", "-w", "-f", str(script), str(image)).stderr.splitlines()[1:]  # the first is a banner
-    if complaints:
-        raise SampleFailed(f"debugfs: {complaints[0]}")
-    _run("e2fsck", "-f", "-n", str(image))
-    shutil.rmtree(edits)
-    return Changes(**{kind: len(done) for kind, done in steps.items()})
+    return steps
 
 
 def _candidates(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -273,19 +281,12 @@ def _edit(lines: list[bytes]) -> bytes:
 
 def _copy_sparse(source: Path, target: Path) -> None:
     """Copy a file, leaving holes where it has holes."""
-    with open(source, "rb") as reader, open(target, "wb") as writer:
-        size = os.fstat(reader.fileno()).st_size
-        writer.truncate(size)
-        position = 0
-        while position < size:
-            try:
-                position = os.lseek(reader.fileno(), position, os.SEEK_DATA)
-            except OSError:  # only a hole is left
-                return
-            end = os.lseek(reader.fileno(), position, os.SEEK_HOLE)
-            writer.seek(position)
-            while position < end:
-                position += os.sendfile(writer.fileno(), reader.fileno(), position, end - position)
+    with ImageSource(source) as reader, open(target, "wb") as writer:
+        writer.truncate(reader.size)
+        for start, length in reader.extents(0, reader.size):
+            writer.seek(start)
+            for at in range(start, start + length, _PIECE):
+                writer.write(reader.read(at, min(_PIECE, start + length - at)))
 
 
 def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -113,68 +114,65 @@ class LoopbackServer:
         self.tls = tls
         self.url = ""
         self.ca_file = ""
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._server: Server | None = None
-        self._thread: threading.Thread | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> LoopbackServer:
         import uvicorn
 
-        context = self._make_certificate() if self.tls else None
-        config = uvicorn.Config(
-            self.application,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            lifespan="off",
-            limit_concurrency=MAX_REQUESTS,
-            h11_max_incomplete_event_size=32 << 10,
-        )
-        config.load()
-        config.ssl = context
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listener]}, name="loopback-server", daemon=True
-        )
-        self._thread.start()
-        self._await_start(listener)
+        with ExitStack() as stack:
+            context = self._make_certificate(stack) if self.tls else None
+            config = uvicorn.Config(
+                self.application,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                lifespan="off",
+                limit_concurrency=MAX_REQUESTS,
+                h11_max_incomplete_event_size=32 << 10,
+            )
+            config.load()
+            config.ssl = context
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+            server = uvicorn.Server(config)
+            thread = threading.Thread(
+                target=server.run, kwargs={"sockets": [listener]}, name="loopback-server", daemon=True
+            )
+            thread.start()
+            stack.callback(_stop, server, thread)
+            _await_start(server, thread)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._server is not None:
-            # Without waiting for clients that keep idle connections open.
-            self._server.should_exit = self._server.force_exit = True
-        if self._thread is not None:
-            self._thread.join()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self._stack.close()
 
-    def _await_start(self, listener: socket.socket) -> None:
-        assert self._server is not None
-        assert self._thread is not None
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                self.__exit__(None, None, None)
-                listener.close()
-                raise RuntimeError("the loopback server did not start")
-            time.sleep(0.005)
-
-    def _make_certificate(self) -> ssl.SSLContext:
+    def _make_certificate(self, stack: ExitStack) -> ssl.SSLContext:
         import trustme
 
         authority = trustme.CA()
-        self._scratch = tempfile.TemporaryDirectory(prefix="medv-")
-        self.ca_file = os.path.join(self._scratch.name, "ca.pem")
+        self.ca_file = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="medv-")), "ca.pem")
         authority.cert_pem.write_to_path(self.ca_file)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
         return context
+
+
+def _await_start(server: Server, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the loopback server did not start")
+        time.sleep(0.005)
+
+
+def _stop(server: Server, thread: threading.Thread) -> None:
+    """End the server without waiting for clients that keep idle connections open."""
+    server.should_exit = server.force_exit = True
+    thread.join()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

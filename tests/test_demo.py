@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from medv import sample
+from medv import cli, demo, sample
 from medv.demo import prove
 from trimtransfer.errors import IntegrityError
 
@@ -99,6 +100,34 @@ def test_the_choice_is_the_same_every_time_and_keeps_the_new_files_apart() -> No
     assert 24 * MIB < total <= 48 * MIB
     for file in one.kept:
         assert not any(part.startswith((one.letter, "lib" + one.letter)) for part in file.path.split("/"))
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before, inside in ((None, "127.0.0.1"), ("host", "host,127.0.0.1")):
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        if before is not None:
+            monkeypatch.setenv("no_proxy", before)
+        with demo._without_proxy():
+            assert os.environ["no_proxy"] == inside
+        assert os.environ.get("no_proxy") == before
+
+
+def test_without_its_server_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    done = CliRunner().invoke(cli.medv_sync, ["demo", "--json"])
+    assert done.exit_code == 1
+    assert "pip install 'trimtransfer[demo]'" in json.loads(done.stdout)["error"]["message"]
+
+
+def test_copies_are_sparse_and_equal(tmp_path: Path) -> None:
+    with open(tmp_path / "a", "wb") as file:
+        file.truncate(5 * MIB + 3)
+        for at in (0, 2 * MIB + 4096, 5 * MIB):
+            os.pwrite(file.fileno(), b"data", at if at < 5 * MIB else at - 1)
+    sample._copy_sparse(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "b").stat().st_blocks <= (tmp_path / "a").stat().st_blocks
 
 
 def test_a_difference_is_noticed(tmp_path: Path) -> None:

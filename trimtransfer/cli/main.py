@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE
@@ -16,6 +18,7 @@ def main() -> None:
     """Delta transfer of disk images: publish them to a repository, and bring local copies up to date."""
 
 
-sync_command.hidden = False
-for command in (sync_command, plan_command, verify_command, index, repo):
+_sync = copy.copy(sync_command)
+_sync.hidden = False  # medv-sync shows it as itself, here it is one command of several
+for command in (_sync, plan_command, verify_command, index, repo):
     main.add_command(command)
