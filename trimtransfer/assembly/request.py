@@ -28,6 +28,7 @@ class Request:
     side: SideDirectory
     seeds: tuple[str | os.PathLike[str], ...]
     host_index: HostIndex | None
+    refresh_host_index: bool
     write: WriteOption
     cache: Path
 
@@ -38,6 +39,7 @@ def make_request(
     version: str | None,
     seeds: Sequence[str | os.PathLike[str]],
     host_index: HostIndex | None,
+    refresh_host_index: bool,
     write: WriteOption,
     side: str | os.PathLike[str] | None,
     cache: str | os.PathLike[str] | None,
@@ -54,7 +56,7 @@ def make_request(
         from platformdirs import user_cache_dir
 
         cache = user_cache_dir("medv")
-    return Request(image, version, directory, tuple(seeds), host_index, write, Path(cache))
+    return Request(image, version, directory, tuple(seeds), host_index, refresh_host_index, write, Path(cache))
 
 
 def newest(store: Store, request: Request) -> Head:

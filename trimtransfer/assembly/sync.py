@@ -50,6 +50,7 @@ def sync(
     version: str | None = None,
     seeds: Sequence[str | os.PathLike[str]] = (),
     host_index: HostIndex | None = None,
+    refresh_host_index: bool = False,
     write: WriteOption = "auto",
     limit_rate: float | None = None,
     connections: int = 4,
@@ -63,8 +64,9 @@ def sync(
 
     ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
     hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``limit_rate`` in bytes per
-    second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. Memory:
-    less than 256 MiB whatever the image's size.
+    second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds.
+    ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as that
+    pays. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -77,7 +79,7 @@ def sync(
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing. Run it again to continue.
     """
-    request = make_request(image, output, version, seeds, host_index, write, side, cache)
+    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache)
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch)
     meter.paused = True
@@ -194,12 +196,16 @@ class _Sync:
         """Write all regions of ``todo`` and verify them; what is wrong then is looked at record by record, once."""
         started = time.monotonic()
         use_old = not isinstance(choice.way, Direct)
-        seeds = sources.open(old if use_old else None, self._request.seeds, self._request.host_index)
+        host, refresh = self._request.host_index, self._request.refresh_host_index
+        seeds = sources.open(old if use_old else None, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
         from_parent = use_old and comes_from_parent(manifest, old)
         resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent)
-        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), choice.way.target.done.covers)
+        done = choice.way.target.done.covers
+        if host is not None and refresh:
+            self._warnings += sources.add_host(host, resolver, windows(manifest, todo), done)
+        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done)
         self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
         wrong = self._find_wrong(manifest, choice.way, todo)
