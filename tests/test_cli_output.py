@@ -147,6 +147,15 @@ def test_a_bug_is_not_called_wrong_usage() -> None:
     assert isinstance(invoke(fail).exception, ValueError)
 
 
+def test_nobody_reads_the_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trimtransfer", "index", "--status", "--cache", str(tmp_path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 ON_A_TERMINAL = """
 import logging, sys, time
 sys.path.insert(0, sys.argv[1])

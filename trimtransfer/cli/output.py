@@ -154,12 +154,11 @@ class Output:
 
     def _write_log(self, level: str, text: str) -> None:
         """Show what was logged, on a line of its own."""
-        if self.json:
-            self._write_event("log", level=level, message=text)
-            return
         line = f"{level}: {text}" if level in ("warning", "error", "critical") else text
         with self._lock:
-            if self._bars is not None:
+            if self.json:
+                self._write_event("log", level=level, message=text)
+            elif self._bars is not None:
                 self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
                 click.echo(line, err=True)
@@ -187,7 +186,8 @@ class Output:
 def output_options(function: Callable[Concatenate[Output, P], R]) -> Callable[P, R]:
     """Decorate a click command: adds ``--json -q -v --no-progress --log-file`` and passes an :class:`Output` first.
 
-    Errors of this package, ``OSError`` and Ctrl-C become one line and the documented exit code.
+    Errors of this package, ``OSError`` and Ctrl-C become one line and the documented exit code; any other exception is
+    a bug and passes, with its traceback.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress as JSON lines on stderr.")
@@ -203,6 +203,8 @@ def output_options(function: Callable[Concatenate[Output, P], R]) -> Callable[P,
         with output:
             try:
                 return function(output, *args, **options)
+            except BrokenPipeError:
+                raise  # nobody reads the output any more: click ends quietly
             except (TrimTransferError, OSError, KeyboardInterrupt) as error:
                 message, exit_code = _explain(error)
                 output.fail(error, message, exit_code)
