@@ -26,7 +26,7 @@ from trimtransfer.manifest import KEYS, REFS, Manifest
 from trimtransfer.names import head_name, manifest_name
 from trimtransfer.repository.publish import publish
 
-SMALL_PACK = 16 + (320 << 10)
+SMALL_PACK = 16 + (512 << 10)
 """Smallest limit of a pack: many packs from little data."""
 BLOCK = 4096
 

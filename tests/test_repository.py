@@ -48,7 +48,7 @@ def make(root: Path) -> Path:
             level=1,
             kind=Kind.DISK,
             flat=version == "x",
-            _pack_limit=400_000,
+            _pack_limit=600_000,
         )
     return root / "r"
 

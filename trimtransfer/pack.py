@@ -17,8 +17,8 @@ PACK_MAGIC: Final = b"TrimPack\x01\x00\x00\x00\x00\x00\x00\x00"
 """First sixteen bytes of every pack: name, format version 1, reserved zeros."""
 MAX_PACK: Final = 4_000_000
 """Longest pack in bytes: caches keep objects of that size by default."""
-FRAME_FILL: Final = 64 << 10
-"""A publisher closes a frame once it holds this many bytes of content."""
+FRAME_FILL: Final = 256 << 10
+"""A publisher closes a frame once it holds this many bytes of content, and sooner where files end."""
 MAX_FRAME_RAW: Final = 512 << 10
 """Most bytes of content that a reader agrees to: room for publishers that fill frames further."""
 _LEAST_PACK: Final = len(PACK_MAGIC) + FRAME_FILL + MAX_CHUNK_SIZE  # one frame always fits

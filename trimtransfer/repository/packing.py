@@ -7,9 +7,10 @@ read back from the written pack and decoded, before the pack gets its name.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -19,7 +20,15 @@ from trimtransfer.chunk import CHECK_SIZE, Bytes, chunk_digest, object_check, ob
 from trimtransfer.errors import IntegrityError, SourceChanged
 from trimtransfer.image import ImageSource
 from trimtransfer.location import FRAME, PackRef
-from trimtransfer.pack import FRAME_FILL, MAX_PACK, Codec, PackBuilder, decode_frame, encode_frame, pack_name
+from trimtransfer.pack import (
+    FRAME_FILL,
+    MAX_PACK,
+    Codec,
+    PackBuilder,
+    decode_frame,
+    encode_frame,
+    pack_name,
+)
 from trimtransfer.repository.dedupe import Packs
 from trimtransfer.repository.intent import Intent
 from trimtransfer.repository.inventory import AGAIN, NOWHERE, Inventory
@@ -29,6 +38,17 @@ from trimtransfer.watch import Watch
 
 _FRAMES_AHEAD: Final = 8
 """Frames in flight per worker: at most 5 MiB each with what they become."""
+_FILE_TAIL: Final = bytes(16)
+LEAST_FIRST: Final = 16 << 10
+LEAST_UPDATE: Final = 32 << 10
+"""Bytes of content from which on a frame is closed where a file ends, of a first version and of an update.
+
+Frames that end with files are seldom fetched for a part of what they hold: with files of the host, once versions have
+replaced half of a pack. Against frames of 64 KiB, file ends disregarded, a first version of a desktop is 0.5 % smaller
+(level 19), what a host of the same release must fetch of it 4.8 %. All clients at the parent fetch all of an update, so
+longer frames suit it, which compress better: 2.5 % of a rebuilt desktop. 64 KiB would make that 3.1 %, but a fresh
+client of an image with 50 versions at 15 % churn fetch 1.14 times the live data instead of 1.08 (16 KiB: 1.05).
+"""
 _PACKS_AHEAD: Final = 2
 """Packs being written while the next one fills."""
 
@@ -92,11 +112,13 @@ class Packer:
         *,
         level: int,
         workers: int,
+        least_frame: int,
         pack_limit: int = MAX_PACK,
     ) -> None:
         self._source, self._store, self._intent = source, store, intent
         self._inventory, self._packs = inventory, packs
         self._level, self._workers, self._limit = level, workers, pack_limit
+        self._least = least_frame
         self._open: dict[bool, _OpenPack] = {}
         self._writing: deque[Future[bool]] = deque()
         self.stored = Stored()
@@ -140,10 +162,16 @@ class Packer:
         offsets, again = table.offsets, (inventory.marks[numbers[records]] & AGAIN) != 0
         for mark in (False, True):
             chosen = records[again == mark]
-            for part in _split(table.lengths[chosen].astype(np.int64)):
+            lengths, places = table.lengths[chosen].astype(np.int64), start + offsets[chosen]
+            for part in _split(lengths, self._least, partial(self._ends_file, places + lengths)):
                 record = chosen[part]
-                lengths = table.lengths[record].astype(np.int64)
-                yield _Chunks(numbers[record], start + offsets[record], lengths, table.digests[record], mark)
+                yield _Chunks(numbers[record], places[part], lengths[part], table.digests[record], mark)
+
+    def _ends_file(self, ends: NDArray[np.int64], number: int) -> bool:
+        """Return whether a chunk seems to end a file, as ``native/cut.h`` tells; nothing but framing depends on it."""
+        tail = bytearray(len(_FILE_TAIL))
+        self._source.read_into(memoryview(tail), int(ends[number]) - len(tail))
+        return tail == _FILE_TAIL
 
     def _compress(self, chunks: _Chunks) -> _Frame:
         """Read, check and compress a frame's content."""
@@ -215,12 +243,12 @@ class Packer:
         return True
 
 
-def _split(lengths: NDArray[np.int64]) -> Iterator[slice]:
-    """Yield slices of consecutive chunks, each closed as soon as it holds ``FRAME_FILL`` bytes."""
+def _split(lengths: NDArray[np.int64], least: int, ends_file: Callable[[int], bool]) -> Iterator[slice]:
+    """Yield slices of consecutive chunks, closed once they hold ``FRAME_FILL`` bytes or, at a file's end, ``least``."""
     start = filled = 0
     for number, length in enumerate(lengths.tolist()):
         filled += length
-        if filled >= FRAME_FILL:
+        if filled >= FRAME_FILL or (filled >= least and ends_file(number)):
             yield slice(start, number + 1)
             start, filled = number + 1, 0
     if filled:
