@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +28,6 @@ from trimtransfer.index.host import HostIndex
 from trimtransfer.repository.publish import publish
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from trimtransfer.assembly.report import SyncReport
     from trimtransfer.repository.publish import PublishReport
     from trimtransfer.watch import Progress
@@ -40,9 +37,8 @@ _LEVEL: Final = 9
 """Publishing at this zstd level takes a third of the default's time; the result is hardly larger."""
 _ROOM: Final = 6
 """Times the image's size that must be free: two images, the tree that one is made of, repository, two of the result."""
-_HEADINGS: Final = {
-    "unchanged": "unchanged", "seed": "old version", "host": "host files", "fetched": "fetched", "zero": "zeros",
-}  # fmt: skip
+_HEADINGS: Final = ("unchanged", "version", "files", "fetched", "zeros")
+"""Of ``CATEGORIES``, below the words "old" and "host"."""
 
 Say = Callable[[str], None]
 
@@ -215,8 +211,8 @@ All of it took {done.seconds["all"]:.0f} s.{kept}"""
 
 
 def _table(done: Demonstration) -> list[list[str]]:
-    rows = [["MiB from", *_HEADINGS.values(), "network", "requests", "seconds"]]
-    for name, report in zip(("first download", "update", "once more"), done.synced, strict=True):
+    rows = [["", "", "old", "host", "", "", "", "", ""], ["MiB", *_HEADINGS, "network", "requests", "seconds"]]
+    for name, report in zip(("first", "update", "again"), done.synced, strict=True):
         content = [f"{getattr(report.content, category) / (1 << 20):,.1f}" for category in CATEGORIES]
         network = f"{report.network.bytes / (1 << 20):,.2f}"
         rows.append([name, *content, network, str(report.network.requests), f"{report.seconds:.1f}"])
@@ -224,31 +220,13 @@ def _table(done: Demonstration) -> list[list[str]]:
 
 
 def _draw(rows: list[list[str]]) -> str:
-    """Return a table: ruled on a terminal, in plain columns elsewhere."""
-    if not sys.stdout.isatty():
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(cells))
-            for cells in ([*zip(row, widths, strict=True)] for row in rows)
-        )
-    from rich.table import Table
-
-    table = Table()
-    for number, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if number else "left")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return _rendered(table)
-
-
-def _rendered(thing: RenderableType) -> str:
-    from rich.console import Console
-
-    width = max(shutil.get_terminal_size().columns, 100)
-    console = Console(force_terminal=True, width=width)
-    with console.capture() as captured:
-        console.print(thing)
-    return captured.get().rstrip("\n")
+    """Return a table in columns, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(cells))
+        for cells in ([*zip(row, widths, strict=True)] for row in rows)
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _mib(size: int) -> str:

@@ -66,7 +66,9 @@ def test_the_images_are_sound_file_systems(kept: tuple[Path, Any]) -> None:
 def test_text_for_people(tmp_path: Path) -> None:
     done = run("--size", "32", "--no-progress", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "first download" in done.stdout
+    assert "\nFirst download: " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert all(len(line) < 80 for line in done.stdout.splitlines() if line.startswith(("MiB", "first", "again")))
     assert "this\n  very host's files" in done.stdout
     assert done.stdout.count("published ") == done.stdout.count("received ") == 2
     assert list(tmp_path.iterdir()) == []
