@@ -272,7 +272,7 @@ def test_keys_that_lie_cost_a_bounded_number_of_looks(
     key = test_format_manifest.key_of(block)
     monkeypatch.setattr("trimtransfer.keys.KeyFile.keys", lambda file, number: all_the_same(file.count(number), key))
     report = place.sync(place.seed(b"x" + block * 3000))
-    assert report.content.seed < 0.1 * place.content
+    assert report.content.fetched > 0.5 * place.content
     assert 0 < sum(one.looks for one in looked) <= 32 * 8
     assert all(one.vain < 64 << 20 for one in looked)
 
@@ -380,4 +380,5 @@ def hang_or(dead: Path, asked: threading.Event, real: Callable[..., Any], *argum
 
 def test_a_pipe_as_a_seed_does_not_wait(place: Place) -> None:
     os.mkfifo(place.folder / "pipe")
-    assert place.sync(place.folder / "pipe").content.seed == 0
+    # Repetitions within the image count as seeds, too.
+    assert place.sync(place.folder / "pipe").content.fetched > 0.5 * place.content
