@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from servers import BadServer, Fault, Nginx, Request
-from syncing import SMALL_PACK, Victim, leftovers, make_images, publish_all, write_sparse
+from syncing import SMALL_PACK, Victim, content, leftovers, make_images, publish_all, put, write_sparse
 
 from trimtransfer.assembly import sync as sync_module
 from trimtransfer.assembly.preview import plan
@@ -476,9 +476,9 @@ def test_a_full_disk_is_foreseen_and_gone_on_after(
 
 def test_zeros_are_no_reason_to_refuse(place: Place, small_disk: Path) -> None:
     """Regions are much longer than their content; the tables tell."""
-    content = sum(1 for at in range(0, len(place.images[1]), 4096) if any(place.images[1][at : at + 4096])) * 4096
-    fill(small_disk, leave=content + ROOM + 200_000)
-    assert content + 500_000 < len(place.images[1])
+    filled = sum(1 for at in range(0, len(place.images[1]), 4096) if any(place.images[1][at : at + 4096])) * 4096
+    fill(small_disk, leave=filled + ROOM + 200_000)
+    assert filled + 500_000 < len(place.images[1])
     sync(place.repository, "disk", output=small_disk / "disk.img", cache=place.folder / "cache")
     assert (small_disk / "disk.img").read_bytes() == place.images[1]
 
@@ -496,6 +496,30 @@ def test_the_other_way_is_named_where_it_fits(place: Place, small_disk: Path) ->
         sync(place.repository, "disk", write="new", **options)
     sync(place.repository, "disk", write="in-place", **options)
     assert (small_disk / "disk.img").read_bytes() == place.images[1]
+
+
+def test_an_image_in_place_is_not_begun_where_it_could_not_be_finished(
+    place: Place, small_disk: Path, rng: np.random.Generator
+) -> None:
+    """The disk fills up after everything is collected and verified: the image is as it was, and nothing is lost."""
+    old, new = bytearray(place.images[1]), bytearray(place.images[1])
+    put(old, 63 * 512, bytes(1_000_000))  # a hole where the new version has content
+    put(new, 63 * 512 + 64 * 4096, content(rng, 300_000))
+    publish_all(place.repository, [bytes(old), bytes(new)], image="sparse")
+    options = {"output": small_disk / "disk.img", "cache": place.folder / "cache"}
+    sync(place.repository, "sparse", version="1", **options)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase == "verify" and done == total:
+            fill(small_disk, leave=16_384)
+
+    with pytest.raises(NoSpace, match="bytes needed"):
+        sync(place.repository, "sparse", write="in-place", progress=progress, **options)
+    assert (small_disk / "disk.img").read_bytes() == bytes(old)
+    (small_disk / "ballast").unlink()
+    report = sync(place.repository, "sparse", write="in-place", **options)
+    assert report.content.fetched == 0
+    assert (small_disk / "disk.img").read_bytes() == bytes(new)
 
 
 # ---- people
