@@ -15,6 +15,7 @@ import filecmp
 import functools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mke2fs", "debugfs", "e2fsck")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _RECORD = "packages.json"
-_BUILDER = 3
+_BUILDER = 4
 """Counts the changes of this file that make other images of the same recipe."""
 _UUID = "6d656476-0000-4000-8000-000000000001"
 _EPOCH = 1_700_000_000
@@ -37,12 +38,16 @@ _EPOCH = 1_700_000_000
 class Recipe:
     """A set: packages of the image, which get upgraded where the archive has two versions; packages that are installed
     on top of the upgraded image; packages that the host has, in their newest versions. With ``closed`` all that they
-    depend on comes too."""
+    depend on comes too, before the upgrade as the release had it: packages may come and go, kernels always do."""
 
     image: tuple[str, ...]
     installed: tuple[str, ...]
     host: tuple[str, ...]
     closed: bool = False
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Return the three lists of packages by name."""
+        return {"image": self.image, "installed": self.installed, "host": self.host}
 
 
 SETS = {
@@ -65,7 +70,8 @@ SETS = {
             "udev", "tzdata", "git", "vim-runtime", "gcc-12", "cpp-12", "libicu72", "firefox-esr",
         ),
     ),
-    # A whole desktop: some 500 packages, of which the security updates of a release's life change every sixth.
+    # A whole desktop: some 500 packages, of which the security updates since the last point release change every
+    # sixth, the kernel among them.
     "desktop": Recipe(
         image=(
             "xfce4", "libreoffice-writer", "libreoffice-calc", "firefox-esr", "evince", "gcc", "g++", "git", "python3",
@@ -133,20 +139,21 @@ def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
         raise Unavailable(f"no {', '.join(missing)}: needs a Debian system with e2fsprogs")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    chosen = [_closure(names) if recipe.closed else names for names in (recipe.image, recipe.installed, recipe.host)]
-    packages = Packages(cache_folder() / "packages", {name for names in chosen for name in names})
-    if not packages.changed & set(chosen[0]):
+    chosen = {part: set(_closure(names) if recipe.closed else names) for part, names in recipe.parts().items()}
+    before = set(_closure(recipe.image, released=True)) if recipe.closed else chosen["image"]
+    packages = Packages(cache_folder() / "packages", before.union(*chosen.values()))
+    if not packages.changed & before:
         raise Unavailable("the package archive has one version only of every package of this set")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         upgraded, complete = Path(scratch, "upgraded"), Path(scratch, "complete")
-        same, changed = [[name for name in chosen[0] if (name in packages.changed) == it] for it in (False, True)]
+        same = (before & chosen["image"]) - packages.changed
         packages.unpack(same, images.tree)
         _link_tree(images.tree, upgraded)
-        packages.unpack(changed, images.tree, newest=False)
-        packages.unpack(changed, upgraded)
+        packages.unpack(before - same, images.tree, newest=False)
+        packages.unpack(chosen["image"] - same, upgraded)
         _link_tree(upgraded, complete)
-        packages.unpack(sorted(set(chosen[1]) - set(chosen[0])), complete)
-        packages.unpack(chosen[2], images.host)
+        packages.unpack(chosen["installed"] - chosen["image"], complete)
+        packages.unpack(chosen["host"], images.host)
         size = max(_tree_size(images.tree), _tree_size(complete)) * 14 // 10 + (64 << 20)
         make_ext4(images.tree, images.old, size=size)
         make_ext4(upgraded, images.rebuilt, size=size)
@@ -237,7 +244,7 @@ class Packages:
     def unpack(self, names: Iterable[str], tree: Path, *, newest: bool = True) -> None:
         """Unpack packages into a tree."""
         tree.mkdir(parents=True, exist_ok=True)
-        for name in names:
+        for name in sorted(names):
             (package,) = self._files(name, self.versions[name][newest])
             _run(["dpkg-deb", "-x", str(package), str(tree)])
 
@@ -257,10 +264,15 @@ class Packages:
                 file.replace(self._folder / file.name)
 
 
-def _closure(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the packages and all that they depend on, as an installation on an empty disk would take them."""
+def _closure(names: Iterable[str], *, released: bool = False) -> tuple[str, ...]:
+    """Return the packages and all that they depend on, as an installation on an empty disk would take them.
+
+    ``released``: in the versions of the release, without the updates that are in archives of their own.
+    """
     with tempfile.NamedTemporaryFile() as nothing:
         options = [f"Dir::State::status={nothing.name}", "APT::Install-Recommends=false", "Debug::NoLocking=true"]
+        if released:
+            options.append(f"APT::Default-Release={platform.freedesktop_os_release()['VERSION_CODENAME']}")
         command = ["apt-get", "-q", "-y", "--print-uris", *(part for one in options for part in ("-o", one)), "install"]
         try:
             listed = _run([*command, *names])
