@@ -229,6 +229,13 @@ def test_rows_that_break_a_rule_are_refused_though_their_checks_fit(tmp_path: Pa
         PrefixIndex.open(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("kind", [0, 3, 255])
+def test_an_index_of_an_unknown_chunker_is_refused(tmp_path: Path, kind: int) -> None:
+    write_rows(tmp_path / "bad", [rows_of([(5, 1, 0, 0)])], rows=1, kind=kind, durable=False)
+    with pytest.raises(FormatError, match="chunker"):
+        PrefixIndex.open(tmp_path / "bad")
+
+
 def test_rules_hold_across_slices(tmp_path: Path) -> None:
     count = (1 << 16) + 1
     ones = np.ones(count, dtype=np.uint32)

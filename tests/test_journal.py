@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import random
 import stat
+import struct
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +106,20 @@ def test_random_bytes_and_other_files_are_no_journal(tmp_path: Path, rnd: random
     for size in (0, 1, 79, 112, 5000):
         path.write_bytes(rnd.randbytes(size))
         assert load_journal(path) is None
+
+
+@pytest.mark.parametrize(("kind", "count", "payload"), [(2, 2, bytes(16)), (3, 1, bytes(8)), (1, 1, b"\xff" * 16)])
+def test_blocks_that_break_a_rule_never_count_though_their_checks_fit(
+    tmp_path: Path, kind: int, count: int, payload: bytes
+) -> None:
+    path = tmp_path / "journal"
+    write_journal(path)
+    before = load_journal(path, boot=HERE) or pytest.fail("unreadable")
+    fields = struct.pack("<4sBxxxI", b"TTJb", kind, count)
+    with open(path, "ab") as file:
+        file.write(fields + struct.pack("<I", zlib.crc32(payload, zlib.crc32(fields))) + payload)
+    found = load_journal(path, boot=HERE)
+    assert found is None or pairs(found[1]) == pairs(before[1])
 
 
 def test_boot_id_is_this_boot() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from trimtransfer.assembly import redo as redo_module
 from trimtransfer.assembly.journal import Base
 from trimtransfer.assembly.rawfile import RawFile
-from trimtransfer.assembly.redo import Redo, RedoKey, apply, is_committed, read_header, read_records
+from trimtransfer.assembly.redo import Redo, RedoData, RedoKey, apply, is_committed, read_header, read_records
+from trimtransfer.chunk import object_check
 from trimtransfer.errors import IntegrityError
 
 LENGTH = 300_000
@@ -123,6 +126,25 @@ def test_a_damaged_record_never_reaches_the_image(
             differs = np.frombuffer(found, dtype=np.uint8) != np.frombuffer(expected, dtype=np.uint8)
             untouched = np.frombuffer(found, dtype=np.uint8) == np.frombuffer(before, dtype=np.uint8)
             assert (untouched | ~differs).all(), "a byte that is neither the old nor the new one"
+
+
+@pytest.mark.parametrize("kind", [1, 2], ids=["data", "zeros"])
+@pytest.mark.parametrize(("offset", "length"), [(2**64 - 1, 1), (2**63, 1), (2**46, 1), (1, 2**64 - 1), (0, 2**46 + 1)])
+def test_records_outside_any_image_end_the_file_though_their_checks_fit(
+    tmp_path: Path, rng: np.random.Generator, kind: int, offset: int, length: int
+) -> None:
+    path, image = tmp_path / "redo", tmp_path / "image"
+    make_image(image, rng)
+    writes = make_writes(rng)
+    fill(path, image, writes, commit=False)
+    fields = struct.pack("<4sBxxxQQ16s", b"TTRr", kind, offset, length, object_check(b"x"))
+    with open(path, "ab") as file:
+        file.write(fields + struct.pack("<I", zlib.crc32(fields)) + b"x")
+    with RawFile(path) as file:
+        assert len(list(read_records(file, verify=False))) == len(writes)
+    RedoData(path, KEY.target).close()
+    with RawFile(image) as target:
+        Redo(path, target, KEY, base=Base.OLD).close()
 
 
 def test_after_another_boot_data_are_checked_before_they_count(

@@ -191,7 +191,7 @@ def _parse_blocks(data: memoryview) -> tuple[list[tuple[int, NDArray[np.void]]],
             break
         if kind == _EXTENTS:
             blocks.append((at, np.frombuffer(payload, dtype=_ENTRY)))
-        elif kind == _BARRIER:
+        elif kind == _BARRIER and count == 1:
             covered = max(covered, min(_POSITION.unpack(payload)[0], at))
         else:
             break

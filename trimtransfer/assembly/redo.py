@@ -27,7 +27,7 @@ from trimtransfer.assembly.holes import hole_bytes
 from trimtransfer.assembly.journal import Base, boot_id
 from trimtransfer.assembly.partial import Batches
 from trimtransfer.assembly.rawfile import Piece, RawFile
-from trimtransfer.chunk import CHECK_SIZE, object_check
+from trimtransfer.chunk import CHECK_SIZE, MAX_IMAGE_SIZE, object_check
 from trimtransfer.errors import IntegrityError, SourceChanged
 from trimtransfer.image import ImageSource
 
@@ -287,7 +287,7 @@ def read_records(file: RawFile, *, verify: bool, commit: list[int] | None = None
                 commit.append(count)
             return
         at = position + (length if kind == _DATA else 0)
-        if kind == _DATA and (length > MAX_RECORD or at > total):
+        if offset + length > MAX_IMAGE_SIZE or (kind == _DATA and (length > MAX_RECORD or at > total)):
             return
         if verify and kind == _DATA:
             part = buffer[:length]

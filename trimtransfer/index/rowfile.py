@@ -22,7 +22,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import CHECK_SIZE, MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, object_check, object_hasher
+from trimtransfer.chunk import CHECK_SIZE, MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, Kind, object_check, object_hasher
 from trimtransfer.errors import FormatError
 
 MAGIC: Final = b"TrimIndx"
@@ -165,6 +165,8 @@ class RowFile:
             raise self._wrong(8, f"format {FORMAT}", version)
         if object_check(header[: _HEADER.size]) != header[_HEADER.size :]:
             raise self._wrong(_HEADER.size, "the check of the header", header[_HEADER.size :].hex())
+        if self.kind not in tuple(Kind):
+            raise self._wrong(10, "chunker 1 or 2", self.kind)
         if self.rows > MAX_ROWS or size != HEADER_SIZE + self.rows * ROW_SIZE:
             raise self._wrong(16, f"at most {MAX_ROWS} rows that fit a file of {size} bytes", self.rows)
 
