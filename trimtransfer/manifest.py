@@ -7,6 +7,7 @@ trusted; everything else is authenticated through it. FORMAT.md, "Manifest".
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -225,12 +226,11 @@ class Manifest:
         """Length of each region, in bytes."""
         return self._lengths
 
-    def contents(self) -> list[bytes]:
-        """Return the content digest of every region, in order."""
+    def contents(self) -> Iterator[bytes]:
+        """Yield the content digest of every region, in order."""
         rows = iter(self.rows["content"])
-        lengths = self._lengths.tolist()
-        zero = self.zero.tolist()
-        return [zero_region_digest(size) if z else next(rows).tobytes() for size, z in zip(lengths, zero, strict=True)]
+        for size, zero in zip(self._lengths, self.zero, strict=True):
+            yield zero_region_digest(int(size)) if zero else next(rows).tobytes()
 
     def image_digest(self) -> bytes:
         """Return the digest of the image's content."""
