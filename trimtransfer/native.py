@@ -15,9 +15,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer._native import ffi, lib
 from trimtransfer.chunk import BLOCK_SIZE, Bytes
 from trimtransfer.errors import TrimTransferError
+
+try:
+    from trimtransfer._native import ffi, lib
+except ModuleNotFoundError:  # a checkout that is not installed hides the package that is
+    raise TrimTransferError(
+        f"the compiled part of trimtransfer is missing in {os.path.dirname(__file__)}: "
+        "work in another directory, or install with 'pip install -e .'"
+    ) from None
 
 VARIABLE: Final = "TRIMTRANSFER_SIMD"
 
