@@ -447,8 +447,11 @@ def test_a_plan_tells_what_the_sync_then_costs(place: Place, with_old: bool) -> 
     report = place.sync()
     assert (preview.content, preview.would_write) == (report.content, report.wrote)
     assert (preview.fetch_bytes, preview.fetch_requests) == (report.network.bytes, report.network.requests)
-    assert preview.estimate_seconds is not None
+    assert (preview.bandwidth_bytes_per_second, preview.bandwidth_is) == (1e6, "given")
     assert preview.estimate_seconds >= preview.fetch_bytes / 1e6
+    unasked = plan(place.repository, "disk", output=place.output.with_name("other.img"))
+    assert unasked.bandwidth_is == "assumed", "too little metadata to measure"
+    assert unasked.estimate_seconds > 0
     nothing = plan(place.repository, "disk", output=place.output)
     assert (nothing.would_write, nothing.content.fetched) == ("nothing", 0)
 

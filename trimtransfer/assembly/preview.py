@@ -43,6 +43,8 @@ from trimtransfer.watch import Progress, Watch
 
 _LEAST_MEASURED = 1 << 20
 """Bytes of tables and locations from which on their transfer tells the bandwidth."""
+_ASSUMED_BANDWIDTH = 12_500_000.0
+"""Bytes per second, 100 Mbit/s, where too little was read to tell."""
 
 
 def plan(
@@ -66,7 +68,7 @@ def plan(
     """Return what ``sync`` with the same arguments would do, with its bytes, requests and time.
 
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
-    that was enough. Raises what ``sync`` raises while it reads and scans.
+    that was enough, else 100 Mbit/s. Raises what ``sync`` raises while it reads and scans.
     """
     request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache)
     watch = Watch(progress, cancel, "stopped")
@@ -187,19 +189,13 @@ class _Preview:
 
     def _report(self, manifest: Manifest, would_write: str, round_trip: float) -> PlanReport:
         stats = self._store.stats
-        bandwidth = self._bandwidth
-        if bandwidth is None and stats.bytes >= _LEAST_MEASURED and self._read_seconds > 0:
-            bandwidth = stats.bytes / self._read_seconds
+        bandwidth, known = self._bandwidth or _ASSUMED_BANDWIDTH, "given" if self._bandwidth else "assumed"
+        if self._bandwidth is None and stats.bytes >= _LEAST_MEASURED and self._read_seconds > 0:
+            bandwidth, known = stats.bytes / self._read_seconds, "measured"
         size, requests = self._bytes + stats.bytes, self._requests + stats.requests
-        estimate = None
-        if bandwidth is not None:
-            estimate = estimate_seconds(
-                size=size,
-                requests=requests,
-                round_trip=round_trip,
-                bandwidth=bandwidth,
-                connections=self._connections,
-            )
+        estimate = estimate_seconds(
+            size=size, requests=requests, round_trip=round_trip, bandwidth=bandwidth, connections=self._connections
+        )
         return PlanReport(
             image=manifest.image,
             version=manifest.version,
@@ -215,6 +211,7 @@ class _Preview:
             changed_regions=self._changed,
             round_trip_seconds=round_trip,
             bandwidth_bytes_per_second=bandwidth,
+            bandwidth_is=known,
             estimate_seconds=estimate,
             needed_bytes=self._needs.written + self._needs.grown,
             warnings=(*self._search_warnings, *self._warnings(would_write)),

@@ -118,8 +118,8 @@ class PlanReport:
     """What a sync would do.
 
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
-    ``metadata`` need not be fetched again). ``estimate_seconds`` is None where no bandwidth is known.
-    ``needed_bytes`` is the room that it takes on the disk, at most.
+    ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
+    ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most.
     """
 
     image: str
@@ -135,8 +135,9 @@ class PlanReport:
     regions: int
     changed_regions: int
     round_trip_seconds: float
-    bandwidth_bytes_per_second: float | None
-    estimate_seconds: float | None
+    bandwidth_bytes_per_second: float
+    bandwidth_is: str
+    estimate_seconds: float
     seconds: float = 0.0
     needed_bytes: int = 0
     warnings: tuple[str, ...] = ()
@@ -156,7 +157,8 @@ class PlanReport:
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "round_trip_seconds": round(self.round_trip_seconds, 4),
             "bandwidth_bytes_per_second": self.bandwidth_bytes_per_second,
-            "estimate_seconds": None if self.estimate_seconds is None else round(self.estimate_seconds, 1),
+            "bandwidth_is": self.bandwidth_is,
+            "estimate_seconds": round(self.estimate_seconds, 1),
             "needed_bytes": self.needed_bytes,
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),

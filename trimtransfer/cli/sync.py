@@ -244,8 +244,9 @@ def _plan_text(report: PlanReport) -> str:
     lines = [f"{report.output} would become {report.image} {report.version}, {size_text(report.length)}"]
     lines += _content_lines(report.content, report.length)
     line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
-    if report.estimate_seconds is not None and report.bandwidth_bytes_per_second is not None:
-        line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
+    line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
+    if report.bandwidth_is == "assumed":
+        line += " (assumed; tell with --bandwidth)"
     return "\n".join([*lines, line])
 
 
