@@ -43,6 +43,9 @@ def decompress(stored: Bytes, limit: int, what: str) -> bytes:
         declared = zstandard.frame_content_size(stored)
         if not 0 <= declared <= limit:
             raise FormatError(what, 0, f"a zstd frame of a declared size up to {limit}", f"{declared} bytes")
+        window = zstandard.get_frame_parameters(stored).window_size  # a decoder of whole frames does not look at it
+        if window > MAX_WINDOW:
+            raise FormatError(what, 0, f"a zstd frame with a window up to {MAX_WINDOW}", f"{window} bytes")
         data = decompressor.decompress(stored, max_output_size=limit, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(what, 0, "a zstd frame", str(error)) from error
