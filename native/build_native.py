@@ -16,11 +16,12 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from cffi import FFI
+from cffi import FFI, VerificationError
 
 NATIVE = Path(__file__).resolve().parent
 MODULE = "trimtransfer._native"
 FLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-strict-aliasing"]
+REMEDY = "Needed are a C compiler and the headers of C and of Python; on Debian: apt install gcc libc6-dev python3-dev"
 
 
 def declarations() -> str:
@@ -50,6 +51,8 @@ def build(target: Path, *, extra_flags: list[str] | None = None) -> Path:
         os.chdir(scratch)
         try:
             built = Path(ffi.compile(tmpdir=scratch, verbose=bool(os.environ.get("TRIMTRANSFER_BUILD_VERBOSE"))))
+        except VerificationError as error:
+            raise SystemExit(f"{error}\n{REMEDY}") from None
         finally:
             os.chdir(here)
         destination = target / "trimtransfer" / built.name

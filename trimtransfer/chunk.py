@@ -84,7 +84,7 @@ def region_digest(data: Bytes) -> bytes:
 def image_digest(length: int, segments: Iterable[tuple[int, int]], contents: Iterable[bytes]) -> bytes:
     """Return the digest of an image from its length in bytes, its segments (start, length) and its content digests.
 
-    It does not depend on the chunker: FORMAT.md, "Image digest".
+    It does not depend on the chunker: FORMAT.md, "Digests".
     """
     hasher = blake3(derive_key_context=_IMAGE)
     hasher.update(length.to_bytes(8, "little"))

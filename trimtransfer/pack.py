@@ -1,7 +1,7 @@
 """Frames and packs: how chunk content is compressed, and the immutable files that hold it.
 
 A frame is the unit of compression and transfer, a pack a file of frames named by its digest. Where each chunk lies is
-told by locations, never by the pack itself. FORMAT.md, "Pack" and "Frame".
+told by locations, never by the pack itself. FORMAT.md, "Frame and pack".
 """
 
 from __future__ import annotations

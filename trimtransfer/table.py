@@ -21,7 +21,7 @@ from trimtransfer.errors import FormatError, IntegrityError
 ZERO: Final = 1 << 31
 """Bit of a record's length that marks a zero run."""
 MAX_RECORDS: Final = REGION_SIZE // BLOCK_SIZE
-"""Most records of a table: as many as a region has blocks (FORMAT.md, "Limits")."""
+"""Most records of a table: as many as a region has blocks (FORMAT.md, "Table")."""
 MAX_TABLE_BYTES: Final = 4 + MAX_RECORDS * (4 + DIGEST_SIZE)
 _LEVEL: Final = 3  # digests do not compress; the length column does at any level
 _OP: Final = np.dtype([("start", "<u4"), ("copied", "<u4"), ("literal", "<u4")])
