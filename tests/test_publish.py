@@ -41,7 +41,7 @@ from trimtransfer.repository.audit import audit
 from trimtransfer.repository.intent import repository_lock
 from trimtransfer.repository.publish import PublishReport, publish
 from trimtransfer.repository.reading import VersionReader, describe
-from trimtransfer.store import DirectoryStore
+from trimtransfer.store import PRIVATE, DirectoryStore
 
 KIB, MIB = 1 << 10, 1 << 20
 SMALL_PACK = 16 + (512 << 10)
@@ -478,6 +478,22 @@ def run_until(root: Path, content: bytes, limit: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "intent", [b"5\n\n", b"xx\n\n", b"[1]\n\n", b'["a", "9"]\n../../victim\n', b'["a", "9"]\n\xff\xfe\n']
+)
+def test_a_hostile_intent_deletes_nothing_outside(tmp_path: Path, intent: bytes) -> None:
+    root = tmp_path / "base"
+    root.mkdir()
+    publish_bytes(root, b"x" * 5000, "1")
+    before = tree(root / "r")
+    (tmp_path / "victim").write_bytes(b"here")
+    (root / "r" / PRIVATE / "intent").write_bytes(intent)
+    with pytest.raises((FormatError, VersionExists)):
+        publish_bytes(root, b"x" * 5000, "1")
+    assert (tmp_path / "victim").read_bytes() == b"here"
+    assert tree(root / "r") == before
+
+
 def test_a_killed_publish_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rnd: random.Random
 ) -> None:

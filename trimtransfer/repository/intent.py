@@ -117,7 +117,7 @@ def _is_committed(store: DirectoryStore, line: bytes) -> bool:
 def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
     """Delete what an intent names; a last line without its end was never acted upon, and names nothing that exists."""
     image, version = _parse(lines[0])
-    names = [line.decode("ascii") for line in lines[1:-1]]
+    names = [line.decode("ascii", "replace") for line in lines[1:-1]]
     names += [name(image, version) for name in (manifest_name, tables_name, locations_name, keys_name)]
     return [name for name in names if store.delete(name)]
 
@@ -125,6 +125,7 @@ def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
 def _parse(line: bytes) -> tuple[str, str]:
     try:
         image, version = json.loads(line)
-    except ValueError as error:
-        raise FormatError("intent file", 0, "an image and a version", line[:80]) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        expected = f"an image and a version (delete {PRIVATE}/{_INTENT}; what it named stays as packs of no use)"
+        raise FormatError("intent file", 0, expected, line[:80]) from error
     return str(image), str(version)
