@@ -114,6 +114,7 @@ def test_power_cuts(scene: Scene, victim: Victim, rnd: random.Random, write: str
     """The same when writes that no fsync has secured are lost or torn, and the machine boots anew."""
     output = scene.fresh()
     total = victim.sync(scene.repository, "disk", output=output, write=write)
+    kills = 0
     for _ in range(KILLS):
         output = scene.fresh()
         for boot in BOOTS:
@@ -127,10 +128,12 @@ def test_power_cuts(scene: Scene, victim: Victim, rnd: random.Random, write: str
                 boot=boot,
             )
             assert ended.error is None
+            kills += ended.killed
             check_after_kill(scene, output, had_old=True)
         ended = victim.sync(scene.repository, "disk", output=output, write=write)
         assert ended.error is None
         assert output.read_bytes() == scene.new
+    assert kills >= KILLS  # the first of each round at least, as it has everything to do
 
 
 def test_in_place_is_finished_without_the_repository(scene: Scene, victim: Victim) -> None:

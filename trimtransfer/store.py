@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from trimtransfer.chunk import object_digest, object_hasher
-from trimtransfer.errors import FetchError, FormatError, IntegrityError, NoSpace, NotFound
+from trimtransfer.errors import FormatError, IntegrityError, NoSpace, NotFound
 
 PRIVATE: Final = ".trimtransfer"
 """Directory in the root of a directory store for what readers must not see: locks, temporary files, intents."""
@@ -137,14 +137,14 @@ class DirectoryStore:
         return data
 
     def read_range(self, wanted: Range) -> bytes:
-        """Return exactly the wanted bytes; ``FetchError`` where the object ends before."""
+        """Return exactly the wanted bytes; ``FormatError`` where the object has another length: it is damaged."""
         with self._open(wanted.name) as descriptor:
             self._check_total(wanted, descriptor)
             data = _pread(descriptor, wanted.length, wanted.start)
         self.stats.count(bytes=len(data), requests=1)
         if len(data) != wanted.length:
-            cause = f"ends at byte {wanted.start + len(data):,}, wanted {wanted.start + wanted.length:,}"
-            raise FetchError(str(self.path / wanted.name), cause)
+            end = wanted.start + len(data)
+            raise FormatError(f"object {wanted.name}", end, f"{wanted.start + wanted.length:,} bytes", "its end")
         return data
 
     def fetch(
@@ -270,7 +270,7 @@ class DirectoryStore:
         """Refuse an object whose length is not the promised one, as a server's Content-Range would reveal it."""
         length = os.fstat(descriptor).st_size
         if wanted.total is not None and wanted.total != length:
-            raise FetchError(str(self.path / wanted.name), f"has {length:,} bytes, expected {wanted.total:,}")
+            raise FormatError(f"object {wanted.name}", "length", f"{wanted.total:,} bytes", f"{length:,}")
 
     def _walk(self, directory: Path, prefix: str) -> Iterator[tuple[str, int]]:
         try:
