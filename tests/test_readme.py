@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_library_example_runs_as_printed(tmp_path: Path, rng: np.random.Generator) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    old = bytearray(rng.bytes(3 << 20)) + bytes(2 << 20)
+    old = bytearray(rng.bytes(3 << 20)) + bytes(64 << 20)  # more than one region
     new = old.copy()
     new[1 << 20 : (1 << 20) + 5] = b"patch"
     (tmp_path / "old.img").write_bytes(old)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trimtransfer.assembly.sync import sync
     from trimtransfer.assembly.verify import verify_image
     from trimtransfer.bytechunker import ByteChunker
-    from trimtransfer.chunk import Kind, chunk_digest
+    from trimtransfer.chunk import REGION_SIZE, Kind, chunk_digest
     from trimtransfer.chunker import cut, cut_and_digest
     from trimtransfer.errors import TrimTransferError
     from trimtransfer.index.host import HostIndex
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trimtransfer.table import Table
 
 __all__ = [
+    "REGION_SIZE",
     "BlockTable",
     "ByteChunker",
     "HostIndex",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "REGION_SIZE": "chunk",
     "BlockTable": "match",
     "ByteChunker": "bytechunker",
     "HostIndex": "index.host",
