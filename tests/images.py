@@ -13,12 +13,14 @@ from __future__ import annotations
 import fcntl
 import filecmp
 import functools
+import io
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +29,7 @@ from pathlib import Path
 TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mke2fs", "debugfs", "e2fsck")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _RECORD = "packages.json"
-_BUILDER = 4
+_BUILDER = 5
 """Counts the changes of this file that make other images of the same recipe."""
 _UUID = "6d656476-0000-4000-8000-000000000001"
 _EPOCH = 1_700_000_000
@@ -38,7 +40,8 @@ _EPOCH = 1_700_000_000
 class Recipe:
     """A set: packages of the image, which get upgraded where the archive has two versions; packages that are installed
     on top of the upgraded image; packages that the host has, in their newest versions. With ``closed`` all that they
-    depend on comes too, before the upgrade as the release had it: packages may come and go, kernels always do."""
+    depend on comes too, before the upgrade as the release had it: packages may come and go, kernels always do. Then the
+    image is laid out as an installation leaves it, one package after the other, not folder by folder."""
 
     image: tuple[str, ...]
     installed: tuple[str, ...]
@@ -93,8 +96,8 @@ class ImageSet:
     """Images of one set, as files.
 
     ``old``; ``new``: the same file system after the upgrade; ``rebuilt``: the upgraded tree in a file system made from
-    scratch; ``installed``: ``new`` with further packages. As folders: ``tree``, the unpacked files of ``old``;
-    ``host``, the files of a host of the same distribution, up to date, with some of the packages.
+    scratch, folder by folder; ``installed``: ``new`` with further packages. As folders: ``tree``, the unpacked files of
+    ``old``; ``host``, the files of a host of the same distribution, up to date, with some of the packages.
     """
 
     name: str
@@ -155,7 +158,10 @@ def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
         packages.unpack(chosen["installed"] - chosen["image"], complete)
         packages.unpack(chosen["host"], images.host)
         size = max(_tree_size(images.tree), _tree_size(complete)) * 14 // 10 + (64 << 20)
-        make_ext4(images.tree, images.old, size=size)
+        if recipe.closed:
+            install(images.tree, images.old, packages.paths(before), size=size)
+        else:
+            make_ext4(images.tree, images.old, size=size)
         make_ext4(upgraded, images.rebuilt, size=size)
         upgrade(images.old, images.new, images.tree, upgraded)
         upgrade(images.new, images.installed, upgraded, complete)
@@ -170,14 +176,39 @@ def make_ext4(tree: Path, image: Path, *, size: int) -> None:
     _run(["mke2fs", *options, str(image), f"{-(-size >> 20)}M"])
 
 
+def install(tree: Path, image: Path, paths: Iterable[str], *, size: int) -> None:
+    """Make an ext4 file system as :func:`make_ext4` does, whose files were written one after the other in the order of
+    ``paths``."""
+    with tempfile.TemporaryDirectory(dir=image.parent) as nothing:
+        make_ext4(Path(nothing), image, size=size)
+    there: set[str] = set()
+    commands = []
+    for path in paths:
+        if path in there or not _exists(tree / path):
+            continue
+        folders = [str(folder) for folder in Path(path).parents if str(folder) != "."]
+        commands += [f'mkdir "/{folder}"' for folder in reversed(folders) if folder not in there]
+        there.update(folders, (path,))
+        if not _is_folder(tree / path):
+            commands.append(_written(tree / path, path))
+        elif path not in folders:
+            commands.append(f'mkdir "/{path}"')
+    _debugfs(image, commands)
+
+
 def upgrade(old: Path, new: Path, before: Path, after: Path) -> None:
     """Copy the image ``old`` to ``new`` and turn the tree ``before`` in it into ``after``, file by file."""
     _run(["cp", "--sparse=always", "--", str(old), str(new)])
-    commands = new.with_suffix(".debugfs")
-    commands.write_text("\n".join(_changes(before, after)) + "\n")
-    _run(["debugfs", "-w", "-f", str(commands), str(new)])
-    commands.unlink()
-    _run(["e2fsck", "-f", "-n", str(new)])
+    _debugfs(new, _changes(before, after))
+
+
+def _debugfs(image: Path, commands: Iterable[str]) -> None:
+    """Carry out commands in a file system and check it."""
+    script = image.with_suffix(".debugfs")
+    script.write_text("\n".join(commands) + "\n")
+    _run(["debugfs", "-w", "-f", str(script), str(image)])
+    script.unlink()
+    _run(["e2fsck", "-f", "-n", str(image)])
 
 
 def _changes(before: Path, after: Path) -> Iterator[str]:
@@ -194,7 +225,12 @@ def _changes(before: Path, after: Path) -> Iterator[str]:
             if _same(old, new):
                 continue
             yield f'rm "/{path}"'
-        yield f'symlink "/{path}" "{os.readlink(new)}"' if new.is_symlink() else f'write "{new}" "/{path}"'
+        yield _written(new, path)
+
+
+def _written(source: Path, path: str) -> str:
+    """Return the debugfs command that writes a file or symbolic link."""
+    return f'symlink "/{path}" "{os.readlink(source)}"' if source.is_symlink() else f'write "{source}" "/{path}"'
 
 
 def _entries(tree: Path) -> list[str]:
@@ -247,6 +283,15 @@ class Packages:
         for name in sorted(names):
             (package,) = self._files(name, self.versions[name][newest])
             _run(["dpkg-deb", "-x", str(package), str(tree)])
+
+    def paths(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield the paths in the older versions of packages, in the order in which installing them writes them."""
+        for name in sorted(names):
+            (package,) = self._files(name, self.versions[name][0])
+            content = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, check=True).stdout
+            with tarfile.open(fileobj=io.BytesIO(content)) as files:
+                paths = [os.path.normpath(entry.name) for entry in files]
+            yield from (path for path in paths if path != "." and '"' not in path and "\n" not in path)
 
     def _files(self, name: str, version: str) -> list[Path]:
         return list(self._folder.glob(f"{name}_{version.replace(':', '%3a')}_*.deb"))
