@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtransfer.index.host import HostIndex
 
 F = TypeVar("F", bound=Callable[..., Any])
+Report = TypeVar("Report", "SyncReport", "PlanReport")
 
 EXIT_DAMAGED: Final = 6
 _NAMES: Final = {
@@ -146,18 +147,7 @@ def sync_command(
     """Bring a disk image up to date from a repository."""
     from trimtransfer.assembly.sync import sync
 
-    host = _host_index(host_index, cache, output)
-    report = sync(
-        url,
-        image,
-        host_index=host,
-        refresh_host_index=bool(host_index),
-        cache=cache,
-        progress=output.progress,
-        **options,
-    )
-    for warning in report.warnings:
-        output.warn(warning)
+    report = _with_host_index(sync, output, host_index, cache, url=url, image=image, **options)
     output.result(report.to_dict(), _sync_text(report))
 
 
@@ -174,18 +164,7 @@ def plan_command(
     """
     from trimtransfer.assembly.preview import plan
 
-    host = _host_index(host_index, cache, output)
-    report = plan(
-        url,
-        image,
-        host_index=host,
-        refresh_host_index=bool(host_index),
-        cache=cache,
-        progress=output.progress,
-        **options,
-    )
-    for warning in report.warnings:
-        output.warn(warning)
+    report = _with_host_index(plan, output, host_index, cache, url=url, image=image, **options)
     output.result(report.to_dict(), _plan_text(report))
 
 
@@ -206,6 +185,19 @@ def verify_command(output: Output, /, file: str) -> None:
 
 
 medv_sync.add_command(index)
+
+
+def _with_host_index(
+    function: Callable[..., Report], output: Output, wanted: bool | None, cache: str | None, /, **options: Any
+) -> Report:
+    """Call ``sync`` or ``plan`` with the host index as it is wanted; show the warnings of its report and return it."""
+    host = _host_index(wanted, cache, output)
+    report = function(
+        host_index=host, refresh_host_index=bool(wanted), cache=cache, progress=output.progress, **options
+    )
+    for warning in report.warnings:
+        output.warn(warning)
+    return report
 
 
 def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostIndex | None:

@@ -16,9 +16,9 @@ from typing import Any, Final, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import CHECK_SIZE, DIGEST_SIZE, chunk_digest
+from trimtransfer.chunk import DIGEST_SIZE, chunk_digest
 from trimtransfer.errors import FormatError, IntegrityError, TrimTransferError
-from trimtransfer.location import Locations, PackRef
+from trimtransfer.location import FRAME, Locations, PackRef
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.names import manifest_name
 from trimtransfer.pack import MAX_PACK, check_pack, decode_frame, pack_name
@@ -38,12 +38,7 @@ Needed: TypeAlias = dict[str, tuple[int, ...]]
 _FRAME_FIELDS: Final = ["offset", "stored", "raw", "codec", "check"]
 CHUNK: Final = np.dtype(
     [
-        ("pack", "<u4"),
-        ("offset", "<u4"),
-        ("stored", "<u4"),
-        ("raw", "<u4"),
-        ("codec", "u1"),
-        ("check", "u1", (CHECK_SIZE,)),
+        *FRAME.descr,
         ("start", "<u4"),
         ("length", "<u4"),
         ("digest", "u1", (DIGEST_SIZE,)),
