@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -70,3 +71,11 @@ def nginx(tmp_path: Path, authority: Authority) -> Iterator[Nginx]:
     root.mkdir()
     with Nginx(root, tmp_path, authority) as server:
         yield server
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """A directory that every user may pass: pytest's own is for its user alone, so nothing in it is public."""
+    with TemporaryDirectory(prefix="trimtransfer-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)

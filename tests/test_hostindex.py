@@ -13,9 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -46,11 +44,9 @@ def _files_settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A directory that every user may pass: pytest's own is for its user alone, so nothing in it is public."""
-    with TemporaryDirectory(prefix="trimtransfer-") as directory:
-        os.chmod(directory, 0o755)
-        yield Path(directory)
+def tmp_path(public_path: Path) -> Path:
+    """Host files are public ones only."""
+    return public_path
 
 
 @pytest.fixture

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -63,11 +60,9 @@ class Place:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A directory that every user may pass: pytest's own is for its user alone, so nothing in it is public."""
-    with TemporaryDirectory(prefix="trimtransfer-") as directory:
-        os.chmod(directory, 0o755)
-        yield Path(directory)
+def tmp_path(public_path: Path) -> Path:
+    """Host files are public ones only."""
+    return public_path
 
 
 @pytest.fixture
