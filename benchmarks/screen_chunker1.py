@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from trimtransfer import native
 from trimtransfer.chunk import BLOCK_SIZE, REGION_SIZE
-from trimtransfer.pack import FRAME_FILL
+from trimtransfer.repository.packing import FIRST_FRAMES
 
 MIB = 1 << 20
 RECORD_BYTES = 36
@@ -56,7 +56,7 @@ class Parameters:
     limit: int = REGION_SIZE
     least_again: int = 4
     least: int = 1
-    fill: int = FRAME_FILL
+    fill: int = FIRST_FRAMES.fill
 
     def __str__(self) -> str:
         """Only what differs from the frozen rule."""
@@ -82,8 +82,8 @@ SETS = [
     replace(FROZEN, least=2),
     replace(FROZEN, limit=8192),
     replace(FROZEN, limit=8192, least_again=2),
-    replace(FROZEN, fill=FRAME_FILL // 2),
-    replace(FROZEN, fill=FRAME_FILL * 2),
+    replace(FROZEN, fill=FIRST_FRAMES.fill // 2),
+    replace(FROZEN, fill=FIRST_FRAMES.fill * 2),
 ]
 
 

@@ -17,11 +17,10 @@ PACK_MAGIC: Final = b"TrimPack\x01\x00\x00\x00\x00\x00\x00\x00"
 """First sixteen bytes of every pack: name, format version 1, reserved zeros."""
 MAX_PACK: Final = 4_000_000
 """Longest pack in bytes: caches keep objects of that size by default."""
-FRAME_FILL: Final = 256 << 10
-"""A publisher closes a frame once it holds this many bytes of content, and sooner where files end."""
-MAX_FRAME_RAW: Final = 512 << 10
+MAX_FRAME_RAW: Final = 2 << 20
 """Most bytes of content that a reader agrees to: room for publishers that fill frames further."""
-_LEAST_PACK: Final = len(PACK_MAGIC) + FRAME_FILL + MAX_CHUNK_SIZE  # one frame always fits
+LEAST_PACK: Final = len(PACK_MAGIC) + 2 * MAX_CHUNK_SIZE
+"""Least limit for a pack in bytes: a frame that one chunk more would fill always fits."""
 _LEAST_GAIN: Final = 32  # stored plain where zstd gains less than 1/32: decoding costs time, plain does not
 
 
@@ -72,8 +71,8 @@ class PackBuilder:
     """Collects stored frames into one pack in memory (at most ``limit`` bytes)."""
 
     def __init__(self, *, limit: int = MAX_PACK) -> None:
-        if not _LEAST_PACK <= limit <= MAX_PACK:
-            raise ValueError(f"a pack's limit lies between {_LEAST_PACK} and {MAX_PACK} bytes")
+        if not LEAST_PACK <= limit <= MAX_PACK:
+            raise ValueError(f"a pack's limit lies between {LEAST_PACK} and {MAX_PACK} bytes")
         self._limit = limit
         self._data = bytearray(PACK_MAGIC)
 

@@ -16,13 +16,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import CHECK_SIZE, Bytes, chunk_digest, object_check, object_digest
+from trimtransfer.chunk import CHECK_SIZE, MAX_CHUNK_SIZE, Bytes, chunk_digest, object_check, object_digest
 from trimtransfer.errors import IntegrityError, SourceChanged
 from trimtransfer.image import ImageSource
 from trimtransfer.location import FRAME, PackRef
 from trimtransfer.pack import (
-    FRAME_FILL,
     MAX_PACK,
+    PACK_MAGIC,
     Codec,
     PackBuilder,
     decode_frame,
@@ -36,21 +36,33 @@ from trimtransfer.store import DISK_REMEDY, DirectoryStore
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 
-_FRAMES_AHEAD: Final = 8
-"""Frames in flight per worker: at most 5 MiB each with what they become."""
+_FRAMES_AHEAD: Final = 4
+"""Frames in flight per worker: at most 2.5 MiB each with what they become."""
 _FILE_TAIL: Final = bytes(16)
-LEAST_FIRST: Final = 16 << 10
-LEAST_UPDATE: Final = 32 << 10
-"""Bytes of content from which on a frame is closed where a file ends, of a first version and of an update.
-
-Frames that end with files are seldom fetched for a part of what they hold: with files of the host, once versions have
-replaced half of a pack. Against frames of 64 KiB, file ends disregarded, a first version of a desktop is 0.5 % smaller
-(level 19), what a host of the same release must fetch of it 4.8 %. All clients at the parent fetch all of an update, so
-longer frames suit it, which compress better: 2.5 % of a rebuilt desktop. 64 KiB would make that 3.1 %, but a fresh
-client of an image with 50 versions at 15 % churn fetch 1.14 times the live data instead of 1.08 (16 KiB: 1.05).
-"""
 _PACKS_AHEAD: Final = 2
 """Packs being written while the next one fills."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRule:
+    """Where frames are closed: once they hold ``fill`` bytes of content, and from ``least`` bytes on at a file's end.
+
+    Frames that end with files are seldom fetched for a part of what they hold: with files of the host, once versions
+    have replaced half of a pack.
+    """
+
+    least: int
+    fill: int
+
+
+FIRST_FRAMES: Final = FrameRule(16 << 10, 256 << 10)
+"""For a version without a parent. Against frames of 64 KiB, file ends disregarded, a first version of a desktop is
+0.5 % smaller (level 19), what a host of the same release must fetch of it 4.8 %. Frames of up to 1 MiB would have a
+host fetch 11 % more of a server's image."""
+UPDATE_FRAMES: Final = FrameRule(64 << 10, 1 << 20)
+"""For a version with a parent. All clients at the parent fetch all that is new, so longer frames suit it, which
+compress better: 4.1 % of a rebuilt desktop against 32 and 256 KiB. From 256 KiB to 2 MiB it would be 9.4 %, at the
+expense of fresh clients, who find more of each frame replaced by later versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +124,14 @@ class Packer:
         *,
         level: int,
         workers: int,
-        least_frame: int,
+        frames: FrameRule,
         pack_limit: int = MAX_PACK,
     ) -> None:
         self._source, self._store, self._intent = source, store, intent
         self._inventory, self._packs = inventory, packs
         self._level, self._workers, self._limit = level, workers, pack_limit
-        self._least = least_frame
+        most = pack_limit - len(PACK_MAGIC) - MAX_CHUNK_SIZE  # so one frame always fits a pack
+        self._rule = FrameRule(min(frames.least, most), min(frames.fill, most))
         self._open: dict[bool, _OpenPack] = {}
         self._writing: deque[Future[bool]] = deque()
         self.stored = Stored()
@@ -163,7 +176,7 @@ class Packer:
         for mark in (False, True):
             chosen = records[again == mark]
             lengths, places = table.lengths[chosen].astype(np.int64), start + offsets[chosen]
-            for part in _split(lengths, self._least, partial(self._ends_file, places + lengths)):
+            for part in _split(lengths, self._rule, partial(self._ends_file, places + lengths)):
                 record = chosen[part]
                 yield _Chunks(numbers[record], places[part], lengths[part], table.digests[record], mark)
 
@@ -243,12 +256,12 @@ class Packer:
         return True
 
 
-def _split(lengths: NDArray[np.int64], least: int, ends_file: Callable[[int], bool]) -> Iterator[slice]:
-    """Yield slices of consecutive chunks, closed once they hold ``FRAME_FILL`` bytes or, at a file's end, ``least``."""
+def _split(lengths: NDArray[np.int64], rule: FrameRule, ends_file: Callable[[int], bool]) -> Iterator[slice]:
+    """Yield slices of consecutive chunks, one for each frame."""
     start = filled = 0
     for number, length in enumerate(lengths.tolist()):
         filled += length
-        if filled >= FRAME_FILL or (filled >= least and ends_file(number)):
+        if filled >= rule.fill or (filled >= rule.least and ends_file(number)):
             yield slice(start, number + 1)
             start, filled = number + 1, 0
     if filled:

@@ -27,7 +27,7 @@ from trimtransfer.repository.dedupe import Packs, find_known
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
-from trimtransfer.repository.packing import LEAST_FIRST, LEAST_UPDATE, Packer, Stored
+from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.store import DirectoryStore, space_errors
@@ -272,7 +272,7 @@ class _Publication:
             self._packs,
             level=self._job.level,
             workers=self._job.workers,
-            least_frame=LEAST_UPDATE if self._base.parent else LEAST_FIRST,
+            frames=UPDATE_FRAMES if self._base.parent else FIRST_FRAMES,
             pack_limit=self._job.pack_limit,
         )
         missing = inventory.missing_regions().tolist()
