@@ -9,6 +9,7 @@ once when this module is imported, forces one.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -153,6 +154,69 @@ def match(
     at = ffi.new("uint64_t *", position)
     count = lib.tt_match(view, len(view), blocks.pointer, at, _u64(offsets), _u32(rows), len(rows))
     return count, at[0]
+
+
+COLUMNS: Final = 7
+"""Columns of a delta (``tt_columns`` in ``native/delta.h``)."""
+
+
+def delta_pieces(base: Bytes, target: Bytes) -> NDArray[np.uint64]:
+    """Return the pieces of ``target``: rows of (start in the base, bytes copied, literal bytes), which cover it.
+
+    Takes 7 bytes of memory for each byte of the base, and 2 for each of the target. ``ValueError`` for a base of
+    4 GiB or more.
+    """
+    old, new = ffi.from_buffer("uint8_t[]", base), ffi.from_buffer("uint8_t[]", target)
+    if len(old) >= (1 << 32) - 1:
+        raise ValueError(f"a base of {len(old)} bytes; less than 4 GiB")
+    scratch = np.empty(lib.tt_delta_scratch(len(old)), np.uint32)
+    pieces = np.empty((lib.tt_delta_capacity(len(new)), 3), np.uint64)
+    count = lib.tt_delta_find(old, len(old), new, len(new), _u32(scratch), _pieces(pieces))
+    return pieces[:count].copy()
+
+
+def delta_columns(
+    base: Bytes, target: Bytes, pieces: NDArray[np.uint64], *, predicted: bool
+) -> list[NDArray[np.uint8]]:
+    """Return the columns that describe these pieces, which :func:`delta_pieces` returned for the same bytes."""
+    old, new = ffi.from_buffer("uint8_t[]", base), ffi.from_buffer("uint8_t[]", target)
+    copied = int(pieces[:, 1].sum())
+    if copied + int(pieces[:, 2].sum()) != len(new) or (pieces[:, 0] + pieces[:, 1]).max() > len(old):
+        raise ValueError("pieces of another base or target")
+    rooms = [10 * len(pieces)] * 3 + [copied, copied if predicted else 0, 2 * copied, len(new) - copied]
+    columns = [np.empty(room, np.uint8) for room in rooms]
+    made, kept = _columns(columns)
+    lib.tt_delta_write(old, new, _pieces(pieces), len(pieces), _tables(predicted), made)
+    del kept
+    return [column[: made.size[number]].copy() for number, column in enumerate(columns)]
+
+
+def delta_apply(base: Bytes, columns: Sequence[Bytes], length: int, *, predicted: bool) -> bytearray | int:
+    """Return the target of ``length`` bytes, or the number of the column that is not right. Takes any bytes."""
+    if len(columns) != COLUMNS:
+        raise ValueError(f"{len(columns)} columns; {COLUMNS}")
+    old, target = ffi.from_buffer("uint8_t[]", base), bytearray(length)
+    made, kept = _columns(columns)
+    wrong: int = lib.tt_delta_apply(
+        old, len(old), made, _tables(predicted), ffi.from_buffer("uint8_t[]", target), length
+    )
+    del kept
+    return wrong - 1 if wrong else target
+
+
+def _columns(columns: Sequence[Any]) -> tuple[Any, list[object]]:
+    """Return a ``tt_columns`` of these buffers, and what must be kept while it is used."""
+    made, kept = ffi.new("tt_columns *"), [ffi.from_buffer("uint8_t[]", column) for column in columns]
+    made.data, made.size = kept, [len(view) for view in kept]
+    return made, kept
+
+
+def _tables(predicted: bool) -> object:
+    return ffi.new("uint32_t[]", lib.TT_DELTA_TABLES) if predicted else ffi.NULL
+
+
+def _pieces(array: NDArray[np.uint64]) -> object:
+    return ffi.cast("tt_piece *", _u64(array))
 
 
 def _block_size(size: int) -> int:

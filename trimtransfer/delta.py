@@ -1,0 +1,116 @@
+"""Copy/add deltas: a target described by what it takes from a base (FORMAT.md, "Delta").
+
+Base and target are buffers; either may be several files one after the other, and files of a kind are better put
+together, for the columns of a delta compress together. What a delta says is never believed: who decodes one compares
+the result's digest.
+
+``native/delta_find.c`` finds the pieces and ``native/delta.c`` writes and reads the columns; here these are compressed,
+and sizes are checked.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer import native
+from trimtransfer.chunk import Bytes
+from trimtransfer.codec import compress, decompress
+from trimtransfer.errors import FormatError
+
+MAGIC: Final = b"TrimDelt"
+VERSION: Final = 1
+MAX_LEVEL: Final = 19
+"""Above it zstd uses windows that a decoder does not agree to (``codec.MAX_WINDOW``)."""
+MAX_TARGET: Final = (16 << 20) + (512 << 10)
+"""Most bytes that a decoder makes unless told otherwise: 16 MiB and as much as two chunks, since a unit is filled with
+whole chunks. With the columns, at most three times as much, this bounds what decoding takes beside the base."""
+SLACK: Final = 4096
+"""The columns have at most so many bytes more than twice the target's: enough for those of an empty one."""
+
+_NAMES: Final = ("copies", "literals", "moves", "gaps", "marks", "values", "bytes")
+_HEADER: Final = struct.Struct("<8sHBxQQ14Q")
+_MARKS, _VALUES = 4, 5
+
+
+def encode(base: Bytes, target: Bytes, *, level: int) -> bytes:
+    """Return a delta from which :func:`decode` makes ``target`` out of ``base``.
+
+    ``level`` is zstd's, 1 to 19. Beside the two it takes about 7 bytes of memory for each byte of the base and up to 8
+    for each of the target. The same arguments give the same delta, with the same zstd library. ``ValueError`` for
+    another level and for a base of 4 GiB or more.
+    """
+    if not 1 <= level <= MAX_LEVEL:
+        raise ValueError(f"level {level}; 1 to {MAX_LEVEL}")
+    pieces = native.delta_pieces(base, target)
+    plain = native.delta_columns(base, target, pieces, predicted=False)
+    stored = [_store(column, level) for column in plain]
+    predicted = native.delta_columns(base, target, pieces, predicted=True)
+    marks, values = (_store(predicted[number], level) for number in (_MARKS, _VALUES))
+    model = int(len(marks) + len(values) < len(stored[_VALUES]))
+    if model:
+        plain, stored[_MARKS], stored[_VALUES] = predicted, marks, values
+    sizes = [size for pair in zip(map(len, plain), map(len, stored), strict=True) for size in pair]
+    header = _HEADER.pack(MAGIC, VERSION, model, memoryview(base).nbytes, memoryview(target).nbytes, *sizes)
+    return b"".join([header, *stored])
+
+
+def decode(delta: Bytes, base: Bytes, *, limit: int = MAX_TARGET) -> bytes:
+    """Return the target that a delta describes, if it has at most ``limit`` bytes.
+
+    ``base`` is what it was made from; of another base with the same length comes another target, or an error: only the
+    target's digest tells. Takes any bytes, in time and memory bounded by ``limit`` and the length of ``delta``.
+
+    Raises:
+        FormatError: not a delta, one that makes more than ``limit`` bytes, or one for a base of another length.
+    """
+    view = memoryview(delta)
+    predicted, length, sizes = _parse(view, memoryview(base).nbytes, limit)
+    columns: list[Bytes] = []
+    at = _HEADER.size
+    for name, (plain, stored) in zip(_NAMES, sizes, strict=True):
+        columns.append(_load(view[at : at + stored], plain, f"{name} of a delta"))
+        at += stored
+    target = native.delta_apply(base, columns, length, predicted=predicted)
+    if isinstance(target, int):
+        raise FormatError("delta", _NAMES[target], "numbers that make the target", "others")
+    return bytes(target)
+
+
+def _parse(view: memoryview, base: int, limit: int) -> tuple[bool, int, Sequence[tuple[int, int]]]:
+    """Return whether values are predicted, the target's length, and (plain, stored) size of every column."""
+    if len(view) < _HEADER.size:
+        raise FormatError("delta", 0, f"a header of {_HEADER.size} bytes", len(view))
+    magic, version, model, base_length, length, *numbers = _HEADER.unpack_from(view)
+    if (magic, version) != (MAGIC, VERSION) or view[11] or model > 1:
+        raise FormatError("delta", 0, "TrimDelt, version 1, model 0 or 1", bytes(view[:12]))
+    if base_length != base:
+        raise FormatError("delta", 12, f"a base of {base} bytes", base_length)
+    if length > limit:
+        raise FormatError("delta", 20, f"a target of at most {limit} bytes", length)
+    sizes = list(zip(numbers[::2], numbers[1::2], strict=True))
+    if sum(numbers[::2]) > 2 * length + SLACK or any(stored > plain for plain, stored in sizes):
+        raise FormatError("delta", 28, f"columns for a target of {length} bytes, none above its plain size", sizes)
+    if _HEADER.size + sum(numbers[1::2]) != len(view):
+        raise FormatError("delta", 28, "columns up to its end", sizes)
+    return bool(model), length, sizes
+
+
+def _store(column: NDArray[np.uint8], level: int) -> Bytes:
+    """Return a column as it is stored: compressed where that is less."""
+    packed = compress(column.data, level)
+    return packed if len(packed) < len(column) else column.data
+
+
+def _load(stored: memoryview, plain: int, what: str) -> Bytes:
+    """Return a column of ``plain`` bytes; stored as it is if it has that length."""
+    if len(stored) == plain:
+        return stored
+    column = decompress(stored, plain, what)
+    if len(column) != plain:
+        raise FormatError(what, 0, f"{plain} bytes", len(column))
+    return column
