@@ -17,16 +17,16 @@ typedef struct {
     uint64_t from, copied, literal;
 } tt_piece;
 
-enum { TT_COPIES, TT_LITERALS, TT_MOVES, TT_GAPS, TT_MARKS, TT_VALUES, TT_BYTES, TT_COLUMNS };
+enum { TT_COPIES, TT_LITERALS, TT_MOVES, TT_GAPS, TT_SITES, TT_MARKS, TT_VALUES, TT_BYTES, TT_COLUMNS };
 
 /* The columns of a delta; `size` is in bytes. */
 typedef struct {
-    uint8_t *data[7];
-    uint64_t size[7];
+    uint8_t *data[8];
+    uint64_t size[8];
 } tt_columns;
 
-/* Numbers of 32 bits that tt_delta_write and tt_delta_apply need as scratch if the values are predicted. */
-enum { TT_DELTA_TABLES = 131072 };
+/* Numbers of 32 bits that tt_delta_write and tt_delta_apply need as scratch where sites are used. */
+enum { TT_DELTA_TABLES = 180224 };
 
 /* How many numbers of 32 bits tt_delta_find needs as scratch: at most 1.75 * base_length + 2048, 7 bytes for each byte
  * of the base. */
@@ -41,10 +41,11 @@ uint64_t tt_delta_capacity(uint64_t length);
 uint64_t tt_delta_find(const uint8_t *base, uint64_t base_length, const uint8_t *target, uint64_t length,
                        uint32_t *scratch, tt_piece *pieces);
 
-/* Writes the columns of these pieces, which are as tt_delta_find left them. With `tables` (not null) the values are
- * predicted. With c the bytes that are copied in all, data[TT_COPIES], [TT_LITERALS] and [TT_MOVES] have room for
- * 10 * count bytes, [TT_GAPS] and [TT_MARKS] for c, [TT_VALUES] for 2 * c, [TT_BYTES] for the target's length less c;
- * the sizes are set. */
+/* Writes the columns of these pieces, which are as tt_delta_find left them. With `tables` (not null) sites are
+ * used. With c the bytes that are copied in all, data[TT_COPIES], [TT_LITERALS] and [TT_MOVES] have room for
+ * 10 * count bytes, [TT_GAPS], [TT_SITES] and [TT_MARKS] for c, [TT_VALUES] for 2 * c, [TT_BYTES] for the target's
+ * length less c; the sizes are set. (A changed word of w bytes after a gap of g takes at most w + g bytes for the gap,
+ * 1 for the mark and 2 * w for the value; a false site has a byte of its own, and others before it take four each.) */
 void tt_delta_write(const uint8_t *base, const uint8_t *target, const tt_piece *pieces, uint64_t count,
                     uint32_t *tables, tt_columns *columns);
 

@@ -30,11 +30,15 @@ MAX_TARGET: Final = (16 << 20) + (512 << 10)
 """Most bytes that a decoder makes unless told otherwise: 16 MiB and as much as two chunks, since a unit is filled with
 whole chunks. With the columns, at most three times as much, this bounds what decoding takes beside the base."""
 SLACK: Final = 4096
-"""The columns have at most so many bytes more than twice the target's: enough for those of an empty one."""
+"""The columns have at most three times the target's bytes and so many more. What says how a copy differs takes at most
+two bytes for each byte copied and three more for each piece; a piece takes up to 7 bytes and some for its lengths; and
+all but two have 12 bytes of the target each (``native/delta_find.c``)."""
 
-_NAMES: Final = ("copies", "literals", "moves", "gaps", "marks", "values", "bytes")
-_HEADER: Final = struct.Struct("<8sHBxQQ14Q")
-_MARKS, _VALUES = 4, 5
+_NAMES: Final = ("copies", "literals", "moves", "gaps", "sites", "marks", "values", "bytes")
+_HEADER: Final = struct.Struct("<8sHBxQQ16Q")
+_CHANGES: Final = slice(3, 7)
+"""The columns that say how copies differ from the base."""
+_TRIAL_LEVEL: Final = 3
 
 
 def encode(base: Bytes, target: Bytes, *, level: int) -> bytes:
@@ -47,15 +51,12 @@ def encode(base: Bytes, target: Bytes, *, level: int) -> bytes:
     if not 1 <= level <= MAX_LEVEL:
         raise ValueError(f"level {level}; 1 to {MAX_LEVEL}")
     pieces = native.delta_pieces(base, target)
-    plain = native.delta_columns(base, target, pieces, predicted=False)
+    without, using = (native.delta_columns(base, target, pieces, sites=sites) for sites in (False, True))
+    sites = _changes(using) < _changes(without)
+    plain = using if sites else without
     stored = [_store(column, level) for column in plain]
-    predicted = native.delta_columns(base, target, pieces, predicted=True)
-    marks, values = (_store(predicted[number], level) for number in (_MARKS, _VALUES))
-    model = int(len(marks) + len(values) < len(stored[_VALUES]))
-    if model:
-        plain, stored[_MARKS], stored[_VALUES] = predicted, marks, values
     sizes = [size for pair in zip(map(len, plain), map(len, stored), strict=True) for size in pair]
-    header = _HEADER.pack(MAGIC, VERSION, model, memoryview(base).nbytes, memoryview(target).nbytes, *sizes)
+    header = _HEADER.pack(MAGIC, VERSION, sites, memoryview(base).nbytes, memoryview(target).nbytes, *sizes)
     return b"".join([header, *stored])
 
 
@@ -69,35 +70,40 @@ def decode(delta: Bytes, base: Bytes, *, limit: int = MAX_TARGET) -> bytes:
         FormatError: not a delta, one that makes more than ``limit`` bytes, or one for a base of another length.
     """
     view = memoryview(delta)
-    predicted, length, sizes = _parse(view, memoryview(base).nbytes, limit)
+    sites, length, sizes = _parse(view, memoryview(base).nbytes, limit)
     columns: list[Bytes] = []
     at = _HEADER.size
     for name, (plain, stored) in zip(_NAMES, sizes, strict=True):
         columns.append(_load(view[at : at + stored], plain, f"{name} of a delta"))
         at += stored
-    target = native.delta_apply(base, columns, length, predicted=predicted)
+    target = native.delta_apply(base, columns, length, sites=sites)
     if isinstance(target, int):
         raise FormatError("delta", _NAMES[target], "numbers that make the target", "others")
     return bytes(target)
 
 
 def _parse(view: memoryview, base: int, limit: int) -> tuple[bool, int, Sequence[tuple[int, int]]]:
-    """Return whether values are predicted, the target's length, and (plain, stored) size of every column."""
+    """Return whether it uses sites, the target's length, and (plain, stored) size of every column."""
     if len(view) < _HEADER.size:
         raise FormatError("delta", 0, f"a header of {_HEADER.size} bytes", len(view))
-    magic, version, model, base_length, length, *numbers = _HEADER.unpack_from(view)
-    if (magic, version) != (MAGIC, VERSION) or view[11] or model > 1:
-        raise FormatError("delta", 0, "TrimDelt, version 1, model 0 or 1", bytes(view[:12]))
+    magic, version, sites, base_length, length, *numbers = _HEADER.unpack_from(view)
+    if (magic, version) != (MAGIC, VERSION) or view[11] or sites > 1:
+        raise FormatError("delta", 0, "TrimDelt, version 1, sites used or not", bytes(view[:12]))
     if base_length != base:
         raise FormatError("delta", 12, f"a base of {base} bytes", base_length)
     if length > limit:
         raise FormatError("delta", 20, f"a target of at most {limit} bytes", length)
     sizes = list(zip(numbers[::2], numbers[1::2], strict=True))
-    if sum(numbers[::2]) > 2 * length + SLACK or any(stored > plain for plain, stored in sizes):
+    if sum(numbers[::2]) > 3 * length + SLACK or any(stored > plain for plain, stored in sizes):
         raise FormatError("delta", 28, f"columns for a target of {length} bytes, none above its plain size", sizes)
     if _HEADER.size + sum(numbers[1::2]) != len(view):
         raise FormatError("delta", 28, "columns up to its end", sizes)
-    return bool(model), length, sizes
+    return bool(sites), length, sizes
+
+
+def _changes(columns: Sequence[NDArray[np.uint8]]) -> int:
+    """Return what the changes take when they are compressed quickly."""
+    return sum(len(_store(column, _TRIAL_LEVEL)) for column in columns[_CHANGES])
 
 
 def _store(column: NDArray[np.uint8], level: int) -> Bytes:

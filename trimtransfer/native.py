@@ -156,7 +156,7 @@ def match(
     return count, at[0]
 
 
-COLUMNS: Final = 7
+COLUMNS: Final = 8
 """Columns of a delta (``tt_columns`` in ``native/delta.h``)."""
 
 
@@ -175,31 +175,27 @@ def delta_pieces(base: Bytes, target: Bytes) -> NDArray[np.uint64]:
     return pieces[:count].copy()
 
 
-def delta_columns(
-    base: Bytes, target: Bytes, pieces: NDArray[np.uint64], *, predicted: bool
-) -> list[NDArray[np.uint8]]:
+def delta_columns(base: Bytes, target: Bytes, pieces: NDArray[np.uint64], *, sites: bool) -> list[NDArray[np.uint8]]:
     """Return the columns that describe these pieces, which :func:`delta_pieces` returned for the same bytes."""
     old, new = ffi.from_buffer("uint8_t[]", base), ffi.from_buffer("uint8_t[]", target)
     copied = int(pieces[:, 1].sum())
     if copied + int(pieces[:, 2].sum()) != len(new) or (pieces[:, 0] + pieces[:, 1]).max() > len(old):
         raise ValueError("pieces of another base or target")
-    rooms = [10 * len(pieces)] * 3 + [copied, copied if predicted else 0, 2 * copied, len(new) - copied]
+    rooms = [10 * len(pieces)] * 3 + [copied, copied, copied, 2 * copied, len(new) - copied]
     columns = [np.empty(room, np.uint8) for room in rooms]
     made, kept = _columns(columns)
-    lib.tt_delta_write(old, new, _pieces(pieces), len(pieces), _tables(predicted), made)
+    lib.tt_delta_write(old, new, _pieces(pieces), len(pieces), _tables(sites), made)
     del kept
     return [column[: made.size[number]].copy() for number, column in enumerate(columns)]
 
 
-def delta_apply(base: Bytes, columns: Sequence[Bytes], length: int, *, predicted: bool) -> bytearray | int:
+def delta_apply(base: Bytes, columns: Sequence[Bytes], length: int, *, sites: bool) -> bytearray | int:
     """Return the target of ``length`` bytes, or the number of the column that is not right. Takes any bytes."""
     if len(columns) != COLUMNS:
         raise ValueError(f"{len(columns)} columns; {COLUMNS}")
     old, target = ffi.from_buffer("uint8_t[]", base), bytearray(length)
     made, kept = _columns(columns)
-    wrong: int = lib.tt_delta_apply(
-        old, len(old), made, _tables(predicted), ffi.from_buffer("uint8_t[]", target), length
-    )
+    wrong: int = lib.tt_delta_apply(old, len(old), made, _tables(sites), ffi.from_buffer("uint8_t[]", target), length)
     del kept
     return wrong - 1 if wrong else target
 
@@ -211,8 +207,8 @@ def _columns(columns: Sequence[Any]) -> tuple[Any, list[object]]:
     return made, kept
 
 
-def _tables(predicted: bool) -> object:
-    return ffi.new("uint32_t[]", lib.TT_DELTA_TABLES) if predicted else ffi.NULL
+def _tables(sites: bool) -> object:
+    return ffi.new("uint32_t[]", lib.TT_DELTA_TABLES) if sites else ffi.NULL
 
 
 def _pieces(array: NDArray[np.uint64]) -> object:
