@@ -10,6 +10,7 @@
 
 #include "cpu.h"
 #include "cut.h"
+#include "delta.h"
 #include "hints.h"
 #include "match.h"
 #include "search.h"
@@ -125,6 +126,67 @@ static void check_match(const uint8_t *data, uint64_t length, FILE *out)
     free(part);
 }
 
+/* A copy of a column in a block of its exact size, with one byte changed if `flip` is not 0. */
+static uint8_t *exact(const uint8_t *data, uint64_t size, uint64_t at, uint8_t flip)
+{
+    uint8_t *copy = room(size);
+    memcpy(copy, data, size);
+    if (size > 0)
+        copy[at % size] ^= flip;
+    return copy;
+}
+
+/* Writes the columns, reads them again, and then with single bytes changed. */
+static void check_columns(const uint8_t *base, uint64_t base_length, const uint8_t *target, uint64_t length,
+                          const tt_piece *pieces, uint64_t count, uint32_t *tables, FILE *out)
+{
+    uint64_t copied = 0;
+    for (uint64_t i = 0; i < count; i++)
+        copied += pieces[i].copied;
+    const uint64_t rooms[TT_COLUMNS] = {10 * count, 10 * count, 10 * count, copied, copied, copied, 2 * copied,
+                                        length - copied};
+    tt_columns made, stored;
+    for (int k = 0; k < TT_COLUMNS; k++)
+        made.data[k] = room(rooms[k]);
+    tt_delta_write(base, target, pieces, count, tables, &made);
+    uint8_t *result = room(length);
+    for (unsigned turn = 0; turn <= 16; turn++) {
+        for (unsigned k = 0; k < TT_COLUMNS; k++) {
+            stored.size[k] = made.size[k];
+            uint8_t flip = turn > 0 && turn % TT_COLUMNS == k ? (uint8_t)(1 << turn / 3) : 0;
+            stored.data[k] = exact(made.data[k], made.size[k], turn * 2654435761u, flip);
+        }
+        int wrong = tt_delta_apply(base, base_length, &stored, tables, result, length);
+        if (turn == 0)
+            fprintf(out, " %s", wrong == 0 && memcmp(result, target, length) == 0 ? "same" : "different");
+        for (int k = 0; k < TT_COLUMNS; k++)
+            free(stored.data[k]);
+    }
+    for (int k = 0; k < TT_COLUMNS; k++)
+        free(made.data[k]);
+    free(result);
+}
+
+/* The last two thirds of the data, words here and there changed, as a delta of the first two thirds. */
+static void check_delta(const uint8_t *data, uint64_t length, FILE *out)
+{
+    uint64_t size = length - length / 3;
+    uint8_t *base = exact(data, size, 0, 0), *target = exact(data + length / 3, size, 0, 0);
+    for (uint64_t at = 40; at + 4 <= size; at += 61 + at % 7)
+        target[at + at % 3] += 0x40;
+    uint32_t *scratch = room(tt_delta_scratch(size) * sizeof *scratch);
+    tt_piece *pieces = room(tt_delta_capacity(size) * sizeof *pieces);
+    uint64_t count = tt_delta_find(base, size, target, size, scratch, pieces);
+    uint32_t *tables = room(TT_DELTA_TABLES * sizeof *tables);
+    check_columns(base, size, target, size, pieces, count, NULL, out);
+    check_columns(base, size, target, size, pieces, count, tables, out);
+    free(base);
+    free(target);
+    free(scratch);
+    free(pieces);
+    free(tables);
+}
+
 static const struct {
     const char *name;
     check *run;
@@ -133,6 +195,7 @@ static const struct {
     {"bytes", check_bytes},
     {"scan", check_scan},
     {"match", check_match},
+    {"delta", check_delta},
 };
 
 static char *result_of(check *run, const uint8_t *data, uint64_t length)

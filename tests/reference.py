@@ -323,3 +323,121 @@ def find_blocks(table: bytes, size: int, data: bytes) -> list[tuple[int, int]]:
             found.append((at, index))
         at += size if index >= 0 else 1
     return found
+
+
+# ---- deltas: FORMAT.md, "Delta" ----
+
+
+class Words:
+    """What is kept of changed words to foresee others."""
+
+    def __init__(self) -> None:
+        self.fine: dict[int, tuple[int, int]] = {}
+        self.coarse: dict[int, tuple[int, int]] = {}
+        self.trust: dict[bytes, int] = {}
+
+    def foreseen(self, base: bytes, f: int, t: int) -> dict[int, int]:
+        """Return the differences that the fine (0) and the coarse memory (1) have for the word at base byte ``f``."""
+        named = (int.from_bytes(base[f : f + 4], "little") + f) % 2**32
+        held = [self.fine.get(self._entry(named >> 6, 16)), self.coarse.get(self._entry(named >> 14, 18))]
+        keys = [named >> 6, named >> 14]
+        pairs = enumerate(zip(held, keys, strict=True))
+        return {mark: (entry[1] - (t - f)) % 2**32 for mark, (entry, key) in pairs if entry and entry[0] == key}
+
+    def site(self, base: bytes, f: int, t: int) -> int:
+        """Return the difference that is expected of a word, or 0 if it is no site."""
+        if f < 2 or self.trust.get(base[f - 2 : f], 0) < 2:
+            return 0
+        return next(iter(self.foreseen(base, f, t).values()), 0)
+
+    def keep(self, base: bytes, f: int, t: int, difference: int) -> None:
+        """A word that changed by ``difference``."""
+        named, moved = (int.from_bytes(base[f : f + 4], "little") + f) % 2**32, (difference + t - f) % 2**32
+        self.fine[self._entry(named >> 6, 16)] = (named >> 6, moved)
+        self.coarse[self._entry(named >> 14, 18)] = (named >> 14, moved)
+        if f >= 2:
+            self.trust[base[f - 2 : f]] = min(15, self.trust.get(base[f - 2 : f], 0) + 1)
+
+    def forget(self, base: bytes, f: int) -> None:
+        """A false site."""
+        named = (int.from_bytes(base[f : f + 4], "little") + f) % 2**32
+        self.fine.pop(self._entry(named >> 6, 16), None)
+        self.trust[base[f - 2 : f]] //= 2
+
+    def _entry(self, key: int, shift: int) -> int:
+        return key * 0x9E3779B1 % 2**32 >> shift
+
+
+def delta_columns(delta: bytes) -> tuple[bool, int, int, list[bytes]]:
+    """Return whether sites are used, the lengths of base and target, and the plain columns."""
+    magic, version, sites, zero, base, length = struct.unpack_from("<8sHBBQQ", delta)
+    assert (magic, version, zero) == (b"TrimDelt", 1, 0)
+    at, columns = 156, []
+    for plain, stored in struct.iter_unpack("<QQ", delta[28:156]):
+        column = delta[at : at + stored]
+        columns.append(column if plain == stored else zstandard.ZstdDecompressor().decompress(column))
+        assert len(columns[-1]) == plain
+        at += stored
+    assert at == len(delta)
+    return bool(sites), base, length, columns
+
+
+def delta_numbers(column: bytes) -> list[int]:
+    """Return the numbers of a column."""
+    found, value, shift = [], 0, 0
+    for byte in column:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            found.append(value)
+            value = shift = 0
+    assert shift == 0
+    return found
+
+
+def delta_signed(number: int) -> int:
+    """Return the signed number that is written as ``number``."""
+    return number // 2 if number % 2 == 0 else -(number + 1) // 2
+
+
+def apply_delta(delta: bytes, base: bytes) -> bytes:
+    """Return the target, byte by byte; any assertion or other error means that this is no delta of that base."""
+    sites, base_length, length, columns = delta_columns(delta)
+    assert base_length == len(base)
+    copies, literals, moves, gaps, false, values = (delta_numbers(columns[k]) for k in (0, 1, 2, 3, 4, 6))
+    marks, rest, target, end, words = list(columns[5]), columns[7], bytearray(), 0, Words()
+    quiet = taken = 0
+    for copied, literal, move in zip(copies, literals, moves, strict=True):
+        f = end + delta_signed(move)
+        end = f + copied
+        assert 0 <= f <= end <= len(base)
+        while f < end:
+            t = len(target)
+            width = min(4, end - f)
+            difference = words.site(base, f, t) if sites and width == 4 else 0
+            if difference and false[:1] != [taken]:
+                taken += 1
+            else:
+                if difference:
+                    words.forget(base, f)
+                    taken = 0
+                    del false[0]
+                if gaps[:1] != [quiet]:
+                    quiet += 1
+                    target.append(base[f])
+                    f += 1
+                    continue
+                mark = marks.pop(0) if sites and width == 4 else 2
+                difference = delta_signed(values.pop(0)) if mark == 2 else words.foreseen(base, f, t)[mark]
+                quiet = 0
+                del gaps[0]
+            if sites and width == 4:
+                words.keep(base, f, t, difference)
+            word = (int.from_bytes(base[f : f + width], "little") + difference) % 2 ** (8 * width)
+            target += word.to_bytes(width, "little")
+            f += width
+        assert len(rest) >= literal
+        target, rest = target + rest[:literal], rest[literal:]
+    assert not any([gaps, false, values, marks, rest])
+    assert len(target) == length
+    return bytes(target)
