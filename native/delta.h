@@ -28,8 +28,8 @@ typedef struct {
 /* Numbers of 32 bits that tt_delta_write and tt_delta_apply need as scratch where sites are used. */
 enum { TT_DELTA_TABLES = 180224 };
 
-/* How many numbers of 32 bits tt_delta_find needs as scratch: at most 1.75 * base_length + 2048, 7 bytes for each byte
- * of the base. */
+/* How many numbers of 32 bits tt_delta_find needs as scratch: at most 0.875 * base_length + 2048, so 3.5 bytes for each
+ * byte of the base. */
 uint64_t tt_delta_scratch(uint64_t base_length);
 
 /* The most pieces that tt_delta_find can write for a target of this length. */

@@ -2,9 +2,11 @@
 
 #include "delta.h"
 
-/* A gram is GRAM bytes at any position of the base. All are kept in a hash table with chains, whose lower positions
- * come first; a filter of one bit per slot keeps most lookups of what the base lacks from touching the table. */
+/* A gram is GRAM bytes at any position of the target. Those at every STEP-th position of the base are kept in a hash
+ * table with chains, lower positions first; a filter keeps most lookups of what the base lacks from touching it. To
+ * keep all of the base's grams instead saves 0.3 % of the bytes, for twice the memory and a third more time. */
 enum {
+    STEP = 2,
     GRAM = 12,
     FILTER = 4,   /* 2^FILTER filter bits to a head */
     DEPTH = 8,    /* equal grams tried in a lookup */
@@ -59,11 +61,11 @@ static uint64_t hash_of(const uint8_t *p)
     return (h ^ h >> 32) * 0x9FB21C651E98DF25u;
 }
 
-/* Heads: 2^bits, more than a quarter and at most half of the base's bytes, or 2^10. */
+/* Heads: 2^bits, more than a quarter and at most half of the grams that are kept, or 2^10. */
 static unsigned bits_for(uint64_t base_length)
 {
     unsigned bits = 10;
-    while ((uint64_t)4 << bits <= base_length)
+    while ((uint64_t)4 << bits <= base_length / STEP)
         bits++;
     return bits;
 }
@@ -71,7 +73,7 @@ static unsigned bits_for(uint64_t base_length)
 uint64_t tt_delta_scratch(uint64_t base_length)
 {
     uint64_t heads = (uint64_t)1 << bits_for(base_length);
-    return heads + (heads << FILTER) / 32 + base_length;
+    return heads + (heads << FILTER) / 32 + base_length / STEP + 1;
 }
 
 /* All pieces but the last are written when a place is found, after which the search goes on at least a gram further. */
@@ -80,11 +82,15 @@ uint64_t tt_delta_capacity(uint64_t length)
     return length / GRAM + 2;
 }
 
-/* Within a run of equal bytes only the first gram and the last are kept: the others lead to nothing more. */
+static int same_gram(const uint8_t *a, const uint8_t *b)
+{
+    return load64(a) == load64(b) && load32(a + 8) == load32(b + 8);
+}
+
+/* Within a run of equal grams only the first and the last are kept: the others lead to nothing more. */
 static int inside_run(const uint8_t *base, uint64_t i, uint64_t last)
 {
-    return i > 0 && i < last && base[i - 1] == base[i] && load64(base + i) == load64(base + i + 1) &&
-           load32(base + i + 8) == load32(base + i + 9);
+    return i >= STEP && i + STEP <= last && same_gram(base + i, base + i + STEP) && same_gram(base + i, base + i - STEP);
 }
 
 static void index_base(finder *f)
@@ -94,13 +100,14 @@ static void index_base(finder *f)
     if (f->base_length < GRAM)
         return;
     uint64_t last = f->base_length - GRAM;
-    for (uint64_t i = last + 1; i-- > 0;) {
+    for (uint64_t k = last / STEP + 1; k-- > 0;) {
+        uint64_t i = k * STEP;
         if (inside_run(f->base, i, last))
             continue;
         uint64_t h = hash_of(f->base + i), bit = h >> (64 - f->bits - FILTER);
         f->filter[bit / 32] |= (uint32_t)1 << (bit % 32);
-        f->next[i] = f->heads[h >> (64 - f->bits)];
-        f->heads[h >> (64 - f->bits)] = (uint32_t)i;
+        f->next[k] = f->heads[h >> (64 - f->bits)];
+        f->heads[h >> (64 - f->bits)] = (uint32_t)k;
     }
 }
 
@@ -177,14 +184,15 @@ static int look_up(const finder *f, uint64_t at, uint64_t last, place *best)
         return 0;
     uint32_t c = f->heads[h >> (64 - f->bits)];
     for (int step = 0, tried = 0; step < STEPS && tried < DEPTH && c != NONE; step++, c = f->next[c]) {
-        const uint8_t *there = f->base + c;
-        if (load64(there) != load64(here) || load32(there + 8) != load32(here + 8))
+        const uint64_t start = (uint64_t)c * STEP;
+        const uint8_t *there = f->base + start;
+        if (!same_gram(there, here))
             continue;
-        uint64_t n = equal_forward(here, there, least(REACH, least(f->length - at, f->base_length - c)));
-        uint64_t back = equal_backward(here, there, least(WINDOW, least(at - last, c)));
+        uint64_t n = equal_forward(here, there, least(REACH, least(f->length - at, f->base_length - start)));
+        uint64_t back = equal_backward(here, there, least(WINDOW, least(at - last, start)));
         if (n + back > most) {
             most = n + back;
-            *best = (place){at - back, c - back, most};
+            *best = (place){at - back, start - back, most};
         }
         tried++;
     }

@@ -44,8 +44,8 @@ _TRIAL_LEVEL: Final = 3
 def encode(base: Bytes, target: Bytes, *, level: int) -> bytes:
     """Return a delta from which :func:`decode` makes ``target`` out of ``base``.
 
-    ``level`` is zstd's, 1 to 19. Beside the two it takes about 7 bytes of memory for each byte of the base and up to 8
-    for each of the target. The same arguments give the same delta, with the same zstd library. ``ValueError`` for
+    ``level`` is zstd's, 1 to 19. Beside the two it takes 3.5 bytes of memory for each byte of the base and up to 8 for
+    each of the target. The same arguments give the same delta, with the same zstd library. ``ValueError`` for
     another level and for a base of 4 GiB or more.
     """
     if not 1 <= level <= MAX_LEVEL:

@@ -163,7 +163,7 @@ COLUMNS: Final = 8
 def delta_pieces(base: Bytes, target: Bytes) -> NDArray[np.uint64]:
     """Return the pieces of ``target``: rows of (start in the base, bytes copied, literal bytes), which cover it.
 
-    Takes 7 bytes of memory for each byte of the base, and 2 for each of the target. ``ValueError`` for a base of
+    Takes 3.5 bytes of memory for each byte of the base, and 2 for each of the target. ``ValueError`` for a base of
     4 GiB or more.
     """
     old, new = ffi.from_buffer("uint8_t[]", base), ffi.from_buffer("uint8_t[]", target)
