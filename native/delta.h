@@ -36,10 +36,11 @@ uint64_t tt_delta_scratch(uint64_t base_length);
 uint64_t tt_delta_capacity(uint64_t length);
 
 /* Divides the target into pieces, which cover it in order; returns how many. Every copy lies in the base.
- * base_length < 2^32 - 1, length < 2^62; `scratch` and `pieces` have the sizes above. Time is proportional to the
+ * `price`: the bits that a piece
+ * is estimated to take, 1 to 2^16. base_length < 2^32 - 1, length < 2^62; `scratch` and `pieces` have the sizes above. Time is proportional to the
  * lengths, whatever the bytes: the factor is bounded by DEPTH, REACH, BACK and NEAR (delta_find.c). */
 uint64_t tt_delta_find(const uint8_t *base, uint64_t base_length, const uint8_t *target, uint64_t length,
-                       uint32_t *scratch, tt_piece *pieces);
+                       uint32_t price, uint32_t *scratch, tt_piece *pieces);
 
 /* Writes the columns of these pieces, which are as tt_delta_find left them. With `tables` (not null) sites are
  * used. With c the bytes that are copied in all, data[TT_COPIES], [TT_LITERALS] and [TT_MOVES] have room for

@@ -12,14 +12,16 @@ enum {
     DEPTH = 8,    /* equal grams tried in a lookup */
     STEPS = 24,   /* chain links followed in a lookup */
     REACH = 1024, /* bytes compared for one candidate */
+    SKIP = 16,    /* bytes passed over at most after a place was refused */
     BACK = 4096,  /* a copy begins at most this far before where it was found */
     WINDOW = 256, /* bytes over which two places are compared */
     NEAR = 64,    /* neighbouring places tried to either side ... */
     STRIDE = 8,   /* ... this many bytes apart: what table entries are multiples of */
 };
-/* Estimated bits: of a changed word, of one whose difference was there lately, of a byte outside the base, of a piece.
- * Measured on kernel modules, libraries and interpreters; a third more or less of any changes totals by 2 %. */
-enum { CHANGED = 16, REPEATED = 3, OUTSIDE = 5, PIECE = 72 };
+/* Estimated bits: of a changed word, of one whose difference was there lately, and of a byte outside the base. What a
+ * piece takes is the caller's choice: kernel modules, libraries and interpreters are smallest with 72 (a third more or
+ * less changes them by 2 %), text with 200, because its literals compress better. */
+enum { CHANGED = 16, REPEATED = 3, OUTSIDE = 5 };
 
 static const uint32_t NONE = 0xFFFFFFFFu;
 
@@ -28,6 +30,7 @@ typedef struct {
     uint64_t base_length, length;
     uint32_t *heads, *next, *filter;
     unsigned bits;
+    uint64_t price; /* estimated bits of a piece */
 } finder;
 
 /* A place in the base for the target's bytes from `at` on, of which `equal` are known to be the same. */
@@ -165,11 +168,11 @@ static uint64_t cost(const finder *f, uint64_t from, uint64_t at, uint64_t lengt
 static int cheaper(const finder *f, uint64_t at, uint64_t from, uint64_t other, uint64_t equal)
 {
     uint64_t left = f->length - at, most = least(left, equal > WINDOW ? REACH : WINDOW);
-    if (cost(f, from, at, most, PIECE + 1) <= PIECE)
+    if (cost(f, from, at, most, f->price + 1) <= f->price)
         return 0;
     for (uint64_t n = WINDOW / 8; n / 2 < most; n *= 2) {
         uint64_t present = cost(f, from, at, least(n, most), (uint64_t)-1);
-        if (present > PIECE && cost(f, other, at, least(n, most), present - PIECE) < present - PIECE)
+        if (present > f->price && cost(f, other, at, least(n, most), present - f->price) < present - f->price)
             return 1;
     }
     return 0;
@@ -205,10 +208,11 @@ static int look_near(const finder *f, uint64_t at, uint64_t from, place *best)
 {
     if (f->length - at < WINDOW)
         return 0;
-    uint64_t present = cost(f, from, at, WINDOW, WINDOW * 3);
-    if (present <= PIECE || present >= WINDOW * 3) /* nothing to gain; or unlike all that is near */
+    uint64_t unlike = WINDOW / 4 * CHANGED * 3 / 4; /* three of four words changed: so is what is near */
+    uint64_t present = cost(f, from, at, WINDOW, unlike);
+    if (present <= f->price || present >= unlike)
         return 0;
-    uint64_t wanted = present - PIECE, none = wanted;
+    uint64_t wanted = present - f->price, none = wanted;
     for (uint64_t k = 1; k <= NEAR; k++)
         for (int side = 0; side < 2; side++) {
             uint64_t other = side ? from - k * STRIDE : from + k * STRIDE; /* below 0 it wraps: outside the base */
@@ -238,15 +242,19 @@ static int next_place(const finder *f, uint64_t at, uint64_t last, uint64_t from
             if (at > f->length - GRAM)
                 return 0;
         }
-        if (look_up(f, at, last, best) && best->from - best->at != here - at &&
-            cheaper(f, best->at, from + (best->at - last), best->from, best->equal))
-            return 1;
+        uint64_t step = 1;
+        if (look_up(f, at, last, best) && best->from - best->at != here - at) {
+            if (cheaper(f, best->at, from + (best->at - last), best->from, best->equal))
+                return 1;
+            /* The next lookups would find this place again. */
+            step = least(SKIP, best->at + best->equal - at - GRAM + 1);
+        }
         if (at >= *near) {
             *near = at + WINDOW;
             if (look_near(f, at, here, best))
                 return 1;
         }
-        at++;
+        at += step;
     }
     return 0;
 }
@@ -301,12 +309,12 @@ static uint64_t split(const finder *f, uint64_t at, uint64_t left, uint64_t righ
 }
 
 uint64_t tt_delta_find(const uint8_t *base, uint64_t base_length, const uint8_t *target, uint64_t length,
-                       uint32_t *scratch, tt_piece *pieces)
+                       uint32_t price, uint32_t *scratch, tt_piece *pieces)
 {
     unsigned bits = bits_for(base_length);
     uint64_t heads = (uint64_t)1 << bits, count = 0, at = 0, last = 0, from = 0, near = 0;
     uint32_t *filter = scratch + heads, *next = filter + (heads << FILTER) / 32;
-    finder f = {base, target, base_length, length, scratch, next, filter, bits};
+    finder f = {base, target, base_length, length, scratch, next, filter, bits, price};
     index_base(&f);
     for (place found = {0, 0, 0}; next_place(&f, at, last, from, &near, &found);) {
         uint64_t gap = found.at - last;

@@ -176,7 +176,7 @@ static void check_delta(const uint8_t *data, uint64_t length, FILE *out)
         target[at + at % 3] += 0x40;
     uint32_t *scratch = room(tt_delta_scratch(size) * sizeof *scratch);
     tt_piece *pieces = room(tt_delta_capacity(size) * sizeof *pieces);
-    uint64_t count = tt_delta_find(base, size, target, size, scratch, pieces);
+    uint64_t count = tt_delta_find(base, size, target, size, 72, scratch, pieces);
     uint32_t *tables = room(TT_DELTA_TABLES * sizeof *tables);
     check_columns(base, size, target, size, pieces, count, NULL, out);
     check_columns(base, size, target, size, pieces, count, tables, out);

@@ -87,7 +87,7 @@ class TestRoundTrip:
     @settings(max_examples=60, deadline=None)
     def test_pieces_cover_the_target(self, pair: tuple[bytes, bytes]) -> None:
         base, target = pair
-        pieces = native.delta_pieces(base, target).tolist()
+        pieces = native.delta_pieces(base, target, price=72).tolist()
         assert sum(copied + literal for _, copied, literal in pieces) == len(target)
         assert all(start + copied <= len(base) for start, copied, _ in pieces)
 
@@ -95,7 +95,7 @@ class TestRoundTrip:
     @settings(max_examples=60, deadline=None)
     def test_both_with_and_without_sites(self, pair: tuple[bytes, bytes]) -> None:
         base, target = pair
-        pieces = native.delta_pieces(base, target)
+        pieces = native.delta_pieces(base, target, price=72)
         for sites in (False, True):
             columns = native.delta_columns(base, target, pieces, sites=sites)
             made = native.delta_apply(base, [column.data for column in columns], len(target), sites=sites)
@@ -258,7 +258,7 @@ class TestDamage:
     def test_right_only_where_the_twin_agrees(self, data: st.DataObject, seed: int, sites: bool) -> None:
         """Changed columns: what ours accepts, the twin makes the same of."""
         base, target = programs(seed, 20)
-        pieces = native.delta_pieces(base, target)
+        pieces = native.delta_pieces(base, target, price=72)
         columns = [bytes(column) for column in native.delta_columns(base, target, pieces, sites=sites)]
         number = data.draw(st.sampled_from([k for k in range(8) if columns[k]]))
         wrong = bytearray(columns[number])

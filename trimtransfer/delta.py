@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,26 +34,29 @@ SLACK: Final = 4096
 two bytes for each byte copied and three more for each piece; a piece takes up to 7 bytes and some for its lengths; and
 all but two have 12 bytes of the target each (``native/delta_find.c``)."""
 
+Columns: TypeAlias = Sequence[NDArray[np.uint8]]
 _NAMES: Final = ("copies", "literals", "moves", "gaps", "sites", "marks", "values", "bytes")
 _HEADER: Final = struct.Struct("<8sHBxQQ16Q")
 _CHANGES: Final = slice(3, 7)
 """The columns that say how copies differ from the base."""
 _TRIAL_LEVEL: Final = 3
+_PRICE: Final = 72
+"""What a piece is thought to take, in bits: right for programs."""
+_TEXT_PRICE: Final = 200
+"""The same for text, whose literals compress well; tried where pieces are below this length in the mean:"""
+_PIECE_LENGTH: Final = 1024
 
 
 def encode(base: Bytes, target: Bytes, *, level: int) -> bytes:
     """Return a delta from which :func:`decode` makes ``target`` out of ``base``.
 
-    ``level`` is zstd's, 1 to 19. Beside the two it takes 3.5 bytes of memory for each byte of the base and up to 8 for
-    each of the target. The same arguments give the same delta, with the same zstd library. ``ValueError`` for
+    ``level`` is zstd's, 1 to 19. Beside the two it takes 3.5 bytes of memory for each byte of the base and up to 16
+    for each of the target, most of it seldom touched. The same arguments give the same delta, with the same zstd library. ``ValueError`` for
     another level and for a base of 4 GiB or more.
     """
     if not 1 <= level <= MAX_LEVEL:
         raise ValueError(f"level {level}; 1 to {MAX_LEVEL}")
-    pieces = native.delta_pieces(base, target)
-    without, using = (native.delta_columns(base, target, pieces, sites=sites) for sites in (False, True))
-    sites = _changes(using) < _changes(without)
-    plain = using if sites else without
+    sites, plain = _describe(base, target)
     stored = [_store(column, level) for column in plain]
     sizes = [size for pair in zip(map(len, plain), map(len, stored), strict=True) for size in pair]
     header = _HEADER.pack(MAGIC, VERSION, sites, memoryview(base).nbytes, memoryview(target).nbytes, *sizes)
@@ -101,9 +104,25 @@ def _parse(view: memoryview, base: int, limit: int) -> tuple[bool, int, Sequence
     return bool(sites), length, sizes
 
 
-def _changes(columns: Sequence[NDArray[np.uint8]]) -> int:
-    """Return what the changes take when they are compressed quickly."""
-    return sum(len(_store(column, _TRIAL_LEVEL)) for column in columns[_CHANGES])
+def _describe(base: Bytes, target: Bytes) -> tuple[bool, Columns]:
+    """Return whether sites are used, and the columns: of what is worth trying, what compresses best."""
+    few = native.delta_pieces(base, target, price=_PRICE)
+    best = _with_or_without_sites(base, target, few)
+    if len(few) * _PIECE_LENGTH <= memoryview(target).nbytes:
+        return best
+    other = _with_or_without_sites(base, target, native.delta_pieces(base, target, price=_TEXT_PRICE))
+    return min(best, other, key=lambda found: _trial(found[1]))
+
+
+def _with_or_without_sites(base: Bytes, target: Bytes, pieces: NDArray[np.uint64]) -> tuple[bool, Columns]:
+    without, using = (native.delta_columns(base, target, pieces, sites=sites) for sites in (False, True))
+    sites = _trial(using[_CHANGES]) < _trial(without[_CHANGES])
+    return sites, using if sites else without
+
+
+def _trial(columns: Columns) -> int:
+    """Return what columns take when they are compressed quickly."""
+    return sum(len(_store(column, _TRIAL_LEVEL)) for column in columns)
 
 
 def _store(column: NDArray[np.uint8], level: int) -> Bytes:

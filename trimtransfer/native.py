@@ -160,18 +160,20 @@ COLUMNS: Final = 8
 """Columns of a delta (``tt_columns`` in ``native/delta.h``)."""
 
 
-def delta_pieces(base: Bytes, target: Bytes) -> NDArray[np.uint64]:
+def delta_pieces(base: Bytes, target: Bytes, *, price: int) -> NDArray[np.uint64]:
     """Return the pieces of ``target``: rows of (start in the base, bytes copied, literal bytes), which cover it.
 
-    Takes 3.5 bytes of memory for each byte of the base, and 2 for each of the target. ``ValueError`` for a base of
+    ``price`` is how many bits a piece is thought to take, 1 to 65,536: more makes fewer pieces. Takes 3.5 bytes of memory for each byte of the base, and 2 for each of the target. ``ValueError`` for a base of
     4 GiB or more.
     """
     old, new = ffi.from_buffer("uint8_t[]", base), ffi.from_buffer("uint8_t[]", target)
     if len(old) >= (1 << 32) - 1:
         raise ValueError(f"a base of {len(old)} bytes; less than 4 GiB")
+    if not 1 <= price <= 1 << 16:
+        raise ValueError(f"a price of {price} bits; 1 to 65,536")
     scratch = np.empty(lib.tt_delta_scratch(len(old)), np.uint32)
     pieces = np.empty((lib.tt_delta_capacity(len(new)), 3), np.uint64)
-    count = lib.tt_delta_find(old, len(old), new, len(new), _u32(scratch), _pieces(pieces))
+    count = lib.tt_delta_find(old, len(old), new, len(new), price, _u32(scratch), _pieces(pieces))
     return pieces[:count].copy()
 
 
