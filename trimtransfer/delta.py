@@ -50,9 +50,9 @@ _PIECE_LENGTH: Final = 1024
 def encode(base: Bytes, target: Bytes, *, level: int) -> bytes:
     """Return a delta from which :func:`decode` makes ``target`` out of ``base``.
 
-    ``level`` is zstd's, 1 to 19. Beside the two it takes 3.5 bytes of memory for each byte of the base and up to 16
-    for each of the target, most of it seldom touched. The same arguments give the same delta, with the same zstd library. ``ValueError`` for
-    another level and for a base of 4 GiB or more.
+    ``level`` is zstd's, 1 to 19. Beside the two it takes 3.5 bytes of memory for each byte of the base and up to 16 for
+    each of the target, of which most are seldom touched. The same arguments give the same delta, with the same zstd
+    library. ``ValueError`` for another level and for a base of 4 GiB or more.
     """
     if not 1 <= level <= MAX_LEVEL:
         raise ValueError(f"level {level}; 1 to {MAX_LEVEL}")

@@ -163,8 +163,8 @@ COLUMNS: Final = 8
 def delta_pieces(base: Bytes, target: Bytes, *, price: int) -> NDArray[np.uint64]:
     """Return the pieces of ``target``: rows of (start in the base, bytes copied, literal bytes), which cover it.
 
-    ``price`` is how many bits a piece is thought to take, 1 to 65,536: more makes fewer pieces. Takes 3.5 bytes of memory for each byte of the base, and 2 for each of the target. ``ValueError`` for a base of
-    4 GiB or more.
+    ``price`` is how many bits a piece is thought to take, 1 to 65,536: more makes fewer pieces. Takes 3.5 bytes of
+    memory for each byte of the base, and 2 for each of the target. ``ValueError`` for a base of 4 GiB or more.
     """
     old, new = ffi.from_buffer("uint8_t[]", base), ffi.from_buffer("uint8_t[]", target)
     if len(old) >= (1 << 32) - 1:
