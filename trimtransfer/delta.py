@@ -30,9 +30,9 @@ MAX_TARGET: Final = (16 << 20) + (512 << 10)
 """Most bytes that a decoder makes unless told otherwise: 16 MiB and as much as two chunks, since a unit is filled with
 whole chunks. With the columns, at most three times as much, this bounds what decoding takes beside the base."""
 SLACK: Final = 4096
-"""The columns have at most three times the target's bytes and so many more. What says how a copy differs takes at most
-two bytes for each byte copied and three more for each piece; a piece takes up to 7 bytes and some for its lengths; and
-all but two have 12 bytes of the target each (``native/delta_find.c``)."""
+"""The columns have at most three times the target's bytes and so many more. What says how copies differ takes up to two
+bytes for each byte copied, and three more where a copy ends; a piece takes up to seven and what its lengths need above
+127; and there is at most one for each 12 bytes of the target, and two (``native/delta_find.c``)."""
 
 Columns: TypeAlias = Sequence[NDArray[np.uint8]]
 _NAMES: Final = ("copies", "literals", "moves", "gaps", "sites", "marks", "values", "bytes")
