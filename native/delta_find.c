@@ -14,6 +14,7 @@ enum {
     REACH = 1024, /* bytes compared for one candidate */
     SKIP = 16,    /* bytes passed over at most after a place was refused */
     BACK = 4096,  /* a copy begins at most this far before where it was found */
+    FOREIGN = 32, /* differing bytes more than equal ones that make part of a copy literal */
     WINDOW = 256, /* bytes over which two places are compared */
     NEAR = 64,    /* neighbouring places tried to either side ... */
     STRIDE = 8,   /* ... this many bytes apart: what table entries are multiples of */
@@ -79,10 +80,11 @@ uint64_t tt_delta_scratch(uint64_t base_length)
     return heads + (heads << FILTER) / 32 + base_length / STEP + 1;
 }
 
-/* All pieces but the last are written when a place is found, after which the search goes on at least a gram further. */
+/* All pieces but the last are written when a place is found, after which the search goes on at least a gram further, or
+ * for FOREIGN bytes of their own. */
 uint64_t tt_delta_capacity(uint64_t length)
 {
-    return length / GRAM + 2;
+    return length / GRAM + length / FOREIGN + 2;
 }
 
 static int same_gram(const uint8_t *a, const uint8_t *b)
@@ -308,6 +310,41 @@ static uint64_t split(const finder *f, uint64_t at, uint64_t left, uint64_t righ
     return length;
 }
 
+/* Writes a copy and the literal bytes after it. Stretches within the copy that hardly resemble the base become literal
+ * bytes of pieces of their own: where differing bytes exceed equal ones by FOREIGN. Returns the new count. */
+static uint64_t put_copy(const finder *f, uint64_t at, uint64_t from, uint64_t copied, uint64_t literal,
+                         tt_piece *pieces, uint64_t count)
+{
+    uint64_t done = 0, start = 0, end = 0;
+    int64_t score = 0, best = 0;
+    /* A stretch is closed where the score has fallen by FOREIGN, or to nothing; what lies behind its end is gone through
+     * once more, and no second time: a rise there is less than the fall before it. */
+    for (uint64_t i = 0; i < copied; i++) {
+        int differs = f->target[at + i] != f->base[from + i];
+        if (score == 0) {
+            if (!differs)
+                continue;
+            start = i;
+            best = 0;
+        }
+        score += differs ? 1 : -2;
+        if (score > best) {
+            best = score;
+            end = i + 1;
+        }
+        if (score < 0 || best - score >= FOREIGN || i + 1 == copied) {
+            if (best >= FOREIGN) {
+                pieces[count++] = (tt_piece){from + done, start - done, end - start};
+                done = end;
+                i = end - 1;
+            }
+            score = best = 0;
+        }
+    }
+    pieces[count++] = (tt_piece){from + done, copied - done, literal};
+    return count;
+}
+
 uint64_t tt_delta_find(const uint8_t *base, uint64_t base_length, const uint8_t *target, uint64_t length,
                        uint32_t price, uint32_t *scratch, tt_piece *pieces)
 {
@@ -326,12 +363,11 @@ uint64_t tt_delta_find(const uint8_t *base, uint64_t base_length, const uint8_t 
             ahead = start + kept;
             back -= kept;
         }
-        pieces[count++] = (tt_piece){from, ahead, gap - ahead - back};
+        count = put_copy(&f, last, from, ahead, gap - ahead - back, pieces, count);
         last = found.at - back;
         from = found.from - back;
         at = found.at + (found.equal > GRAM ? found.equal : GRAM);
     }
     uint64_t ahead = extent_forward(&f, last, from, length - last);
-    pieces[count++] = (tt_piece){from, ahead, length - last - ahead};
-    return count;
+    return put_copy(&f, last, from, ahead, length - last - ahead, pieces, count);
 }

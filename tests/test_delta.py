@@ -134,6 +134,14 @@ class TestSize:
         target = b"".join(struct.pack("<QQQ", 128 + at, kind, 8192 + to) for at, kind, to in rows)
         assert len(round_trip(base, target, level=19)) < 4000
 
+    def test_other_bytes_in_the_middle(self, seed: int) -> None:
+        """As a module's signature: of the same length, so that what follows is in its place again."""
+        rng = random.Random(seed)
+        base = rng.randbytes(100_000)
+        target = base[:50_000] + rng.randbytes(512) + base[50_512:]
+        delta = round_trip(base, target)
+        assert len(delta) < HEADER + 512 + 40
+
     @pytest.mark.parametrize("change", ["equal", "shifted", "halves", "empty"])
     def test_little_changed(self, change: str, seed: int) -> None:
         base = random.Random(seed).randbytes(1 << 20)

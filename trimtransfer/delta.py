@@ -32,7 +32,8 @@ whole chunks. With the columns, at most three times as much, this bounds what de
 SLACK: Final = 4096
 """The columns have at most three times the target's bytes and so many more. What says how copies differ takes up to two
 bytes for each byte copied, and three more where a copy ends; a piece takes up to seven and what its lengths need above
-127; and there is at most one for each 12 bytes of the target, and two (``native/delta_find.c``)."""
+127; there is at most one for each 12 bytes of the target, and two, beside those that make at least 32 bytes of a copy
+literal, which saves more than they take (``native/delta_find.c``)."""
 
 Columns: TypeAlias = Sequence[NDArray[np.uint8]]
 _NAMES: Final = ("copies", "literals", "moves", "gaps", "sites", "marks", "values", "bytes")
