@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import reference
+from test_delta import programs
 from vectors import DISK, KINDS, content, load, make
 
 NATIVE = Path(__file__).parent.parent / "native"
@@ -71,6 +72,8 @@ def inputs(seed: int) -> dict[str, bytes]:
     for number in range(24):
         pieces = [[rng.choice(kinds), rng.randint(1, 40), rng.randint(0, 99)] for _ in range(rng.randint(1, 5))]
         found[f"random-{number}"] = make(pieces, length=rng.randint(0, 4096 * sum(piece[1] for piece in pieces)))
+    old, new = programs(seed, 300)
+    found["programs"] = old + new + old
     for number, vector in enumerate(load(DISK).values()):
         if vector["length"] < 5 << 20:
             found[f"vector-{number}"] = content(vector)
