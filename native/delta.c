@@ -20,7 +20,7 @@ enum {
 };
 
 typedef struct {
-    uint32_t *fine_tags, *fine, *coarse_tags, *coarse;
+    uint32_t *fine, *coarse; /* tag and distance of each entry, side by side: one cache miss */
     uint8_t *trust; /* [65536], by the two bytes before a word */
 } memory;
 
@@ -29,15 +29,13 @@ _Static_assert(TT_DELTA_TABLES == (2 << FINE_BITS) + (2 << COARSE_BITS) + 65536 
 /* The tables, in `room` of TT_DELTA_TABLES numbers, or none without it. */
 static memory blank(uint32_t *room)
 {
-    memory m = {NULL, NULL, NULL, NULL, NULL};
+    memory m = {NULL, NULL, NULL};
     if (room == NULL)
         return m;
     memset(room, 0, TT_DELTA_TABLES * sizeof *room);
-    m.fine_tags = room;
-    m.fine = m.fine_tags + (1 << FINE_BITS);
-    m.coarse_tags = m.fine + (1 << FINE_BITS);
-    m.coarse = m.coarse_tags + (1 << COARSE_BITS);
-    m.trust = (uint8_t *)(m.coarse + (1 << COARSE_BITS));
+    m.fine = room;
+    m.coarse = m.fine + (2 << FINE_BITS);
+    m.trust = (uint8_t *)(m.coarse + (2 << COARSE_BITS));
     return m;
 }
 
@@ -66,28 +64,38 @@ static uint32_t slot(uint32_t key, unsigned bits)
 }
 
 /* Tags are a key plus 1: 0 is no entry, and no key is so large that it wraps. */
+static uint32_t *fine_entry(const memory *m, uint32_t named)
+{
+    return m->fine + 2 * slot(named >> FINE, FINE_BITS);
+}
+
+static uint32_t *coarse_entry(const memory *m, uint32_t named)
+{
+    return m->coarse + 2 * slot(named >> COARSE, COARSE_BITS);
+}
+
 static int find_fine(const memory *m, uint32_t named, uint32_t *moved)
 {
-    uint32_t s = slot(named >> FINE, FINE_BITS);
-    *moved = m->fine[s];
-    return m->fine_tags[s] == (named >> FINE) + 1;
+    const uint32_t *entry = fine_entry(m, named);
+    *moved = entry[1];
+    return entry[0] == (named >> FINE) + 1;
 }
 
 static int find_coarse(const memory *m, uint32_t named, uint32_t *moved)
 {
-    uint32_t s = slot(named >> COARSE, COARSE_BITS);
-    *moved = m->coarse[s];
-    return m->coarse_tags[s] == (named >> COARSE) + 1;
+    const uint32_t *entry = coarse_entry(m, named);
+    *moved = entry[1];
+    return entry[0] == (named >> COARSE) + 1;
 }
 
 static void keep(const memory *m, uint32_t named, uint32_t moved)
 {
-    uint32_t s = slot(named >> FINE, FINE_BITS);
-    m->fine_tags[s] = (named >> FINE) + 1;
-    m->fine[s] = moved;
-    s = slot(named >> COARSE, COARSE_BITS);
-    m->coarse_tags[s] = (named >> COARSE) + 1;
-    m->coarse[s] = moved;
+    uint32_t *entry = fine_entry(m, named);
+    entry[0] = (named >> FINE) + 1;
+    entry[1] = moved;
+    entry = coarse_entry(m, named);
+    entry[0] = (named >> COARSE) + 1;
+    entry[1] = moved;
 }
 
 static uint8_t *trust_of(const memory *m, const uint8_t *base, uint64_t from)
@@ -109,7 +117,7 @@ static void learn(const memory *m, const uint8_t *base, uint64_t from, uint64_t 
 static void unlearn(const memory *m, const uint8_t *base, uint64_t from)
 {
     uint32_t named = load_word(base + from) + (uint32_t)from;
-    m->fine_tags[slot(named >> FINE, FINE_BITS)] = 0;
+    *fine_entry(m, named) = 0;
     *trust_of(m, base, from) /= 2;
 }
 
