@@ -61,3 +61,8 @@ def locations_name(image: str, version: str) -> str:
 def keys_name(image: str, version: str) -> str:
     """Return the store name of a version's key file."""
     return version_name(image, version, "keys.bin")
+
+
+def deltas_name(image: str, version: str, base: str) -> str:
+    """Return the store name of the index of the deltas that make a version out of another, ``base``."""
+    return version_name(image, version, f"from-{check_name('version', base)}.bin")

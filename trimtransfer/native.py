@@ -160,6 +160,20 @@ COLUMNS: Final = 8
 """Columns of a delta (``tt_columns`` in ``native/delta.h``)."""
 
 
+def anchors(data: Bytes, *, bits: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return keys and places (offsets in bytes) of the anchors of ``data``, one in 2^``bits`` places in the mean.
+
+    ``ValueError`` for less than 1 or more than 16 bits, and for 4 GiB or more.
+    """
+    view = ffi.from_buffer("uint8_t[]", data)
+    if not 1 <= bits <= 16 or len(view) >= 1 << 32:
+        raise ValueError(f"{bits} bits (1 to 16) for {len(view)} bytes (less than 4 GiB)")
+    room = (len(view) >> bits) * 4 + 64
+    keys, places = np.empty(room, np.uint32), np.empty(room, np.uint32)
+    count = lib.tt_anchors(view, len(view), bits, _u32(keys), _u32(places), room)
+    return keys[:count].copy(), places[:count].copy()
+
+
 def delta_pieces(base: Bytes, target: Bytes, *, price: int) -> NDArray[np.uint64]:
     """Return the pieces of ``target``: rows of (start in the base, bytes copied, literal bytes), which cover it.
 

@@ -8,12 +8,13 @@ more, past any cache; then the repository is at fault. Nothing unverified is eve
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -22,17 +23,22 @@ from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, PackRange, fra
 from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, Numbers, Run, runs
 from trimtransfer.assembly.rawfile import Piece
 from trimtransfer.assembly.remote import REMEDY
+from trimtransfer.assembly.report import Made
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
 from trimtransfer.assembly.verify import read_pieces
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
-from trimtransfer.errors import FormatError, IntegrityError, SourceChanged
+from trimtransfer.errors import AccessDenied, FormatError, IntegrityError, NotFound, SourceChanged
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Region
 from trimtransfer.pack import decode_frame, pack_name
 from trimtransfer.store import Range, Store
 from trimtransfer.watch import Watch
 
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
 _THREADS: Final = min(4, os.cpu_count() or 1)
+
+Decode: TypeAlias = Callable[[FrameTask, memoryview], bytes]
+"""Returns the content of a frame from its stored bytes; ``IntegrityError`` or ``FormatError`` for damaged ones."""
 
 
 class Target(Protocol):
@@ -101,8 +107,9 @@ class Meter:
 class Assembler:
     """Carries out window plans on one target. Use it as a context manager: it has a few threads.
 
-    ``rejected`` counts chunks that a local source offered and that were wrong. ``reuse`` counts copied bytes;
-    ``fetching`` is what the store counts bytes with, paused while something else than packs is read.
+    ``rejected`` counts chunks that a local source offered and that were wrong, ``made`` what deltas did. ``reuse``
+    counts copied bytes; ``fetching`` is what the store counts bytes with, paused while something else than packs is
+    read.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class Assembler:
         self._pool = ThreadPoolExecutor(_THREADS, "assembler")
         self._local = threading.local()
         self.rejected = 0
+        self.made = Made()
 
     def __enter__(self) -> Assembler:
         return self
@@ -143,6 +151,7 @@ class Assembler:
             self._target.write_zeros(run.offset, run.length)
         copies = [self._pool.submit(self._copy, plan, run, stop) for run in jobs]
         try:
+            self._make(plan)
             self._fetch(plan, plan.fetch)
             failed = [copy.result() for copy in copies]
         except BaseException:
@@ -213,13 +222,35 @@ class Assembler:
             plan.reassign(groups)
             self._fetch(plan, self._resolver.locate(plan, groups))
 
+    def _make(self, plan: WindowPlan) -> None:
+        """Fetch deltas and write what they make; what they fail to make is fetched plain."""
+        deltas, fetch = self._resolver.deltas, plan.deltas.fetch
+        if deltas is None or not fetch.ranges:
+            return
+        self._fetching.expect(fetch.fetch_bytes)
+        done: set[int] = set()
+
+        def decode(task: FrameTask, stored: memoryview) -> bytes:
+            content = deltas.make(plan.deltas, task, stored)
+            done.add(task.number)
+            return content
+
+        try:
+            done.difference_update(self._fetch_ranges(fetch, fetch.ranges, decode, again=False))
+        except (NotFound, AccessDenied) as error:  # deltas may be dropped at any time
+            _LOG.warning("deltas are left aside: %s", error)
+        failed = [unit for unit in range(len(fetch.frames)) if unit not in done]
+        lengths = np.bincount(fetch.wanted["frame"], weights=fetch.wanted["length"], minlength=len(fetch.frames))
+        self.made += Made(len(done), int(lengths[sorted(done)].sum()), len(failed))
+        self._fetch_groups(plan, plan.deltas.groups(failed))
+
     def _fetch(self, plan: WindowPlan, fetch: FetchPlan) -> None:
         """Fetch what the plan says; damaged frames once more."""
         self._fetching.expect(fetch.fetch_bytes)
-        damaged = self._fetch_ranges(plan, fetch, fetch.ranges, again=False)
+        damaged = self._fetch_ranges(fetch, fetch.ranges, _decoded, again=False)
         if not damaged:
             return
-        worse = self._fetch_ranges(plan, fetch, _ranges_of(fetch, sorted(damaged)), again=True)
+        worse = self._fetch_ranges(fetch, _ranges_of(fetch, sorted(damaged)), _decoded, again=True)
         if worse:
             frame = fetch.frames[min(worse)]
             name = pack_name(fetch.packs[int(frame["pack"])].digest)
@@ -227,7 +258,7 @@ class Assembler:
             raise IntegrityError(f"{name}, frame at byte {int(frame['offset'])}", expected, got, REMEDY)
 
     def _fetch_ranges(
-        self, plan: WindowPlan, fetch: FetchPlan, ranges: Sequence[PackRange], *, again: bool
+        self, fetch: FetchPlan, ranges: Sequence[PackRange], decode: Decode, *, again: bool
     ) -> dict[int, tuple[bytes, bytes]]:
         """Fetch ranges and write what their frames hold; return the damaged frames with expected and found digests."""
         requests: dict[Range, PackRange] = {}
@@ -243,7 +274,7 @@ class Assembler:
             pieces: list[Piece] = []
             held = 0
             for task in frame_tasks(fetch, part):
-                content = self._verified(task, data[task.offset - part.start :][: task.stored], damaged)
+                content = _verified(task, data[task.offset - part.start :][: task.stored], decode, damaged)
                 if content is None:
                     continue
                 pieces += [(offset, content[start : start + length]) for start, length, offset in task.writes]
@@ -262,31 +293,36 @@ class Assembler:
                 self._fetching.paused = True
         return damaged
 
-    def _verified(
-        self, task: FrameTask, stored: memoryview, damaged: dict[int, tuple[bytes, bytes]]
-    ) -> memoryview | None:
-        """Return a frame's content, its wanted chunks verified; None, and an entry in ``damaged``, if it is wrong."""
-        try:
-            content = memoryview(decode_frame(stored, codec=task.codec, raw=task.raw, check=task.check))
-        except IntegrityError as error:
-            damaged[task.number] = error.expected, error.got
-            return None
-        except FormatError:
-            damaged[task.number] = task.check, bytes(len(task.check))
-            return None
-        for start, length, digest in task.wanted:
-            found = chunk_digest(content[start : start + length])
-            if found != digest:
-                damaged[task.number] = digest, found
-                return None
-        return content
-
     def _buffer(self, length: int) -> memoryview:
         """Return this thread's buffer, long enough for any run."""
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = memoryview(bytearray(RUN_BYTES + MAX_CHUNK_SIZE))
         return buffer[:length]
+
+
+def _decoded(task: FrameTask, stored: memoryview) -> bytes:
+    return decode_frame(stored, codec=task.codec, raw=task.raw, check=task.check)
+
+
+def _verified(
+    task: FrameTask, stored: memoryview, decode: Decode, damaged: dict[int, tuple[bytes, bytes]]
+) -> memoryview | None:
+    """Return a frame's content, its wanted chunks verified; None, and an entry in ``damaged``, if it is wrong."""
+    try:
+        content = memoryview(decode(task, stored))
+    except IntegrityError as error:
+        damaged[task.number] = error.expected, error.got
+        return None
+    except FormatError:
+        damaged[task.number] = task.check, bytes(len(task.check))
+        return None
+    for start, length, digest in task.wanted:
+        found = chunk_digest(content[start : start + length])
+        if found != digest:
+            damaged[task.number] = digest, found
+            return None
+    return content
 
 
 def _ranges_of(fetch: FetchPlan, frames: list[int]) -> list[PackRange]:

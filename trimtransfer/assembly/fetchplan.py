@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trimtransfer.assembly.plan import GAP, Groups, Mask, Numbers, Window, coalesce
 from trimtransfer.chunk import CHECK_SIZE, DIGEST_SIZE
 from trimtransfer.errors import FormatError
-from trimtransfer.location import FRAME, Locations, PackRef
+from trimtransfer.location import FRAME, PackRef
 from trimtransfer.table import Table
 
 WHOLE_SHARE: Final = 0.8
@@ -116,12 +116,30 @@ def frame_tasks(fetch: FetchPlan, part: PackRange) -> Iterator[FrameTask]:
         )
 
 
+class Places(Protocol):
+    """What tells where chunks of a region lie: locations, or units of deltas."""
+
+    @property
+    def packs(self) -> tuple[PackRef, ...]:
+        """The packs."""
+        ...
+
+    @property
+    def frames(self) -> NDArray[np.void]:
+        """Frames of them (dtype ``FRAME``)."""
+        ...
+
+    def pieces(self, table: Table) -> NDArray[np.void]:
+        """Return where in the frames chunk records of ``table`` lie (dtype ``PIECE``)."""
+        ...
+
+
 class Located(NamedTuple):
-    """Locations of a region and its table; ``first`` is the number of the region's first record in the window."""
+    """Places of a region and its table; ``first`` is the number of the region's first record in the window."""
 
     first: int
     table: Table
-    locations: Locations
+    locations: Places
 
 
 def plan_fetch(

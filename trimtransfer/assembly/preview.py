@@ -26,13 +26,13 @@ from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
-from trimtransfer.assembly.report import Content, Network, PlanReport, estimate_seconds
+from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
 from trimtransfer.assembly.space import Needs, copied, shortage
-from trimtransfer.assembly.sync import comes_from_parent, share_that_stays, untouched, windows
+from trimtransfer.assembly.sync import comes_from_parent, deltas_from, share_that_stays, untouched, windows
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
@@ -93,6 +93,7 @@ class _Preview:
         self._read_seconds = 0.0
         self._needs, self._done = Needs(), Extents.none()
         self._search_warnings: tuple[str, ...] = ()
+        self._made = Made()
 
     def run(self) -> PlanReport:
         """Read, resolve and add up."""
@@ -144,7 +145,8 @@ class _Preview:
         seeds = sources.open(old, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
-        resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=comes_from_parent(manifest, old))
+        from_parent, deltas = comes_from_parent(manifest, old), deltas_from(remote, old)
+        resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=from_parent, deltas=deltas)
         if host is not None and refresh:
             self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)
         self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
@@ -160,8 +162,10 @@ class _Preview:
             resolver.remember(window)
             self._content += window.content(resolver.seeds)
             self._needs += self._needs_of(window, old, would_write)
-            self._bytes += window.fetch.fetch_bytes
-            self._requests += len(window.fetch.ranges)
+            made = window.deltas.fetch
+            self._made += Made(len(made.frames), int(made.wanted["length"].sum(dtype=np.int64)))
+            self._bytes += window.fetch.fetch_bytes + made.fetch_bytes
+            self._requests += len(window.fetch.ranges) + len(made.ranges)
         self._watch.report("plan", total, total)
 
     def _needs_of(self, plan: WindowPlan, old: Old | None, would_write: str) -> Needs:
@@ -216,6 +220,7 @@ class _Preview:
             needed_bytes=self._needs.written + self._needs.grown,
             warnings=(*self._search_warnings, *self._warnings(would_write)),
             seconds=time.monotonic() - self._started,
+            made=self._made,
         )
 
 

@@ -69,12 +69,29 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What deltas made: ``units`` of them, ``content`` in bytes (part of what was fetched); ``failed`` units, whose
+    content came from plain packs after all."""
+
+    units: int = 0
+    content: int = 0
+    failed: int = 0
+
+    def __add__(self, other: Made) -> Made:
+        return Made(self.units + other.units, self.content + other.content, self.failed + other.failed)
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the fields as a JSON object."""
+        return {"units": self.units, "content": self.content, "failed": self.failed}
+
+
+@dataclass(frozen=True, slots=True)
 class SyncReport:
     """What a sync did.
 
     ``wrote`` is how the image was written: ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that
     a seed offered and that were wrong; ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run
-    had written; ``seed_seconds`` is the time spent on scanning seeds, part of ``seconds``.
+    had written; ``seed_seconds`` is the time spent on scanning seeds, part of ``seconds``; ``made``: by deltas.
     """
 
     image: str
@@ -92,6 +109,7 @@ class SyncReport:
     seconds: float = 0.0
     seed_seconds: float = 0.0
     warnings: tuple[str, ...] = field(default=())
+    made: Made = Made()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -104,6 +122,7 @@ class SyncReport:
             "wrote": self.wrote,
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),
+            "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "resumed_bytes": self.resumed_bytes,
             "rejected_chunks": self.rejected_chunks,
@@ -141,6 +160,7 @@ class PlanReport:
     seconds: float = 0.0
     needed_bytes: int = 0
     warnings: tuple[str, ...] = ()
+    made: Made = Made()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -154,6 +174,7 @@ class PlanReport:
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),
             "fetch": {"bytes": self.fetch_bytes, "requests": self.fetch_requests},
+            "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "round_trip_seconds": round(self.round_trip_seconds, 4),
             "bandwidth_bytes_per_second": self.bandwidth_bytes_per_second,

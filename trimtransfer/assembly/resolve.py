@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly import report
+from trimtransfer.assembly.deltaplan import DeltaPlan
 from trimtransfer.assembly.fetchplan import FetchPlan, Located, plan_fetch
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
 from trimtransfer.assembly.plan import (
@@ -30,6 +31,7 @@ from trimtransfer.assembly.plan import (
 )
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.assembly.report import Content
+from trimtransfer.assembly.units import Deltas
 from trimtransfer.errors import FormatError
 from trimtransfer.index.seed import Seed
 from trimtransfer.manifest import Region
@@ -58,7 +60,7 @@ class WindowPlan:
     """A window with a source for every record.
 
     ``source`` (numbers of ``plan.py``, one per record) and ``row`` (what the source calls the chunk); ``fetch`` is what
-    comes from packs.
+    comes from packs, ``deltas`` what is made by deltas.
     """
 
     regions: Sequence[Region]
@@ -69,6 +71,7 @@ class WindowPlan:
     source: NDArray[np.int16]
     row: Numbers
     fetch: FetchPlan
+    deltas: DeltaPlan
     located: dict[tuple[int, str], Located] = field(default_factory=dict)
 
     def reassign(self, groups: Numbers) -> None:
@@ -110,9 +113,16 @@ class Resolver:
     """
 
     def __init__(
-        self, remote: Remote, seeds: Sequence[Seed], written: WrittenIndex, output: Output, *, from_parent: bool
+        self,
+        remote: Remote,
+        seeds: Sequence[Seed],
+        written: WrittenIndex,
+        output: Output,
+        *,
+        from_parent: bool,
+        deltas: Deltas | None = None,
     ) -> None:
-        self.remote, self.written, self.output = remote, written, output
+        self.remote, self.written, self.output, self.deltas = remote, written, output, deltas
         self.seeds: tuple[Seed, ...] = tuple(seeds)
         self._from_parent = from_parent
 
@@ -134,9 +144,12 @@ class Resolver:
         placed = survey(window, regions)
         groups = Groups.of(window, np.flatnonzero(~window.zero))
         source, row = self._look_up(window, groups, placed)
-        plan = WindowPlan(regions, tables, window, groups, placed, source, row, _NOTHING)
+        plan = WindowPlan(regions, tables, window, groups, placed, source, row, _NOTHING, DeltaPlan.nothing())
         unresolved = groups.any(source == UNASSIGNED)
         source[source == UNASSIGNED] = FETCH
+        if self.deltas is not None and unresolved.any():
+            plan.deltas = self.deltas.plan(window, regions, tables, groups, unresolved, placed)
+            unresolved[plan.deltas.fetch.wanted["group"]] = False
         plan.fetch = self.locate(plan, np.flatnonzero(unresolved))
         return plan
 

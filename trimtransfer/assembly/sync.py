@@ -25,12 +25,13 @@ from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
 from trimtransfer.assembly.refusal import check_output
 from trimtransfer.assembly.remote import REMEDY, Remote, open_store
-from trimtransfer.assembly.report import Content, Network, SyncReport
+from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
 from trimtransfer.assembly.sources import Sources, discard_abandoned, discard_unfinished, set_aside
 from trimtransfer.assembly.space import ROOM, check_room
 from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.assembly.units import Deltas, open_deltas
 from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regions
 from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old, standing
 from trimtransfer.errors import IntegrityError, NoSpace
@@ -105,6 +106,7 @@ class _Sync:
         self._resumed_bytes = self._rejected = self._changed = 0
         self._seed_seconds = 0.0
         self._warnings: tuple[str, ...] = ()
+        self._made = Made()
 
     def run(self) -> SyncReport:
         """Do everything, in this order."""
@@ -201,7 +203,8 @@ class _Sync:
         manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
         from_parent = use_old and comes_from_parent(manifest, old)
-        resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent)
+        deltas = deltas_from(remote, old) if use_old else None
+        resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent, deltas=deltas)
         done = choice.way.target.done.covers
         if host is not None and refresh:
             self._warnings += sources.add_host(host, resolver, windows(manifest, todo), done)
@@ -238,6 +241,7 @@ class _Sync:
                 resumed = way.target.done.covers(plan.window.offsets, plan.window.lengths) & ~plan.window.zero
                 self._resumed_bytes += int(plan.window.lengths[resumed].sum(dtype=np.int64))
         self._rejected += assembler.rejected
+        self._made += assembler.made
         return content
 
     def _find_wrong(self, manifest: Manifest, way: Way, numbers: list[int]) -> list[int]:
@@ -279,7 +283,14 @@ class _Sync:
             seconds=time.monotonic() - self._started,
             seed_seconds=self._seed_seconds,
             warnings=self._warnings,
+            made=self._made,
         )
+
+
+def deltas_from(remote: Remote, old: Old | None) -> Deltas | None:
+    """Return the deltas from the old image's version, if its tables are known and the repository has any."""
+    image = None if old is None else old.image
+    return open_deltas(remote, image) if image is not None and image.is_complete() else None
 
 
 def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:

@@ -1,0 +1,134 @@
+"""Deltas at work: the index of a pair, what the old image has to offer for it, and making content from units.
+
+Deltas are a short cut: whatever is wrong with one - an index of another pair, a unit that is gone or damaged, a base
+that is no longer what it was - is told as such an error, and the plain packs serve instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer.assembly.deltaplan import DeltaPlan, UnitsOf, plan_deltas
+from trimtransfer.assembly.fetchplan import FrameTask
+from trimtransfer.assembly.installed import InstalledImage
+from trimtransfer.assembly.plan import Groups, Mask, Window
+from trimtransfer.assembly.remote import Remote
+from trimtransfer.chunk import chunk_digest, object_check
+from trimtransfer.delta import decode
+from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex
+from trimtransfer.errors import (
+    AccessDenied,
+    FormatError,
+    IntegrityError,
+    NotFound,
+    SourceChanged,
+)
+from trimtransfer.manifest import Region
+from trimtransfer.names import deltas_name
+from trimtransfer.table import Table
+
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
+_AT_ONCE: Final = 2
+"""Units made at a time: each takes up to 8 MiB for its content, 16 MiB for its base and 24 MiB for its columns."""
+
+
+class Deltas:
+    """The deltas that make a version out of what ``old`` holds. Safe among threads, but for planning."""
+
+    def __init__(self, index: DeltaIndex, old: InstalledImage) -> None:
+        self._index, self._old = index, old
+        self._at_once = threading.Semaphore(_AT_ONCE)
+
+    def __repr__(self) -> str:
+        return f"Deltas({len(self._index.regions)} regions, from {self._old!r})"
+
+    def plan(
+        self,
+        window: Window,
+        regions: Sequence[Region],
+        tables: Sequence[Table],
+        groups: Groups,
+        wanted: Mask,
+        placed: Mask,
+    ) -> DeltaPlan:
+        """Plan what of the ``wanted`` groups of a window is made; arguments as for :func:`plan_deltas`."""
+        parts: list[UnitsOf] = []
+        try:
+            for number, (region, table) in enumerate(zip(regions, tables, strict=True)):
+                units = self._index.units(region.index)
+                if units is not None:
+                    parts.append(UnitsOf(int(window.first[number]), table, units))
+            return plan_deltas(window, groups, wanted, placed, parts, self._old_table)
+        except (FormatError, IntegrityError) as error:
+            _LOG.warning("deltas are left aside: %s", error)
+            return DeltaPlan.nothing()
+
+    def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
+        """Return the content of a unit, not compared with the digests of its chunks yet.
+
+        Raises:
+            IntegrityError: it arrived damaged, or a chunk of its base is no longer in the old image.
+            FormatError: it is no delta for this base.
+        """
+        found = object_check(stored)
+        if found != task.check:
+            raise IntegrityError("delta", task.check, found)
+        with self._at_once:
+            return decode(stored, self._base(plan.base(task.number)), limit=task.raw)
+
+    def _base(self, chunks: NDArray[np.void]) -> memoryview:
+        """Return the content of chunks of the old image, one after the other, each compared with its digest."""
+        offsets, lengths = chunks["offset"].tolist(), chunks["length"].tolist()
+        digests = chunks["digest"].tobytes()
+        base = memoryview(bytearray(sum(lengths)))
+        at = 0
+        for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+            part = base[at : at + length]
+            expected = digests[32 * number : 32 * number + 32]
+            try:
+                self._old.source.read_into(part, offset)
+            except (OSError, SourceChanged):
+                raise IntegrityError("base of a delta", expected, b"") from None
+            found = chunk_digest(part)
+            if found != expected:
+                raise IntegrityError("base of a delta", expected, found)
+            at += length
+        return base
+
+    def _old_table(self, number: int) -> tuple[int, Table] | None:
+        manifest = self._old.manifest
+        if number >= manifest.region_count:
+            return None
+        start = int(manifest.starts[number])
+        table = self._old.table_at(start)
+        return None if table is None else (start, table)
+
+
+def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
+    """Return the deltas from the version in ``old``; None where the repository has none that can be used.
+
+    Raises what fetching raises, unless it only says that there are none.
+    """
+    target, base = remote.manifest, old.manifest
+    if target.image != base.image or target.kind != base.kind:
+        return None
+    name = deltas_name(target.image, target.version, base.version)
+    try:
+        index = DeltaIndex(remote.store.read(name, limit=MAX_INDEX))
+    except (NotFound, AccessDenied) as error:
+        _LOG.info("no deltas from %s: %s", base.version, error)
+        return None
+    except FormatError as error:
+        _LOG.warning("deltas are left aside: %s", error)
+        return None
+    if (index.target, index.base) != (target.digest(), base.digest()):
+        _LOG.warning("deltas are left aside: %s is of another pair of versions", name)
+        return None
+    _LOG.info("deltas from %s serve %d regions", base.version, len(index.regions))
+    return Deltas(index, old)

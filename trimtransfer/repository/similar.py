@@ -1,0 +1,145 @@
+"""Which chunks of a version resemble new content: found by anchors that both have, whatever the file system.
+
+Deltas are made against what is found here. Nothing depends on it but how small they are: no name, no path and no place
+is believed, so moved, renamed and rewritten files are found alike.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer.chunk import Bytes
+from trimtransfer.native import anchors
+from trimtransfer.repository.reading import VersionReader
+from trimtransfer.repository.rebuild import parts
+from trimtransfer.spill import Rows
+from trimtransfer.watch import Watch
+
+_DENSITY: Final = 8
+"""One place in 2^8 is an anchor: twice as many make deltas of a desktop's update no smaller."""
+_MOST: Final = 24
+"""At most about 2^24 anchors are kept, of 8 bytes each, in a mapped file; they are thinned out for larger versions."""
+_COMMON: Final = 8
+"""A key that more chunks have tells nothing: a licence, a table of zeros with a pattern."""
+_LEAST: Final = 1.5
+"""Votes a chunk needs. One is often chance: a vote is split among all chunks that have the key."""
+_GAP: Final = 2
+"""So many chunks between two that were found are taken, too: most often they belong to the same file."""
+_CHUNK: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("length", "<u4")])
+
+
+class Similar:
+    """An index of the anchors of some regions of a version. Memory: 12 bytes a chunk, 4 MiB of content per worker."""
+
+    def __init__(
+        self, reader: VersionReader, regions: Sequence[int], directory: Path, *, workers: int, watch: Watch
+    ) -> None:
+        """Read these regions, in ascending order; ``directory`` takes temporary files.
+
+        Raises:
+            FormatError, IntegrityError, NotFound: the repository is damaged.
+        """
+        total = int(reader.manifest.lengths[list(regions)].sum()) if len(regions) else 0
+        self._bits = max(_DENSITY, (max(0, total - 1) >> _MOST).bit_length())
+        self._reader, self._watch = reader, watch
+        self._chunks, self._entries = Rows(_CHUNK, directory), Rows(np.dtype("<u8"), directory)
+        done = 0
+        watch.report("similar", 0, total)
+        for chunks, entries in self._scanned(regions, workers):
+            first = self._chunks.append(chunks)
+            self._entries.append(entries + np.uint64(first))
+            done += int(reader.manifest.lengths[int(chunks["region"][0])])
+            watch.report("similar", done, total)
+        self._sorted = self._entries.array()
+        self._sorted.sort()
+        self._all = self._chunks.array()
+
+    def close(self) -> None:
+        """Give the temporary files back."""
+        self._chunks.close()
+        self._entries.close()
+
+    def find(self, target: Bytes, *, most: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield regions and the records of them that resemble ``target`` most, in order, at most ``most`` bytes of
+        chunks in all."""
+        numbers, votes = self._votes(target)
+        lengths = self._all["length"]
+        chosen, room = set[int](), most
+        for number in numbers[np.argsort(-votes / lengths[numbers], kind="stable")].tolist():
+            room -= int(lengths[number])
+            if room < 0:
+                break
+            chosen.add(number)
+        rows = self._all[sorted(chosen | self._between(chosen, room))]
+        borders = np.flatnonzero(np.diff(rows["region"].astype(np.int64))) + 1
+        for part in np.split(rows, borders) if len(rows) else ():
+            yield int(part["region"][0]), part["record"].astype(np.int64)
+
+    def _votes(self, target: Bytes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return chunks that share enough anchors with ``target``, and how many: a shared one counts in parts."""
+        keys = np.unique(anchors(target, bits=self._bits)[0]).astype(np.uint64) << np.uint64(32)
+        low = np.searchsorted(self._sorted, keys)
+        count = np.searchsorted(self._sorted, keys | np.uint64(0xFFFFFFFF), side="right") - low
+        use = (count > 0) & (count <= _COMMON)
+        low, count = low[use], count[use]
+        first = np.cumsum(count) - count
+        at = np.arange(int(count.sum())) - np.repeat(first - low, count)
+        chunk, number = np.unique(self._sorted[at] & np.uint64(0xFFFFFFFF), return_inverse=True)
+        votes = np.bincount(number, weights=np.repeat(1 / count, count), minlength=len(chunk)).astype(np.float64)
+        enough = votes >= _LEAST
+        return chunk[enough].astype(np.int64), votes[enough]
+
+    def _between(self, chosen: set[int], room: int) -> set[int]:
+        """Return chunks that lie between chosen ones of the same region, few at a time, as far as there is room."""
+        found = set[int]()
+        ordered = sorted(chosen)
+        for low, high in pairwise(ordered):
+            if high - low - 1 > _GAP or self._all["region"][low] != self._all["region"][high]:
+                continue
+            between = range(low + 1, high)
+            room -= int(self._all["length"][low + 1 : high].sum())
+            if room < 0:
+                break
+            found.update(between)
+        return found
+
+    def _scanned(self, regions: Sequence[int], workers: int) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint64]]]:
+        """Yield each region's chunks, and its anchors: the key above, the number of the chunk below 32 bits."""
+        pending: deque[Future[tuple[NDArray[np.void], NDArray[np.uint64]]]] = deque()
+        with ThreadPoolExecutor(workers, "anchors") as pool:
+            try:
+                for index in regions:
+                    pending.append(pool.submit(self._scan, index))
+                    if len(pending) > 2 * workers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for job in pending:
+                    job.cancel()
+
+    def _scan(self, index: int) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
+        self._watch.check()
+        table = self._reader.table(index)
+        records = np.flatnonzero(~table.zero)
+        chunks = np.zeros(len(records), dtype=_CHUNK)
+        chunks["region"], chunks["record"], chunks["length"] = index, records, table.lengths[records]
+        number = np.cumsum(~table.zero) - 1
+        found = [np.zeros(0, dtype=np.uint64)]
+        for first, last, content in parts(self._reader, index, table):
+            if content is None:
+                continue
+            keys, places = anchors(content, bits=self._bits)
+            ends = np.cumsum(table.lengths[first:last], dtype=np.int64)
+            record = first + np.searchsorted(ends, places, side="right")
+            solid = ~table.zero[record]  # an anchor that begins in zeros belongs to nothing
+            found.append((keys[solid].astype(np.uint64) << np.uint64(32)) | number[record[solid]].astype(np.uint64))
+        return chunks, np.unique(np.concatenate(found))
