@@ -142,10 +142,11 @@ class _Preview:
         self, remote: Remote, old: Old | None, todo: list[int], sources: Sources, scratch: Path, would_write: str
     ) -> None:
         host, refresh = self._request.host_index, self._request.refresh_host_index
+        deltas = deltas_from(remote, old)
         seeds = sources.open(old, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
-        from_parent, deltas = comes_from_parent(manifest, old), deltas_from(remote, old)
+        from_parent = comes_from_parent(manifest, old)
         resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=from_parent, deltas=deltas)
         if host is not None and refresh:
             self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)

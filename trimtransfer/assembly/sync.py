@@ -199,11 +199,11 @@ class _Sync:
         started = time.monotonic()
         use_old = not isinstance(choice.way, Direct)
         host, refresh = self._request.host_index, self._request.refresh_host_index
+        deltas = deltas_from(remote, old) if use_old else None
         seeds = sources.open(old if use_old else None, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
         from_parent = use_old and comes_from_parent(manifest, old)
-        deltas = deltas_from(remote, old) if use_old else None
         resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent, deltas=deltas)
         done = choice.way.target.done.covers
         if host is not None and refresh:
@@ -288,9 +288,8 @@ class _Sync:
 
 
 def deltas_from(remote: Remote, old: Old | None) -> Deltas | None:
-    """Return the deltas from the old image's version, if its tables are known and the repository has any."""
-    image = None if old is None else old.image
-    return open_deltas(remote, image) if image is not None and image.is_complete() else None
+    """Return the deltas from the old image's version, if that is known and the repository has any."""
+    return open_deltas(remote, old.image) if old is not None and old.image is not None else None
 
 
 def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:

@@ -34,6 +34,8 @@ from trimtransfer.names import deltas_name
 from trimtransfer.table import Table
 
 _LOG: Final = logging.getLogger("trimtransfer.assembly")
+_TABLES: Final = 32
+"""Tables fetched at a time: some 8 MiB at most."""
 _AT_ONCE: Final = 2
 """Units made at a time: each takes up to 8 MiB for its content, 16 MiB for its base and 24 MiB for its columns."""
 
@@ -113,6 +115,7 @@ class Deltas:
 def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
     """Return the deltas from the version in ``old``; None where the repository has none that can be used.
 
+    Tables of that version which are not known are fetched, for a file that was found to be this version has none yet.
     Raises what fetching raises, unless it only says that there are none.
     """
     target, base = remote.manifest, old.manifest
@@ -130,5 +133,19 @@ def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
     if (index.target, index.base) != (target.digest(), base.digest()):
         _LOG.warning("deltas are left aside: %s is of another pair of versions", name)
         return None
+    if not old.is_complete() and not _complete(remote, old):
+        return None
     _LOG.info("deltas from %s serve %d regions", base.version, len(index.regions))
     return Deltas(index, old)
+
+
+def _complete(remote: Remote, old: InstalledImage) -> bool:
+    """Fetch the tables of the old version that are not known; return whether all are now."""
+    regions = [old.manifest.region(int(index)) for index in np.flatnonzero(~old.manifest.zero)]
+    try:
+        for at in range(0, len(regions), _TABLES):
+            Remote(remote.store, old.manifest, old.tables).tables(regions[at : at + _TABLES], lambda start: None)
+    except (NotFound, AccessDenied, FormatError, IntegrityError) as error:
+        _LOG.info("no deltas from %s: %s", old.manifest.version, error)
+        return False
+    return True
