@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, ls, show, verify."""
+"""Commands on a repository: publish, delta, ls, show, verify."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_optio
 
 if TYPE_CHECKING:
     from trimtransfer.repository.audit import AuditReport
+    from trimtransfer.repository.deltas import DeltaReport
     from trimtransfer.repository.publish import PublishReport
     from trimtransfer.repository.reading import ImageSummary, VersionDetails
 
@@ -68,13 +69,27 @@ def repo() -> None:
     help="How content is cut: as a disk image, or at any byte. auto: by partition table or file system.",
 )
 @click.option("--flat", is_flag=True, help="Also record the whole file's plain BLAKE3, as b3sum prints it.")
+@click.option(
+    "--delta/--no-delta",
+    "deltas",
+    default=True,
+    help="Make deltas from the parent: clients that have it fetch half as much or less.  [default: --delta]",
+)
+@click.option(
+    "--delta-from",
+    multiple=True,
+    callback=name_of("version"),
+    metavar="V",
+    help="Make deltas from this version, too. May be given several times.",
+)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
 @output_options
 def publish(output: Output, /, repository: str, file: str, image: str, kind: str, **options: Any) -> None:
     """Make FILE the next version of an image in the repository REPO.
 
     FILE is a raw disk image (holes are not read), any other file, or a block device; nothing may write to it meanwhile.
-    REPO is a directory, made if missing. Only content that the image's newest version lacks is stored.
+    REPO is a directory, made if missing. Only content that the image's newest version lacks is stored; and deltas, from
+    which clients that have that version make most of it.
 
     The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
     can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
@@ -100,6 +115,43 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
 
 @repo.command()
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
+@click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image.")
+@click.option(
+    "--from",
+    "base",
+    required=True,
+    callback=name_of("version"),
+    metavar="V",
+    help="The version that clients have.",
+)
+@click.option(
+    "--to",
+    "version",
+    callback=name_of("version"),
+    metavar="V",
+    help="The version that they want.  [default: the newest]",
+)
+@click.option("--level", type=click.IntRange(1, _MAX_LEVEL), default=_LEVEL, show_default=True, help="zstd level.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Threads, at most 4 of them.  [default: all cores]")
+@output_options
+def delta(output: Output, /, repository: str, image: str, **options: Any) -> None:
+    """Make the deltas between two published versions of an image, so that clients of the one fetch less for the other.
+
+    `publish` makes those from the parent by itself. Deltas are optional: deleting the file `from-V.bin` of a version
+    takes them away again.
+
+    \b
+    Example:
+      medv-repo delta /srv/images --image debian --from 12.1 --to 12.4
+    """
+    from trimtransfer.repository.deltas import add_deltas
+
+    report = add_deltas(repository, image, progress=output.progress, **options)
+    output.result(report.to_dict(), _made(report))
+
+
+@repo.command()
+@click.argument("repository", metavar="REPO", type=_REPOSITORY)
 @output_options
 def ls(output: Output, repository: str) -> None:
     """List the images of the repository REPO and their versions."""
@@ -119,13 +171,14 @@ def ls(output: Output, repository: str) -> None:
 @output_options
 def show(output: Output, repository: str, image: str, version: str | None) -> None:
     """Show one version of IMAGE in REPO, the newest by default: what it is and what a first download of it costs."""
-    from trimtransfer.repository.reading import describe, require_repository
+    from trimtransfer.repository.reading import delta_bases, describe, require_repository
     from trimtransfer.store import DirectoryStore
 
     store = DirectoryStore(repository)
     require_repository(store)
     details = describe(store, image, version)
-    output.result(details.to_dict(), _shown(details))
+    bases = delta_bases(store, image, details.version)
+    output.result({**details.to_dict(), "deltas_from": bases}, _shown(details, bases))
 
 
 @repo.command()
@@ -187,10 +240,20 @@ def _published(report: PublishReport) -> str:
         lines.append(f"  known, stored again to keep downloads compact: {size_text(report.again_bytes)}")
     stored = f"{size_text(report.stored_bytes)} in {count_text(report.packs, 'pack')}"
     lines.append(f"Added {stored}, {size_text(report.metadata_bytes)} of metadata; {report.seconds:.1f} s")
+    lines += [_made(deltas) for deltas in report.deltas]
     lines.append(f"Digest {report.digest}")
     if report.flat:
         lines.append(f"b3sum  {report.flat}")
     return "\n".join(lines)
+
+
+def _made(report: DeltaReport) -> str:
+    if not report.units:
+        return f"No deltas from {report.base}: plain packs are as small"
+    return (
+        f"Deltas from {report.base}: {size_text(report.stored_bytes)} for {size_text(report.content_bytes)} of the "
+        f"{size_text(report.new_bytes)} that are new, instead of {size_text(report.plain_bytes)}; {report.seconds:.1f} s"
+    )
 
 
 def _listed(images: list[ImageSummary]) -> str:
@@ -207,7 +270,7 @@ def _listed(images: list[ImageSummary]) -> str:
     return "\n".join(lines) or "no images"
 
 
-def _shown(details: VersionDetails) -> str:
+def _shown(details: VersionDetails, bases: list[str]) -> str:
     newest = ", the newest version" if details.newest else ""
     lines = [
         f"{details.image} {details.version}{newest}",
@@ -220,6 +283,7 @@ def _shown(details: VersionDetails) -> str:
         f"  stored in   {count_text(details.packs, 'pack')} of {size_text(details.pack_bytes)}",
         f"  download    {size_text(details.download_bytes)} with nothing at hand "
         f"({count_text(details.frames, 'frame')}, {size_text(details.metadata_bytes)} of metadata)",
+        f"  deltas      {'from ' + ', '.join(bases) if bases else 'none'}",
         f"  digest      {details.digest}",
     ]
     if details.flat:
@@ -231,7 +295,7 @@ def _verified(report: AuditReport) -> str:
     lines = [
         f"Checked {count_text(report.images, 'image')}, {count_text(report.versions, 'version')}, "
         f"{count_text(report.regions, 'region')}, {report.packs_checked:,} of {count_text(report.packs, 'pack')} "
-        f"({size_text(report.read_bytes)} read)"
+        f"{count_text(report.deltas_made, 'delta')} ({size_text(report.read_bytes)} read)"
     ]
     if report.unreferenced:
         lines.append(f"Of no use to any version: {count_text(len(report.unreferenced), 'pack')}")

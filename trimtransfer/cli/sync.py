@@ -13,7 +13,7 @@ from trimtransfer.cli.index import index
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
-    from trimtransfer.assembly.report import Content, PlanReport, SyncReport, VerifyReport
+    from trimtransfer.assembly.report import Content, Made, PlanReport, SyncReport, VerifyReport
     from trimtransfer.index.host import HostIndex
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -217,7 +217,7 @@ def _sync_text(report: SyncReport) -> str:
     if report.wrote == "nothing":
         return f"{report.output} is {report.image} {report.version} already ({size_text(report.network.bytes)} fetched)"
     lines = [f"{report.output} is now {report.image} {report.version}, {size_text(report.length)}, verified"]
-    lines += _content_lines(report.content, report.length)
+    lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     network = report.network
     how = {"new": "as a new file", "in-place": "in place"}[report.wrote]
     requests = count_text(network.requests, "request")
@@ -234,7 +234,7 @@ def _plan_text(report: PlanReport) -> str:
     if report.would_write == "nothing":
         return f"{report.output} is {report.image} {report.version} already"
     lines = [f"{report.output} would become {report.image} {report.version}, {size_text(report.length)}"]
-    lines += _content_lines(report.content, report.length)
+    lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
     line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
     if report.bandwidth_is == "assumed":
@@ -251,6 +251,13 @@ def _verify_text(report: VerifyReport) -> str:
         lines.append(f"  {report.found_length:,} bytes instead of {report.length:,}")
     lines += [f"  other content in bytes {start:,} to {start + length:,}" for start, length in report.damaged]
     return "\n".join(lines)
+
+
+def _made_lines(made: Made) -> list[str]:
+    """Tell what part of the content fetched is made by deltas."""
+    failed = f"; {made.failed} of them could not be used" if made.failed else ""
+    parts = f"{size_text(made.content)} by {count_text(made.units, 'delta')}{failed}"
+    return [f"    of these made out of the old version: {parts}"] if made.units or made.failed else []
 
 
 def _content_lines(content: Content, length: int) -> list[str]:

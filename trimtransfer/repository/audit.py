@@ -2,14 +2,14 @@
 
 Metadata first - heads, manifests, tables, differences, locations, and that locations cover each table - then packs,
 each once however many versions use it: its digest, every frame, every chunk; then each region's content is put together
-from its chunks, as a client would. What versions share is checked once. Damage is collected, not raised, and named by
-object, with who needs it and what can be done.
+from its chunks, as a client would; and every delta is applied. What versions share is checked once. Damage is
+collected, not raised, and named by object, with who needs it and what can be done.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from trimtransfer.manifest import KEYS, REFS, Manifest, Region
 from trimtransfer.names import head_name, manifest_name
 from trimtransfer.pack import pack_name
 from trimtransfer.repository.contents import ContentCheck, Damage, Expected, PackCheck
+from trimtransfer.repository.deltacheck import DeltaCheck
 from trimtransfer.repository.intent import pending
 from trimtransfer.repository.keycheck import REMEDY as KEYS_REMEDY
 from trimtransfer.repository.keycheck import KeyCheck
@@ -56,6 +57,7 @@ class AuditReport:
     packs: int
     packs_checked: int
     regions_rebuilt: int
+    deltas_made: int
     read_bytes: int
     unreferenced: tuple[str, ...]
     damage: tuple[Damage, ...]
@@ -93,7 +95,8 @@ def audit(
         images = [image]
     with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory:
         keys = KeyCheck(store)
-        metadata = _Metadata(store, Path(directory), keys, watch)
+        deltas = DeltaCheck(store, sample=sample, quick=quick, watch=watch)
+        metadata = _Metadata(store, Path(directory), keys, deltas, watch)
         for name in images:
             metadata.image(name, version)
         expected = metadata.expected
@@ -105,7 +108,8 @@ def audit(
         else:
             checked, rebuilt = packs.run(sample, workers), contents.run(sample, workers)
         wrong_keys = [Damage(name, problem, KEYS_REMEDY) for name, problem in keys.problems.items()]
-        damage = (*metadata.damage, *packs.damage(), *contents.damage(), *wrong_keys)
+        damage = (*metadata.damage, *packs.damage(), *contents.damage(), *wrong_keys, *deltas.damage)
+        used = {*expected.packs, *deltas.packs}
         return AuditReport(
             images=metadata.images,
             versions=len(expected.versions),
@@ -114,8 +118,9 @@ def audit(
             packs=len(expected.packs),
             packs_checked=checked,
             regions_rebuilt=rebuilt,
+            deltas_made=deltas.units,
             read_bytes=store.stats.bytes,
-            unreferenced=_unreferenced(store, expected) if image is None and not damage else (),
+            unreferenced=_unreferenced(store, used) if image is None and not damage else (),
             damage=damage,
         )
 
@@ -134,8 +139,10 @@ def _require(store: DirectoryStore, image: str, version: str | None, images: Seq
 class _Metadata:
     """Checks heads, manifests, tables and locations, and notes which chunks must be found where."""
 
-    def __init__(self, store: DirectoryStore, directory: Path, keys: KeyCheck, watch: Watch) -> None:
-        self._store, self._keys, self._watch = store, keys, watch
+    def __init__(
+        self, store: DirectoryStore, directory: Path, keys: KeyCheck, deltas: DeltaCheck, watch: Watch
+    ) -> None:
+        self._store, self._keys, self._deltas, self._watch = store, keys, deltas, watch
         self.damage: list[Damage] = []
         self.images = self.regions = 0
         self.expected = Expected(directory)
@@ -173,6 +180,7 @@ class _Metadata:
         for manifest in sorted(found.values(), key=lambda manifest: manifest.sequence):
             if version in (None, manifest.version) and (head is None or manifest.sequence <= head.sequence):
                 self._version(manifest, found.get(manifest.parent))
+                self._deltas.run(manifest, found)
 
     def _version(self, manifest: Manifest, parent: Manifest | None) -> None:
         self.expected.versions.append(manifest)
@@ -237,10 +245,10 @@ def _check_difference(reader: VersionReader, base: VersionReader | None, region:
             reader.table_by_difference(region.index, base.table(region.index))
 
 
-def _unreferenced(store: DirectoryStore, expected: Expected) -> tuple[str, ...]:
-    """Return the packs that no version refers to."""
-    used = {pack_name(digest) for digest in expected.packs}
-    return tuple(name for name, _ in store.list("packs") if name not in used)
+def _unreferenced(store: DirectoryStore, used: Collection[bytes]) -> tuple[str, ...]:
+    """Return the packs that nothing refers to."""
+    names = {pack_name(digest) for digest in used}
+    return tuple(name for name, _ in store.list("packs") if name not in names)
 
 
 def _identity(manifest: Manifest, region: Region) -> bytes:

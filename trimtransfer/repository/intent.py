@@ -3,6 +3,8 @@
 The intent file names the version and, before it appears, each new pack. Replacing the head commits; then the intent is
 removed. If the process dies before, the next one finds the intent, deletes what it names, and the old state is whole:
 nothing that another version refers to is ever named in an intent, because packs that exist already are not.
+
+Deltas that are added to versions later have an intent without a version: only what it names is undone.
 """
 
 from __future__ import annotations
@@ -53,14 +55,14 @@ def repository_lock(store: DirectoryStore, purpose: str) -> Iterator[None]:
 class Intent:
     """The intent file of a publish in progress. Its methods may be called from any thread, one at a time."""
 
-    def __init__(self, store: DirectoryStore, image: str, version: str) -> None:
+    def __init__(self, store: DirectoryStore, image: str, version: str | None) -> None:
         self._path = store.private(_INTENT)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self.add(json.dumps([image, version]))
         sync_directory(self._path.parent)
 
     def add(self, line: str) -> None:
-        """Note the name of a pack, durably, before the pack appears."""
+        """Note the name of a pack or a delta index, durably, before it appears."""
         os.write(self._descriptor, line.encode() + b"\n")
         os.fsync(self._descriptor)
 
@@ -91,7 +93,10 @@ def clean_up(store: DirectoryStore) -> list[str]:
 def pending(store: DirectoryStore) -> tuple[str, str] | None:
     """Return image and version of a publish that is in progress, or died: what it wrote counts for nothing yet."""
     lines = _read(store)
-    return _parse(lines[0]) if lines and len(lines) > 1 and not _is_committed(store, lines[0]) else None
+    if not lines or len(lines) < 2 or _is_committed(store, lines[0]):
+        return None
+    image, version = _parse(lines[0])
+    return (image, version) if version is not None else None
 
 
 def _read(store: DirectoryStore) -> list[bytes] | None:
@@ -108,6 +113,8 @@ def _is_committed(store: DirectoryStore, line: bytes) -> bool:
     Nobody can have published since: whoever does cleans up first.
     """
     image, version = _parse(line)
+    if version is None:
+        return False
     try:
         return Head.from_bytes(store.read(head_name(image), limit=MAX_HEAD)).version == version
     except NotFound:
@@ -118,14 +125,15 @@ def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
     """Delete what an intent names; a last line without its end was never acted upon, and names nothing that exists."""
     image, version = _parse(lines[0])
     names = [line.decode("ascii", "replace") for line in lines[1:-1]]
-    names += [name(image, version) for name in (manifest_name, tables_name, locations_name, keys_name)]
+    if version is not None:
+        names += [name(image, version) for name in (manifest_name, tables_name, locations_name, keys_name)]
     return [name for name in names if store.delete(name)]
 
 
-def _parse(line: bytes) -> tuple[str, str]:
+def _parse(line: bytes) -> tuple[str, str | None]:
     try:
         image, version = json.loads(line)
     except (ValueError, TypeError, RecursionError) as error:
         expected = f"an image and a version (delete {PRIVATE}/{_INTENT}; what it named stays as packs of no use)"
         raise FormatError("intent file", 0, expected, line[:80]) from error
-    return str(image), str(version)
+    return str(image), None if version is None else str(version)

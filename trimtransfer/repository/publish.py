@@ -24,6 +24,7 @@ from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Deduped, Limits, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
+from trimtransfer.repository.deltas import DeltaReport, make_deltas
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
@@ -49,7 +50,7 @@ class PublishReport:
     ``zero_bytes``, ``new_bytes`` (content stored for the first time), ``known_bytes`` (content that known packs have,
     counted once) and ``repeated_bytes`` (further occurrences of either) add up to ``length``. ``again_bytes`` of the
     known content are stored again to keep downloads compact. ``stored_bytes`` in ``packs`` new packs and
-    ``metadata_bytes`` are what the repository grew by; ``kept_packs`` it had already.
+    ``metadata_bytes`` are what the repository grew by, but for ``deltas``; ``kept_packs`` it had already.
     """
 
     image: str
@@ -75,6 +76,7 @@ class PublishReport:
     metadata_bytes: int
     read_bytes: int
     seconds: float
+    deltas: tuple[DeltaReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -92,6 +94,8 @@ class _Job:
     kind: Kind | None
     level: int
     flat: bool
+    deltas: bool
+    delta_from: tuple[str, ...]
     workers: int
     pack_limit: int
     limits: Limits
@@ -103,6 +107,7 @@ class _Base:
 
     parent: VersionReader | None
     like: tuple[VersionReader, ...]
+    deltas: tuple[VersionReader, ...]
     sequence: int
 
 
@@ -117,6 +122,8 @@ def publish(
     kind: Kind | None = None,
     level: int = DEFAULT_LEVEL,
     flat: bool = False,
+    deltas: bool = True,
+    delta_from: Sequence[str] = (),
     workers: int | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
@@ -127,9 +134,10 @@ def publish(
 
     The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
     newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
-    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``workers`` threads compress (all
-    cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks (more lies in temporary
-    files in the repository), and about 5 MiB per worker.
+    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``deltas`` are made from the parent,
+    and from the versions of ``delta_from``. ``workers`` threads compress (all cores by default). Memory: two regions of
+    64 MiB, 4 MiB a column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB
+    per worker; then for deltas 100 MiB and 110 MiB for each of at most four workers.
 
     Raises:
         FormatError: a name that is none; a damaged repository.
@@ -145,9 +153,12 @@ def publish(
         raise ValueError(f"level {level}: zstd has levels 1 to {MAX_LEVEL}")
     for name in (image, *like):
         check_name("image", name)
-    check_name("version", version)
+    for name in (version, *delta_from):
+        check_name("version", name)
     workers = workers or len(os.sched_getaffinity(0))
-    job = _Job(image, version, parent, tuple(like), kind, level, flat, workers, _pack_limit, _limits)
+    job = _Job(
+        image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), workers, _pack_limit, _limits
+    )
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with ImageSource(path) as source, space_errors(store.path):
@@ -199,7 +210,9 @@ def _open_base(job: _Job, store: DirectoryStore) -> _Base:
     name = job.parent or (head.version if head else None)
     parent = VersionReader(store, read_manifest(store, job.image, name, head=head)) if name else None
     like = tuple(VersionReader.open(store, image) for image in job.like)
-    return _Base(parent, like, head.sequence + 1 if head else 1)
+    names = [name for name in (parent.manifest.version if job.deltas and parent else None, *job.delta_from) if name]
+    deltas = tuple(VersionReader(store, read_manifest(store, job.image, name, head=head)) for name in sorted({*names}))
+    return _Base(parent, like, deltas, head.sequence + 1 if head else 1)
 
 
 class _Publication:
@@ -246,8 +259,9 @@ class _Publication:
         stored = self._store_chunks(found, inventory, deduped)
         self._source.check_unchanged()
         manifest, metadata = self._store_metadata(found, inventory, deduped)
+        deltas = self._make_deltas(manifest)
         metadata += self._commit(manifest)
-        return self._report(manifest, inventory, deduped, stored, metadata, found.bytes_read, started)
+        return self._report(manifest, inventory, deduped, stored, metadata, found.bytes_read, deltas, started)
 
     def _table(self, found: Survey, index: int) -> Table:
         if found.same[index] and self._base.parent is not None:
@@ -294,6 +308,16 @@ class _Publication:
             self._watch.report("metadata", self._source.size, self._source.size)
             return manifest, writer.stored_bytes
 
+    def _make_deltas(self, manifest: Manifest) -> tuple[DeltaReport, ...]:
+        """Store the deltas that are asked for, while nobody knows of the version yet."""
+        job, target = self._job, VersionReader(self._store, manifest)
+        return tuple(
+            make_deltas(
+                self._store, target, base, self._intent, level=job.level, workers=job.workers, watch=self._watch
+            )
+            for base in self._base.deltas
+        )
+
     def _commit(self, manifest: Manifest) -> int:
         """Write the manifest and then the head; return their length. Up to the very last step nothing is published."""
         data = manifest.to_bytes()
@@ -318,6 +342,7 @@ class _Publication:
         stored: Stored,
         metadata_bytes: int,
         surveyed_bytes: int,
+        deltas: tuple[DeltaReport, ...],
         started: float,
     ) -> PublishReport:
         return PublishReport(
@@ -344,6 +369,7 @@ class _Publication:
             metadata_bytes=metadata_bytes,
             read_bytes=surveyed_bytes + deduped.new_bytes + deduped.again_bytes,
             seconds=round(time.monotonic() - started, 3),
+            deltas=deltas,
         )
 
 

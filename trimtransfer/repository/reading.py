@@ -192,6 +192,13 @@ def version_names(store: DirectoryStore, image: str) -> list[str]:
     return sorted({parts[2] for parts in names if len(parts) == 4 and parts[3] == "manifest.bin"})
 
 
+def delta_bases(store: DirectoryStore, image: str, version: str) -> list[str]:
+    """Return the versions from which deltas make a version, by name."""
+    prefix = f"images/{check_name('image', image)}/{check_name('version', version)}"
+    names = (name.rpartition("/")[2] for name, _ in store.list(prefix))
+    return sorted(name[5:-4] for name in names if name.startswith("from-") and name.endswith(".bin"))
+
+
 def list_images(store: DirectoryStore) -> list[ImageSummary]:
     """Return all images with their versions. What cannot be read is listed with its problem."""
     return [_summarise(store, image) for image in image_names(store)]

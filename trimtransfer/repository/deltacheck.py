@@ -1,0 +1,113 @@
+"""Checking the deltas of versions: their indexes, that their packs are there, and that each unit makes its chunks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer.chunk import chunk_digest, object_check
+from trimtransfer.delta import decode
+from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
+from trimtransfer.errors import Cancelled, FormatError, IntegrityError, TrimTransferError
+from trimtransfer.manifest import Manifest
+from trimtransfer.names import deltas_name
+from trimtransfer.pack import MAX_PACK, check_pack, pack_name
+from trimtransfer.repository.contents import Damage
+from trimtransfer.repository.places import ChunkReader
+from trimtransfer.repository.reading import VersionReader, delta_bases
+from trimtransfer.store import DirectoryStore
+from trimtransfer.watch import Watch
+
+_REMEDY: Final = "delete it, or make it again with `medv-repo delta`: clients fetch plain packs instead"
+
+
+class DeltaCheck:
+    """Checks deltas. ``packs`` are the digests of their packs, ``units`` counts what was made."""
+
+    def __init__(self, store: DirectoryStore, *, sample: float, quick: bool, watch: Watch) -> None:
+        """``sample`` per cent of the units are made, picked at random; with ``quick`` none."""
+        self._store, self._watch = store, watch
+        self._share = 0.0 if quick else sample / 100
+        self.packs: set[bytes] = set()
+        self.damage: list[Damage] = []
+        self.units = 0
+        self._pack = b"", b""  # the one read last, by its digest: units of a region lie in few
+
+    def run(self, target: Manifest, versions: Mapping[str, Manifest]) -> None:
+        """Check all deltas that make ``target``; ``versions`` of its image by name. One that starts from a version that
+        is not there is of no use and no harm."""
+        for version in delta_bases(self._store, target.image, target.version):
+            name = deltas_name(target.image, target.version, version)
+            try:
+                index = DeltaIndex(self._store.read(name, limit=MAX_INDEX))
+                if version in versions:
+                    self._check(index, target, versions[version])
+            except Cancelled:
+                raise
+            except (TrimTransferError, OSError) as error:
+                self.damage.append(Damage(name, str(error), _REMEDY))
+
+    def _check(self, index: DeltaIndex, target: Manifest, base: Manifest) -> None:
+        for what, manifest, found in (("target", target, index.target), ("base", base, index.base)):
+            if manifest.digest() != found:
+                raise IntegrityError(f"{what} of a delta index", manifest.digest(), found)
+        new, old = ChunkReader(VersionReader(self._store, target)), ChunkReader(VersionReader(self._store, base))
+        for done, number in enumerate(index.regions.tolist()):
+            units = index.units(number)
+            if units is None or number >= target.region_count or target.zero[number]:
+                raise FormatError("delta index", "directory", "regions that are not all zero", number)
+            for ref in units.packs:
+                self.packs.add(ref.digest)
+                if self._store.size(pack_name(ref.digest)) != ref.length:
+                    raise FormatError(pack_name(ref.digest), "its end", f"{ref.length:,} bytes", "another length")
+            self._check_units(units, units.pieces(new.region(number)[0]), new.region(number)[0].digests, old)
+            self._watch.report("deltas", done + 1, len(index.regions))
+
+    def _check_units(
+        self, units: Units, pieces: NDArray[np.void], digests: NDArray[np.uint8], old: ChunkReader
+    ) -> None:
+        for number, chosen in self._chosen(units):
+            row = units.units[number]
+            pack = self._read_pack(units.packs[int(row["pack"])].digest)
+            delta = memoryview(pack)[int(row["offset"]) :][: int(row["stored"])]
+            if object_check(delta) != row["check"].tobytes():
+                raise IntegrityError("delta", row["check"].tobytes(), object_check(delta))
+            content = memoryview(decode(delta, _base(chosen, old), limit=int(row["raw"])))
+            for piece in pieces[pieces["frame"] == number]:
+                start = int(piece["start"])
+                found = chunk_digest(content[start : start + int(piece["length"])])
+                expected = digests[int(piece["record"])].tobytes()
+                if found != expected:
+                    raise IntegrityError(f"chunk at byte {start} of what a delta makes", expected, found)
+            self.units += 1
+
+    def _read_pack(self, digest: bytes) -> bytes:
+        if self._pack[0] != digest:
+            data = self._store.read(pack_name(digest), limit=MAX_PACK)
+            check_pack(data, digest)
+            self._pack = digest, data
+        return self._pack[1]
+
+    def _chosen(self, units: Units) -> Iterator[tuple[int, NDArray[np.void]]]:
+        """Yield units to be made, with their base runs."""
+        ends = np.cumsum(units.units["bases"], dtype=np.int64)
+        for number, end in enumerate(ends.tolist()):
+            if random.random() < self._share:
+                yield number, units.bases[end - int(units.units["bases"][number]) : end]
+
+
+def _base(runs: NDArray[np.void], old: ChunkReader) -> memoryview:
+    """Return the content that a unit starts from."""
+    parts = [
+        (int(run["region"]), list(range(int(run["record"]), int(run["record"]) + int(run["count"])))) for run in runs
+    ]
+    sizes = [int(old.region(region)[0].lengths[records].sum(dtype=np.int64)) for region, records in parts]
+    base = memoryview(bytearray(sum(sizes)))
+    at = 0
+    for region, records in parts:
+        at += old.read(region, records, base[at:])
+    return base
