@@ -57,7 +57,7 @@ TARGET: Final = np.dtype([("record", "<u4"), ("count", "<u4")])
 """``count`` neighbouring chunk records of the region's table from ``record`` on, made one after the other."""
 BASE: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("count", "<u4")])
 """``count`` neighbouring chunk records, from ``record`` on, of the table of the other version's ``region``."""
-_MAX_UNITS: Final = 36 * MAX_RECORDS + 12 + (UNIT.itemsize + TARGET.itemsize) * MAX_RECORDS + BASE.itemsize * MAX_BASES
+_MAX_UNITS: Final = 36 * MAX_RECORDS + 16 + (UNIT.itemsize + TARGET.itemsize) * MAX_RECORDS + BASE.itemsize * MAX_BASES
 _COLUMNS: Final = ("pack", "offset", "stored", "raw", "plain", "targets", "bases")
 ROW: Final = np.dtype([("region", "<u4"), ("stored", "<u4"), ("check", "u1", (CHECK_SIZE,))])
 
