@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from test_deltaindex import example, joined, small_index, table_of
 from test_format_manifest import documented
 
 from trimtransfer.chunk import object_check, table_digest
+from trimtransfer.deltaindex import DeltaIndex, Units
 from trimtransfer.errors import FormatError
 from trimtransfer.head import Head
 from trimtransfer.index.prefix import PrefixIndex
@@ -43,6 +45,13 @@ def read_locations(data: bytes) -> None:
     Locations.from_bytes(data).pieces(decode_full(stored, size=SIZE, digest=region.table))
 
 
+def read_delta_index(data: bytes) -> None:
+    """Read an index of deltas and all its units."""
+    index = DeltaIndex(data)
+    for region in index.regions.tolist():
+        index.units(region)
+
+
 READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "head": Head.from_bytes,
     "manifest": Manifest.from_bytes,
@@ -52,6 +61,8 @@ READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "keys": lambda data: KeyFile(lambda offset, length: data[offset : offset + length], len(data)),
     "frame": lambda data: decode_frame(data, codec=Codec.ZSTD, raw=100, check=object_check(data)),
     "index": read_index,
+    "delta index": read_delta_index,
+    "delta units": lambda data: Units.from_bytes(data).pieces(table_of(example()[2])),
 }
 CASES: Final = json.loads((Path(__file__).parent / "golden" / "must_fail.json").read_text())
 
@@ -73,4 +84,6 @@ def test_what_they_are_variants_of_is_accepted() -> None:
     READERS["table"](table.to_bytes())
     READERS["locations"](objects["locations.bin"])
     READERS["keys"](objects["keys.bin"])
+    READERS["delta index"](small_index())
+    READERS["delta units"](joined(*example()[:2]).to_bytes())
     assert {case["parser"] for case in CASES} == set(READERS)
