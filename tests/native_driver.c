@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "anchors.h"
 #include "cpu.h"
 #include "cut.h"
 #include "delta.h"
@@ -187,6 +188,22 @@ static void check_delta(const uint8_t *data, uint64_t length, FILE *out)
     free(tables);
 }
 
+/* The anchors of the first bytes, many for their length, as many as there is room for; and of all, which may be none. */
+static void check_anchors(const uint8_t *data, uint64_t length, FILE *out)
+{
+    uint64_t capacity = 1000, size = length < 20000 ? length : 20000;
+    uint32_t *keys = room(capacity * sizeof *keys), *places = room(capacity * sizeof *places);
+    uint8_t *part = exact(data, size, 0, 0);
+    uint64_t count = tt_anchors(part, size, 4, keys, places, capacity);
+    for (uint64_t i = 0; i < count; i++)
+        fprintf(out, " %u:%u", (unsigned)keys[i], (unsigned)places[i]);
+    tt_anchors(data, length, 1, keys, places, capacity);
+    tt_anchors(data, length, 16, keys, places, capacity);
+    free(keys);
+    free(places);
+    free(part);
+}
+
 static const struct {
     const char *name;
     check *run;
@@ -196,6 +213,7 @@ static const struct {
     {"scan", check_scan},
     {"match", check_match},
     {"delta", check_delta},
+    {"anchors", check_anchors},
 };
 
 static char *result_of(check *run, const uint8_t *data, uint64_t length)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import reference
 from test_delta import programs
+from test_similar import twin
 from vectors import DISK, KINDS, content, load, make
 
 NATIVE = Path(__file__).parent.parent / "native"
@@ -61,7 +62,19 @@ def delta(data: bytes) -> str:
     return "same same"
 
 
-TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk, "bytes": chunks, "scan": scan, "match": match, "delta": delta}
+def anchors(data: bytes) -> str:
+    """What the driver prints for anchors, of which it has room for a thousand."""
+    return " ".join(f"{key}:{place}" for key, place in twin(data[:20_000], 4)[:1000])
+
+
+TWINS: dict[str, Callable[[bytes], str]] = {
+    "disk": disk,
+    "bytes": chunks,
+    "scan": scan,
+    "match": match,
+    "delta": delta,
+    "anchors": anchors,
+}
 
 
 def inputs(seed: int) -> dict[str, bytes]:

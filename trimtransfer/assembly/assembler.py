@@ -13,6 +13,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Final, Protocol, TypeAlias
 
@@ -27,7 +29,7 @@ from trimtransfer.assembly.report import Made
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
 from trimtransfer.assembly.verify import read_pieces
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
-from trimtransfer.errors import AccessDenied, FormatError, IntegrityError, NotFound, SourceChanged
+from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound, SourceChanged
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Region
 from trimtransfer.pack import decode_frame, pack_name
@@ -39,6 +41,14 @@ _THREADS: Final = min(4, os.cpu_count() or 1)
 
 Decode: TypeAlias = Callable[[FrameTask, memoryview], bytes]
 """Returns the content of a frame from its stored bytes; ``IntegrityError`` or ``FormatError`` for damaged ones."""
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What came of frames, by their numbers: those written, and the damaged ones with expected and found digests."""
+
+    written: set[int] = field(default_factory=set)
+    damaged: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
 
 class Target(Protocol):
@@ -228,45 +238,40 @@ class Assembler:
         if deltas is None or not fetch.ranges:
             return
         self._fetching.expect(fetch.fetch_bytes)
-        done: set[int] = set()
-
-        def decode(task: FrameTask, stored: memoryview) -> bytes:
-            content = deltas.make(plan.deltas, task, stored)
-            done.add(task.number)
-            return content
-
+        outcome = _Outcome()
         try:
-            done.difference_update(self._fetch_ranges(fetch, fetch.ranges, decode, again=False))
-        except (NotFound, AccessDenied) as error:  # deltas may be dropped at any time
+            self._fetch_ranges(fetch, fetch.ranges, partial(deltas.make, plan.deltas), outcome, again=False)
+        except (NotFound, FormatError, FetchError) as error:  # deltas may be dropped at any time
+            if isinstance(error, FetchError) and error.retryable:
+                raise  # the network's fault: it will not do for plain packs either
             _LOG.warning("deltas are left aside: %s", error)
-        failed = [unit for unit in range(len(fetch.frames)) if unit not in done]
+        failed = [unit for unit in range(len(fetch.frames)) if unit not in outcome.written]
         lengths = np.bincount(fetch.wanted["frame"], weights=fetch.wanted["length"], minlength=len(fetch.frames))
-        self.made += Made(len(done), int(lengths[sorted(done)].sum()), len(failed))
+        self.made += Made(len(outcome.written), int(lengths[sorted(outcome.written)].sum()), len(failed))
         self._fetch_groups(plan, plan.deltas.groups(failed))
 
     def _fetch(self, plan: WindowPlan, fetch: FetchPlan) -> None:
         """Fetch what the plan says; damaged frames once more."""
         self._fetching.expect(fetch.fetch_bytes)
-        damaged = self._fetch_ranges(fetch, fetch.ranges, _decoded, again=False)
-        if not damaged:
-            return
-        worse = self._fetch_ranges(fetch, _ranges_of(fetch, sorted(damaged)), _decoded, again=True)
-        if worse:
+        outcome, second = _Outcome(), _Outcome()
+        self._fetch_ranges(fetch, fetch.ranges, _decoded, outcome, again=False)
+        if outcome.damaged:
+            self._fetch_ranges(fetch, _ranges_of(fetch, sorted(outcome.damaged)), _decoded, second, again=True)
+        if worse := second.damaged:
             frame = fetch.frames[min(worse)]
             name = pack_name(fetch.packs[int(frame["pack"])].digest)
             expected, got = worse[min(worse)]
             raise IntegrityError(f"{name}, frame at byte {int(frame['offset'])}", expected, got, REMEDY)
 
     def _fetch_ranges(
-        self, fetch: FetchPlan, ranges: Sequence[PackRange], decode: Decode, *, again: bool
-    ) -> dict[int, tuple[bytes, bytes]]:
-        """Fetch ranges and write what their frames hold; return the damaged frames with expected and found digests."""
+        self, fetch: FetchPlan, ranges: Sequence[PackRange], decode: Decode, outcome: _Outcome, *, again: bool
+    ) -> None:
+        """Fetch ranges and write what their frames hold; note the outcome as frames are written or found damaged."""
         requests: dict[Range, PackRange] = {}
         for part in ranges:
             ref = fetch.packs[part.pack]
             request = Range(pack_name(ref.digest), part.start, part.end - part.start, ref.length, part.whole)
             requests[request] = part
-        damaged: dict[int, tuple[bytes, bytes]] = {}
 
         def deliver(request: Range, data: memoryview) -> None:
             self._watch.check()
@@ -274,7 +279,7 @@ class Assembler:
             pieces: list[Piece] = []
             held = 0
             for task in frame_tasks(fetch, part):
-                content = _verified(task, data[task.offset - part.start :][: task.stored], decode, damaged)
+                content = _verified(task, data[task.offset - part.start :][: task.stored], decode, outcome.damaged)
                 if content is None:
                     continue
                 pieces += [(offset, content[start : start + length]) for start, length, offset in task.writes]
@@ -284,6 +289,7 @@ class Assembler:
                     pieces, held = [], 0
             self._target.write(pieces)
             self._target.fetched(request.length)
+            outcome.written.update(number for number in range(part.first, part.last) if number not in outcome.damaged)
 
         if requests:
             self._fetching.paused = False
@@ -291,7 +297,6 @@ class Assembler:
                 self._store.fetch(list(requests), deliver, again=again)
             finally:
                 self._fetching.paused = True
-        return damaged
 
     def _buffer(self, length: int) -> memoryview:
         """Return this thread's buffer, long enough for any run."""

@@ -23,7 +23,7 @@ from trimtransfer.chunk import chunk_digest, object_check
 from trimtransfer.delta import decode
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex
 from trimtransfer.errors import (
-    AccessDenied,
+    FetchError,
     FormatError,
     IntegrityError,
     NotFound,
@@ -124,10 +124,12 @@ def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
     name = deltas_name(target.image, target.version, base.version)
     try:
         index = DeltaIndex(remote.store.read(name, limit=MAX_INDEX))
-    except (NotFound, AccessDenied) as error:
-        _LOG.info("no deltas from %s: %s", base.version, error)
+    except NotFound:
+        _LOG.info("the repository has no deltas from %s", base.version)
         return None
-    except FormatError as error:
+    except (FormatError, FetchError) as error:
+        if isinstance(error, FetchError) and error.retryable:
+            raise
         _LOG.warning("deltas are left aside: %s", error)
         return None
     if (index.target, index.base) != (target.digest(), base.digest()):
@@ -145,7 +147,7 @@ def _complete(remote: Remote, old: InstalledImage) -> bool:
     try:
         for at in range(0, len(regions), _TABLES):
             Remote(remote.store, old.manifest, old.tables).tables(regions[at : at + _TABLES], lambda start: None)
-    except (NotFound, AccessDenied, FormatError, IntegrityError) as error:
+    except (NotFound, FormatError, IntegrityError) as error:
         _LOG.info("no deltas from %s: %s", old.manifest.version, error)
         return False
     return True

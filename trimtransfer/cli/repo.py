@@ -250,10 +250,9 @@ def _published(report: PublishReport) -> str:
 def _made(report: DeltaReport) -> str:
     if not report.units:
         return f"No deltas from {report.base}: plain packs are as small"
-    return (
-        f"Deltas from {report.base}: {size_text(report.stored_bytes)} for {size_text(report.content_bytes)} of the "
-        f"{size_text(report.new_bytes)} that are new, instead of {size_text(report.plain_bytes)}; {report.seconds:.1f} s"
-    )
+    made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"
+    saved = f"{size_text(report.stored_bytes)} instead of {size_text(report.plain_bytes)}"
+    return f"Deltas from {report.base}: {made} in {saved}; {report.seconds:.1f} s"
 
 
 def _listed(images: list[ImageSummary]) -> str:

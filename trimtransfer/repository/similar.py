@@ -27,6 +27,8 @@ _DENSITY: Final = 8
 """One place in 2^8 is an anchor: twice as many make deltas of a desktop's update no smaller."""
 _MOST: Final = 24
 """At most about 2^24 anchors are kept, of 8 bytes each, in a mapped file; they are thinned out for larger versions."""
+_SPARSEST: Final = 16
+"""But never below one in 2^16 places, which is as few as there can be: above 1 TiB there are more of them."""
 _COMMON: Final = 8
 """A key that more chunks have tells nothing: a licence, a table of zeros with a pattern."""
 _LEAST: Final = 1.5
@@ -48,7 +50,7 @@ class Similar:
             FormatError, IntegrityError, NotFound: the repository is damaged.
         """
         total = int(reader.manifest.lengths[list(regions)].sum()) if len(regions) else 0
-        self._bits = max(_DENSITY, (max(0, total - 1) >> _MOST).bit_length())
+        self._bits = min(_SPARSEST, max(_DENSITY, (max(0, total - 1) >> _MOST).bit_length()))
         self._reader, self._watch = reader, watch
         self._chunks, self._entries = Rows(_CHUNK, directory), Rows(np.dtype("<u8"), directory)
         done = 0
