@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import reference
 from test_delta import programs
-from test_similar import twin
+from test_similar import twin as anchor_twin
 from vectors import DISK, KINDS, content, load, make
 
 NATIVE = Path(__file__).parent.parent / "native"
@@ -64,7 +64,7 @@ def delta(data: bytes) -> str:
 
 def anchors(data: bytes) -> str:
     """What the driver prints for anchors, of which it has room for a thousand."""
-    return " ".join(f"{key}:{place}" for key, place in twin(data[:20_000], 4)[:1000])
+    return " ".join(f"{key}:{place}" for key, place in anchor_twin(data[:20_000], 4)[:1000])
 
 
 TWINS: dict[str, Callable[[bytes], str]] = {
