@@ -21,7 +21,7 @@ from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.head import Head
 from trimtransfer.keys import directory
 from trimtransfer.manifest import KEYS, FileRef, Manifest
-from trimtransfer.names import head_name, keys_name, locations_name, manifest_name, tables_name
+from trimtransfer.names import deltas_name, head_name, keys_name, locations_name, manifest_name, tables_name
 from trimtransfer.repository import publish as publish_module
 from trimtransfer.repository import rebuild
 from trimtransfer.repository.audit import audit
@@ -161,7 +161,8 @@ def test_damage_is_found_and_named(copy: DirectoryStore, what: str, damage: str)
 
 
 def recommit(store: DirectoryStore, manifest: Manifest) -> None:
-    """Make a manifest the newest of its image, as a publisher with such a fault would."""
+    """Make a manifest the newest of its image, as a publisher with such a fault would; it has no deltas."""
+    store.delete(deltas_name(manifest.image, manifest.version, manifest.parent))
     data = manifest.to_bytes()
     store.put(manifest_name(manifest.image, manifest.version), data)
     digests = object_digest(data), len(data), manifest.image_digest()

@@ -20,6 +20,9 @@ from trimtransfer.table import Table
 
 BASE_CHUNK: Final = np.dtype([("offset", "<i8"), ("length", "<u4"), ("digest", "u1", (DIGEST_SIZE,))])
 """A chunk that a unit is made of: where it lies in the old image, its length, its digest."""
+_BASE_CHUNKS: Final = 1 << 19
+"""Most chunks that the units of a window are made of, 22 MiB of rows; units beyond are left to plain packs. Those of 32
+regions that all changed have a quarter of it, but an index may say anything."""
 
 OldTable: TypeAlias = Callable[[int], tuple[int, Table] | None]
 """Returns start and table of a region of the old version, by its number; None if that is not known."""
@@ -98,9 +101,12 @@ class _Bases:
     def __init__(self, old_table: OldTable) -> None:
         self._old_table = old_table
         self._found: dict[tuple[bytes, int], NDArray[np.void]] = {}
+        self._room = _BASE_CHUNKS
 
     def add(self, units: Units) -> Numbers:
-        """Look the bases of units up; return the numbers of those that are known whole."""
+        """Look the bases of units up, as far as there is room; return the numbers of those that are known whole."""
+        few = self._fitting(units)
+        units = units.select(few)
         counts = units.bases["count"].astype(np.int64)
         run = np.repeat(np.arange(len(counts)), counts)
         record = units.bases["record"][run].astype(np.int64) + np.arange(len(run)) - (np.cumsum(counts) - counts)[run]
@@ -119,7 +125,7 @@ class _Bases:
             row = units.units[number]
             key = units.packs[int(row["pack"])].digest, int(row["offset"])
             self._found[key] = chunks[ends[number - 1] if number else 0 : ends[number]]
-        return good
+        return few[good]
 
     def of(self, fetch: FetchPlan) -> tuple[NDArray[np.void], Numbers]:
         """Return the chunks of all units of a plan, in its order, and where those of each begin (and the end)."""
@@ -127,6 +133,14 @@ class _Bases:
         parts = [self._found[fetch.packs[pack].digest, offset] for pack, offset in places]
         ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
         return np.concatenate(parts), np.concatenate((np.zeros(1, dtype=np.int64), ends))
+
+    def _fitting(self, units: Units) -> Numbers:
+        """Return the numbers of the first units, as far as there is room for what they are made of, and take it."""
+        unit = np.repeat(np.arange(len(units.units)), units.units["bases"])
+        sizes = np.bincount(unit, weights=units.bases["count"], minlength=len(units.units)).astype(np.int64)
+        few = np.flatnonzero(np.cumsum(sizes) <= self._room)
+        self._room -= int(sizes[few].sum())
+        return few
 
     def _fill(self, chunks: NDArray[np.void], here: Numbers, region: int, record: Numbers) -> Mask:
         """Enter chunks of one region of the old version; return which of them there are."""

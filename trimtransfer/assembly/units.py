@@ -147,7 +147,9 @@ def _complete(remote: Remote, old: InstalledImage) -> bool:
     try:
         for at in range(0, len(regions), _TABLES):
             Remote(remote.store, old.manifest, old.tables).tables(regions[at : at + _TABLES], lambda start: None)
-    except (NotFound, FormatError, IntegrityError) as error:
+    except (NotFound, FormatError, IntegrityError, FetchError) as error:
+        if isinstance(error, FetchError) and error.retryable:
+            raise
         _LOG.info("no deltas from %s: %s", old.manifest.version, error)
         return False
     return True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import chunk_digest, object_check
 from trimtransfer.delta import decode
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
-from trimtransfer.errors import Cancelled, FormatError, IntegrityError, TrimTransferError
+from trimtransfer.errors import Cancelled, FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, check_pack, pack_name
@@ -22,17 +23,21 @@ from trimtransfer.repository.reading import VersionReader, delta_bases
 from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Watch
 
+T = TypeVar("T")
+
 _REMEDY: Final = "delete it, or make it again with `medv-repo delta`: clients fetch plain packs instead"
 
 
 class DeltaCheck:
-    """Checks deltas. ``packs`` are the digests of their packs, ``units`` counts what was made."""
+    """Checks deltas. ``packs`` are the digests of their packs, ``read`` of those that were read; ``units`` counts what
+    was made."""
 
     def __init__(self, store: DirectoryStore, *, sample: float, quick: bool, watch: Watch) -> None:
         """``sample`` per cent of the units are made, picked at random; with ``quick`` none."""
         self._store, self._watch = store, watch
         self._share = 0.0 if quick else sample / 100
         self.packs: set[bytes] = set()
+        self.read: set[bytes] = set()
         self.damage: list[Damage] = []
         self.units = 0
         self._pack = b"", b""  # the one read last, by its digest: units of a region lie in few
@@ -64,7 +69,9 @@ class DeltaCheck:
                 self.packs.add(ref.digest)
                 if self._store.size(pack_name(ref.digest)) != ref.length:
                     raise FormatError(pack_name(ref.digest), "its end", f"{ref.length:,} bytes", "another length")
-            self._check_units(units, units.pieces(new.region(number)[0]), new.region(number)[0].digests, old)
+            region = _sound(partial(new.region, number))
+            if region is not None:
+                self._check_units(units, units.pieces(region[0]), region[0].digests, old)
             self._watch.report("deltas", done + 1, len(index.regions))
 
     def _check_units(
@@ -76,7 +83,10 @@ class DeltaCheck:
             delta = memoryview(pack)[int(row["offset"]) :][: int(row["stored"])]
             if object_check(delta) != row["check"].tobytes():
                 raise IntegrityError("delta", row["check"].tobytes(), object_check(delta))
-            content = memoryview(decode(delta, _base(chosen, old), limit=int(row["raw"])))
+            base = _sound(partial(_base, chosen, old))
+            if base is None:
+                continue
+            content = memoryview(decode(delta, base, limit=int(row["raw"])))
             for piece in pieces[pieces["frame"] == number]:
                 start = int(piece["start"])
                 found = chunk_digest(content[start : start + int(piece["length"])])
@@ -90,6 +100,7 @@ class DeltaCheck:
             data = self._store.read(pack_name(digest), limit=MAX_PACK)
             check_pack(data, digest)
             self._pack = digest, data
+            self.read.add(digest)
         return self._pack[1]
 
     def _chosen(self, units: Units) -> Iterator[tuple[int, NDArray[np.void]]]:
@@ -98,6 +109,14 @@ class DeltaCheck:
         for number, end in enumerate(ends.tolist()):
             if random.random() < self._share:
                 yield number, units.bases[end - int(units.units["bases"][number]) : end]
+
+
+def _sound(read: Callable[[], T]) -> T | None:
+    """Return what plain clients need, too; None if it is damaged, which is noted elsewhere."""
+    try:
+        return read()
+    except (FormatError, IntegrityError, NotFound, OSError):
+        return None
 
 
 def _base(runs: NDArray[np.void], old: ChunkReader) -> memoryview:

@@ -35,7 +35,7 @@ from trimtransfer.watch import Progress, Watch
 _MOST: Final = 0.9
 """A unit is kept if it takes at most this share of what its chunks take in plain frames."""
 _WORKERS: Final = 4
-"""Threads at most that make deltas, each with up to 110 MiB."""
+"""Threads at most that make deltas, each with up to 200 MiB: half of it is zstd's, at level 19."""
 _AHEAD: Final = 1
 
 

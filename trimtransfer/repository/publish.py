@@ -137,7 +137,7 @@ def publish(
     ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``deltas`` are made from the parent,
     and from the versions of ``delta_from``. ``workers`` threads compress (all cores by default). Memory: two regions of
     64 MiB, 4 MiB a column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB
-    per worker; then for deltas 100 MiB and 110 MiB for each of at most four workers.
+    per worker; then for deltas 200 MiB, and as much for each of at most four workers.
 
     Raises:
         FormatError: a name that is none; a damaged repository.
