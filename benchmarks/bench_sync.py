@@ -1,6 +1,6 @@
 """Publish and fetch real disk images with this project and its peers, side by side over one nginx.
 
-    python benchmarks/bench_sync.py [--set small|large|desktop] [--peers medv-sync,desync,...] [--cases ...]
+    python benchmarks/bench_sync.py [--set small|large|desktop] [--peers medv-sync,desync,...] [--cases ...] [--no-delta]
 
 The images come from distribution packages (``tests/images.py``). Bytes and requests are what nginx logged while the
 client ran, bodies only, everything that a client fetches included; with TLS where the client can be told whom to
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--peers", help="names, comma-separated (default: all that are found)")
     parser.add_argument("--cases", help="names, comma-separated (default: all)")
     parser.add_argument("--level", type=int, default=19, help="this project's compression level (default 19)")
+    parser.add_argument("--no-delta", action="store_true", help="this project publishes without deltas")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds after which a program is stopped")
     parser.add_argument("--scratch", type=Path, help="where to work; kept (default: a temporary directory)")
     parser.add_argument("--json", type=Path, help="write everything that was measured there")
@@ -61,7 +62,7 @@ def bench(images: ImageSet, scratch: Path, options: argparse.Namespace) -> dict[
         lab = Lab(
             images={name: getattr(images, name) for name, _ in PUBLISHED},
             host_tree=images.host, host_tar=make_tar(images.host, scratch / "host.tar"),
-            server=server, served=served, scratch=scratch, timeout=options.timeout, level=options.level,
+            server=server, served=served, scratch=scratch, timeout=options.timeout, level=options.level, deltas=not options.no_delta,
         )  # fmt: skip
         report: dict[str, Any] = {
             "machine": machine(),

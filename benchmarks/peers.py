@@ -45,7 +45,8 @@ CASES = (
 
 @dataclass(slots=True)
 class Lab:
-    """Where the benchmark happens: images by name, the host's files (a tree, and as one tar file), server, scratch."""
+    """Where the benchmark happens: images by name, the host's files (a tree, and as one tar file), server, scratch;
+    how this project publishes."""
 
     images: dict[str, Path]
     host_tree: Path
@@ -55,6 +56,7 @@ class Lab:
     scratch: Path
     timeout: float
     level: int
+    deltas: bool = True
 
     def run(self, *command: str | Path) -> Cost:
         """Run a program; it trusts the server's certificate."""
@@ -136,6 +138,7 @@ class Trimtransfer(Peer):
         cost = self.lab.run(
             self._commands / "medv-repo", "publish", self.folder / ("again" if image == "rebuilt" else "disk"),
             self.lab.images[image], "--image", "disk", "--version", image, "--level", str(self.lab.level), "--quiet",
+            "--delta" if self.lab.deltas else "--no-delta",
         )  # fmt: skip
         if image == "old":
             shutil.copytree(self.folder / "disk", self.folder / "again", copy_function=os.link)
