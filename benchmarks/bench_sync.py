@@ -1,6 +1,6 @@
 """Publish and fetch real disk images with this project and its peers, side by side over one nginx.
 
-    python benchmarks/bench_sync.py [--set small|large|desktop] [--peers medv-sync,desync,...] [--cases ...] [--no-delta]
+    python benchmarks/bench_sync.py [--set small|large|desktop] [--peers medv-sync,desync,...] [--cases ...]
 
 The images come from distribution packages (``tests/images.py``). Bytes and requests are what nginx logged while the
 client ran, bodies only, everything that a client fetches included; with TLS where the client can be told whom to
@@ -62,7 +62,8 @@ def bench(images: ImageSet, scratch: Path, options: argparse.Namespace) -> dict[
         lab = Lab(
             images={name: getattr(images, name) for name, _ in PUBLISHED},
             host_tree=images.host, host_tar=make_tar(images.host, scratch / "host.tar"),
-            server=server, served=served, scratch=scratch, timeout=options.timeout, level=options.level, deltas=not options.no_delta,
+            server=server, served=served, scratch=scratch, timeout=options.timeout, level=options.level,
+            deltas=not options.no_delta,
         )  # fmt: skip
         report: dict[str, Any] = {
             "machine": machine(),
