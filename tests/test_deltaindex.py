@@ -250,17 +250,17 @@ def test_an_index_of_nothing() -> None:
     assert len(nothing.pieces(table_of([4096]))) == len(nothing.frames) == 0
 
 
-def largest() -> Units:
-    """As many of everything as there may be."""
-    units = np.zeros(MAX_RECORDS, dtype=UNIT)
-    units["pack"], units["offset"], units["stored"], units["raw"] = np.arange(MAX_RECORDS), 16, 1, MAX_TARGET
-    units["targets"], units["bases"] = 1, MAX_BASES // MAX_RECORDS
-    units["check"] = np.random.default_rng(1).integers(0, 256, (MAX_RECORDS, 16))
-    targets = np.ones(MAX_RECORDS, dtype=TARGET)
-    targets["record"] = np.arange(MAX_RECORDS)
+def largest(count: int = MAX_RECORDS) -> Units:
+    """As many of everything as there may be; of all but bases ``count``."""
+    units = np.zeros(count, dtype=UNIT)
+    units["pack"], units["offset"], units["stored"], units["raw"] = np.arange(count), 16, 1, MAX_TARGET
+    units["targets"], units["bases"] = 1, MAX_BASES // count
+    units["check"] = np.random.default_rng(1).integers(0, 256, (count, 16))
+    targets = np.ones(count, dtype=TARGET)
+    targets["record"] = np.arange(count)
     bases = np.ones(MAX_BASES, dtype=BASE)
     bases["region"] = REGIONS - 1
-    refs = tuple(PackRef(number.to_bytes(32, "little"), MAX_PACK) for number in range(MAX_RECORDS))
+    refs = tuple(PackRef(number.to_bytes(32, "little"), MAX_PACK) for number in range(count))
     return Units.of(refs, units, targets, bases)
 
 
@@ -376,10 +376,13 @@ def test_counts_are_compared_with_the_bytes_that_are_there(which: int, count: in
         Units.from_bytes(compress(bytes(body), 1))
 
 
-@pytest.mark.parametrize("which", ["packs", "units", "targets", "bases"])
-def test_one_more_than_there_may_be(which: str) -> None:
+@pytest.mark.parametrize(
+    ("which", "count"),
+    [("packs", MAX_RECORDS), ("units", MAX_RECORDS), ("targets", MAX_RECORDS), ("bases", MAX_RECORDS), ("bases", 16)],
+)
+def test_one_more_than_there_may_be(which: str, count: int) -> None:
     """With all its bytes there."""
-    value = largest()
+    value = largest(count)
     parts: dict[str, Any] = {name: getattr(value, name) for name in ("packs", "units", "targets", "bases")}
     part = parts[which]
     parts[which] = (*part, part[0]) if which == "packs" else np.append(part, part[:1])

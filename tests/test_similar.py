@@ -220,7 +220,7 @@ def test_most_and_order(version: Version, rnd: random.Random) -> None:
         assert sum(size for _, size in found) <= most
         assert sum(size for _, size in found) >= min(most, sum(size for _, size in whole)) - MAX_CHUNK_SIZE
         if most <= 300_000:
-            assert covered(found, 2 << 20, 400_000) == 0
+            assert covered(found, 2 << 20, 400_000) <= most // 5
 
 
 def test_chunks_between_others_belong_to_them(tmp_path: Path, rnd: random.Random) -> None:
@@ -260,10 +260,13 @@ def test_regions_that_are_asked_for(tmp_path: Path, rng: np.random.Generator) ->
         assert [region for region, _ in parts] == sorted(region for region, _ in parts)
         assert all((np.diff(records) > 0).all() for _, records in parts)
         assert len(parts) > 2
-    for region in version.regions:
+    for region in version.regions[1:]:
+        start, length = int(starts[region]), int(lengths[region])
+        filled = int(version.reader.table(region).lengths[~version.reader.table(region).zero].sum())
+        found = version.find(data[start : start + length])
+        assert covered(found, start, length) > 0.8 * filled, "the numbers of chunks go on from region to region"
         with closing(version.similar([region])) as index:
-            assert {found for found, _ in index.find(target, most=1 << 30)} <= {region}
-            assert list(index.find(data[: int(starts[region])] or b"x", most=0)) == []
+            assert {number for number, _ in index.find(target, most=1 << 30)} == {region}
     assert int(lengths.sum()) == len(data)
     with closing(version.similar([])) as index:
         assert list(index.find(target, most=1 << 30)) == []
@@ -392,7 +395,7 @@ def pair(tmp_path: Path, rnd: random.Random) -> tuple[VersionReader, VersionRead
     new[BLOCK : 1 << 20] = edited(old[BLOCK : 1 << 20], rnd, 2000)
     new[3 << 20 : 4 << 20] = old[1 << 20 : 2 << 20]
     fresh = rnd.randbytes(300_000 // BLOCK * BLOCK - 50) + bytes(50)
-    for at in (4 << 20, 5 << 20):
+    for at in ((4 << 20) + 10 * BLOCK, 5 << 20):  # after zeros both, so they are cut alike
         new[at : at + len(fresh)] = fresh
     for number, data in enumerate((old, new), 1):
         write_sparse(tmp_path / "source.img", bytes(data))
