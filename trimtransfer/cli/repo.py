@@ -248,6 +248,8 @@ def _published(report: PublishReport) -> str:
 
 
 def _made(report: DeltaReport) -> str:
+    if report.problem:
+        return f"No deltas from {report.base}: {report.problem}"
     if not report.units:
         return f"No deltas from {report.base}: plain packs are as small"
     made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"

@@ -7,6 +7,7 @@ concerned. A unit is kept only where it is smaller than what its chunks take in 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import object_check, object_digest
 from trimtransfer.delta import MAX_LEVEL, decode, encode
 from trimtransfer.deltaindex import TARGET, UNIT, Units, encode_index
-from trimtransfer.errors import IntegrityError, TargetRefused
+from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.location import PackRef
 from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, PACK_MAGIC, PackBuilder, pack_name
@@ -32,6 +33,7 @@ from trimtransfer.repository.reading import VersionReader
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
 from trimtransfer.watch import Progress, Watch
 
+_LOG: Final = logging.getLogger("trimtransfer.repository")
 _MOST: Final = 0.9
 """A unit is kept if it takes at most this share of what its chunks take in plain frames."""
 _WORKERS: Final = 4
@@ -42,7 +44,9 @@ _AHEAD: Final = 1
 @dataclass(frozen=True, slots=True)
 class DeltaReport:
     """What the deltas of a pair are: ``stored_bytes`` (packs and index) in ``units``, which make ``content_bytes`` of
-    the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames."""
+    the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames.
+
+    ``problem``: why there are none, if something was damaged."""
 
     image: str
     version: str
@@ -54,6 +58,7 @@ class DeltaReport:
     plain_bytes: int
     packs: int
     seconds: float
+    problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -122,6 +127,19 @@ def add_deltas(
     return report
 
 
+def try_deltas(
+    store: DirectoryStore, target: VersionReader, base: VersionReader, intent: Intent, **options: Any
+) -> DeltaReport:
+    """Do what :func:`make_deltas` does, with the same options; but if content that it needs is damaged, there are no
+    deltas, and the report says why. What a new version needs itself was read back already."""
+    try:
+        return make_deltas(store, target, base, intent, **options)
+    except (FormatError, IntegrityError, NotFound) as error:
+        _LOG.warning("no deltas from %s: %s", base.manifest.version, error)
+        names = target.manifest.image, target.manifest.version, base.manifest.version
+        return DeltaReport(*names, 0, 0, 0, 0, 0, 0, 0.0, str(error))
+
+
 def make_deltas(
     store: DirectoryStore,
     target: VersionReader,
@@ -144,7 +162,11 @@ def make_deltas(
     """
     started = time.monotonic()
     maker = _Maker(store, target, base, intent, level=min(level, MAX_LEVEL), workers=workers, watch=watch)
-    made, size = maker.run()
+    try:
+        made, size = maker.run()
+    except BaseException:
+        maker.discard()
+        raise
     return DeltaReport(
         image=target.manifest.image,
         version=target.manifest.version,
@@ -179,11 +201,18 @@ class _Maker:
         self._new = NewContent(target, base, store.scratch(), workers=workers, watch=watch)
         self._builder = PackBuilder()
         self._made = _Made()
+        self._written: list[str] = []
 
     @property
     def new_bytes(self) -> int:
         """Bytes of chunks that the base lacks."""
         return self._new.size
+
+    def discard(self) -> None:
+        """Delete the packs that were written: nothing refers to them."""
+        for name in self._written:
+            with contextlib.suppress(OSError):
+                self._store.delete(name)
 
     def run(self) -> tuple[_Made, int]:
         """Make and store everything; return what was made and the length of the index."""
@@ -250,6 +279,7 @@ class _Maker:
             return  # the same deltas were made before
         if not exists:
             self._intent.add(name)
+            self._written.append(name)
         self._store.put(name, data)
 
     def _finish(self) -> int:

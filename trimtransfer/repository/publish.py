@@ -24,7 +24,7 @@ from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Deduped, Limits, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
-from trimtransfer.repository.deltas import DeltaReport, make_deltas
+from trimtransfer.repository.deltas import DeltaReport, try_deltas
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
@@ -309,13 +309,12 @@ class _Publication:
             return manifest, writer.stored_bytes
 
     def _make_deltas(self, manifest: Manifest) -> tuple[DeltaReport, ...]:
-        """Store the deltas that are asked for, while nobody knows of the version yet."""
+        """Store the deltas that are asked for, while nobody knows of the version yet; none between kinds of cuts."""
         job, target = self._job, VersionReader(self._store, manifest)
         return tuple(
-            make_deltas(
-                self._store, target, base, self._intent, level=job.level, workers=job.workers, watch=self._watch
-            )
+            try_deltas(self._store, target, base, self._intent, level=job.level, workers=job.workers, watch=self._watch)
             for base in self._base.deltas
+            if base.manifest.kind == manifest.kind
         )
 
     def _commit(self, manifest: Manifest) -> int:
