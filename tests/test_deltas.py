@@ -711,6 +711,27 @@ def test_progress_reaches_its_end(place: Place) -> None:
         assert seen[-1][0] == seen[-1][1]
 
 
+# ---- what is worth it
+
+
+@pytest.mark.parametrize(("needed", "worth"), [(1, False), (3, False), (4, True), (10, True)])
+def test_a_unit_is_made_where_it_costs_less_than_what_is_wanted_of_it(needed: int, worth: bool) -> None:
+    """Ten chunks for 3000 bytes, which take 1000 each in plain frames."""
+    digests = np.random.default_rng(1).integers(0, 256, (10, 32), dtype=np.uint8)
+    table = Table.from_records(np.full(10, 4096, np.uint32), digests)
+    units = np.zeros(1, UNIT)
+    units["offset"], units["stored"], units["raw"], units["plain"], units["targets"] = 16, 3000, 40_960, 10_000, 1
+    made = Units.of((PackRef(bytes(32), 5000),), units, np.array([(0, 10)], TARGET), np.zeros(0, BASE))
+    window = Window.of([0], [0], [table])
+    groups = Groups.of(window, np.arange(10))
+    wanted = np.zeros(10, np.bool_)
+    wanted[groups.numbers(10)[:needed]] = True
+    parts = [UnitsOf(0, table, made)]
+    found = plan_deltas(window, groups, wanted, np.zeros(10, np.bool_), parts, lambda region: None)
+    assert len(found.fetch.frames) == worth
+    assert found.fetch.wanted["start"].tolist() == [4096 * n for n in range(needed)] * worth
+
+
 # ---- memory
 
 MEASURED = """
