@@ -1,0 +1,158 @@
+"""VHD, the format of Virtual PC and of older Hyper-V: fixed, dynamic and differencing disks.
+
+Source: Microsoft's "Virtual Hard Disk Image Format Specification" of 2006. The size of the disk is the footer's current
+size, as in Hyper-V, not what its cylinders, heads and sectors give. A sector whose bit in its block's bitmap is clear
+was never written: it reads as zeros, or as in the parent.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer.disk.mapping import ABSENT, STORED, Runs, join_pieces, numbers
+from trimtransfer.disk.pages import Pages
+from trimtransfer.disk.reference import Reference
+from trimtransfer.errors import FormatError
+from trimtransfer.geometry import Read
+
+COOKIE: Final = b"conectix"
+SPARSE_COOKIE: Final = b"cxsparse"
+FOOTER: Final = struct.Struct(">8sIIQI4sI4sQQHBBII16sB427x")
+"""Cookie, features, version, offset of the dynamic header, time, creator (program, version, system), original and
+current size, geometry (cylinders, heads, sectors), type, checksum, unique id, saved state."""
+SPARSE: Final = struct.Struct(">8sQQIIII16sII512s192s256x")
+"""Cookie, offset of the next header, offset of the block table, version, blocks, block size, checksum, the parent's
+unique id, time and name, its locators."""
+FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
+SECTOR: Final = 512
+UNUSED: Final = 0xFFFF_FFFF
+"""Entry of a block that is not in the file."""
+MAX_SIZE: Final = 2040 << 30
+_MAX_BLOCK: Final = 1 << 30
+_WINDOW: Final = 64  # blocks mapped at once
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """A VHD's footer: ``size`` of the disk, its ``type``, where the dynamic header is, the unique id."""
+
+    size: int
+    type: int
+    data_offset: int
+    unique: bytes
+
+
+def checksum(data: bytes, at: int) -> int:
+    """Return the checksum of a footer or header whose own field of four bytes at ``at`` does not count."""
+    total = int(np.frombuffer(data, dtype=np.uint8).sum(dtype=np.int64)) - sum(data[at : at + 4])
+    return ~total & 0xFFFF_FFFF
+
+
+def parse_footer(data: bytes) -> Footer | None:
+    """Return the footer in these 512 bytes, None if they are none."""
+    if len(data) < FOOTER.size or data[:8] != COOKIE:
+        return None
+    fields = FOOTER.unpack_from(data)
+    if fields[14] != checksum(data, 64):
+        return None
+    return Footer(fields[9], fields[13], fields[3], fields[15])
+
+
+def read_footer(read: Read, file_size: int, name: str) -> Footer:
+    """Return the footer of a VHD: the one at its end, or the copy at the start of dynamic disks.
+
+    Raises:
+        FormatError: neither is valid, or they contradict each other.
+    """
+    last = parse_footer(read(file_size - FOOTER.size, FOOTER.size)) if file_size >= FOOTER.size else None
+    first = parse_footer(read(0, FOOTER.size))
+    if last is not None and last.type == FIXED:
+        first = last  # what the guest has written to its first sector does not matter
+    found = last or first
+    if found is None:
+        raise FormatError(name, "end", "the footer of a VHD", "damaged, or none")
+    if first is not None and first != found:
+        raise FormatError(name, "end", "the footer that is at the start, too", "another one")
+    if found.type not in (FIXED, DYNAMIC, DIFFERENCING):
+        raise FormatError(name, "footer", "a fixed, dynamic or differencing disk", f"type {found.type}")
+    if found.size % SECTOR or not 0 < found.size <= MAX_SIZE:
+        raise FormatError(name, "footer", f"a disk of whole sectors, at most {MAX_SIZE:,} bytes", found.size)
+    if found.type == FIXED and found.size != file_size - FOOTER.size:
+        raise FormatError(name, "footer", f"a fixed disk of {file_size - FOOTER.size:,} bytes", f"{found.size:,}")
+    return found
+
+
+class DynamicVhd:
+    """The mapping of a dynamic or differencing VHD, read through ``read``; ``name`` is for messages.
+
+    ``base``: the parent of a differencing disk; ``unique``: the disk's own id, which its children name.
+
+    Raises:
+        FormatError: not a valid one.
+    """
+
+    def __init__(self, read: Read, file_size: int, name: str, footer: Footer) -> None:
+        self._name = name
+        self._pages = Pages(read, file_size, name)
+        self.size, self.unique = footer.size, footer.unique
+        header = self._pages.read(footer.data_offset, SPARSE.size)
+        fields = SPARSE.unpack(header)
+        if fields[0] != SPARSE_COOKIE or fields[6] != checksum(header, 36):
+            raise FormatError(name, footer.data_offset, "the header of a dynamic VHD", "damaged, or none")
+        self._table, entries, self.unit = fields[2], fields[4], fields[5]
+        if self.unit & (self.unit - 1) or not 4096 <= self.unit <= _MAX_BLOCK:
+            raise FormatError(name, footer.data_offset + 32, "a power of two as block size", self.unit)
+        blocks = -(-self.size // self.unit)
+        if entries < blocks or self._table + 4 * blocks > file_size:
+            raise FormatError(name, footer.data_offset + 28, f"a table of at least {blocks:,} blocks", entries)
+        self._bitmap = -(-self.unit // SECTOR // 8 // SECTOR) * SECTOR
+        self.window = _WINDOW * self.unit
+        self.base = _parent(fields[10], fields[7], name) if footer.type == DIFFERENCING else None
+
+    @property
+    def detail(self) -> str:
+        """What people may want to know of it."""
+        return f"{'differencing' if self.base else 'dynamic'}, blocks of {self.unit:,} bytes"
+
+    def runs(self, offset: int, length: int) -> Runs:
+        """Return the runs of a range of the guest disk."""
+        first = offset // self.unit
+        count = -(-(offset + length) // self.unit) - first
+        entries = numbers(self._pages.read(self._table + 4 * first, 4 * count), ">u4").astype(np.int64)
+        parts = [self._block(number, entry) for number, entry in enumerate(entries.tolist(), first)]
+        starts, lengths, states, places = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return join_pieces(starts, lengths, states, places).clip(offset, length)
+
+    def _block(
+        self, number: int, entry: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+        """Return starts, lengths, states and places of the pieces of a block: one, or its sectors."""
+        start = number * self.unit
+        at = entry * SECTOR
+        used = np.zeros(1, dtype=np.uint8)
+        if entry != UNUSED:
+            bitmap = np.frombuffer(self._pages.read(at, self._bitmap), dtype=np.uint8)
+            bits = bitmap[: self.unit // SECTOR // 8]
+            used = np.ones(1, dtype=np.uint8) if bool((bits == 255).all()) else np.unpackbits(bits)
+        length = self.unit // len(used)
+        shifts = np.arange(len(used), dtype=np.int64) * length
+        states = np.where(used, STORED, ABSENT).astype(np.uint8)
+        return start + shifts, np.full(len(used), length, dtype=np.int64), states, at + self._bitmap + shifts
+
+    def unpack(self, place: int, start: int) -> bytes:
+        """Nothing in a VHD is packed."""
+        raise FormatError(self._name, place, "nothing packed", f"the disk's byte {start}")
+
+
+def _parent(raw: bytes, unique: bytes, name: str) -> Reference:
+    """Return the parent by the last part of its name: it is looked for beside the file, and known by its id."""
+    text = raw.decode("utf-16-be", "replace").partition("\0")[0]
+    parent = text.replace("\\", "/").rpartition("/")[2]
+    if not parent:
+        raise FormatError(name, "dynamic header", "the name of the parent disk", "none")
+    return Reference(parent, "vhd", unique)
