@@ -64,19 +64,16 @@ def parse_footer(data: bytes) -> Footer | None:
 
 
 def read_footer(read: Read, file_size: int, name: str) -> Footer:
-    """Return the footer of a VHD: the one at its end, or the copy at the start of dynamic disks.
+    """Return the footer of a VHD. Dynamic disks have a copy at their start, but one whose end lacks it was cut short.
 
     Raises:
-        FormatError: neither is valid, or they contradict each other.
+        FormatError: it is not there, or contradicts the copy.
     """
-    last = parse_footer(read(file_size - FOOTER.size, FOOTER.size)) if file_size >= FOOTER.size else None
-    first = parse_footer(read(0, FOOTER.size))
-    if last is not None and last.type == FIXED:
-        first = last  # what the guest has written to its first sector does not matter
-    found = last or first
+    found = parse_footer(read(file_size - FOOTER.size, FOOTER.size)) if file_size >= FOOTER.size else None
     if found is None:
-        raise FormatError(name, "end", "the footer of a VHD", "damaged, or none")
-    if first is not None and first != found:
+        raise FormatError(name, "end", "the footer of a VHD", "damaged, or cut short")
+    copy = parse_footer(read(0, FOOTER.size))  # of a fixed disk that is content of the guest
+    if found.type != FIXED and copy is not None and copy != found:
         raise FormatError(name, "end", "the footer that is at the start, too", "another one")
     if found.type not in (FIXED, DYNAMIC, DIFFERENCING):
         raise FormatError(name, "footer", "a fixed, dynamic or differencing disk", f"type {found.type}")

@@ -102,6 +102,8 @@ class Vhdx:
             raise FormatError(
                 self._name, f"entry of block {first + at}", "a block that is there, or not", f"{int(entries[at]):#x}"
             )
+        if stored.any() and int(places[stored].max()) + self.unit > self._pages.size:
+            raise FormatError(self._name, "end", "blocks that are whole", f"{self._pages.size:,} bytes: cut short")
         states = np.where(stored, STORED, ZERO).astype(np.uint8)
         return join(first * self.unit, self.unit, states, places).clip(offset, length)
 

@@ -137,7 +137,7 @@ class SparseExtent:
             return b""
         if size > MAX_DESCRIPTOR // SECTOR:
             raise FormatError(self._name, 36, f"a descriptor of at most {MAX_DESCRIPTOR:,} bytes", size * SECTOR)
-        return self._pages.read(offset * SECTOR, size * SECTOR)
+        return self._pages.read(offset * SECTOR, size * SECTOR).rstrip(b"\0")
 
     def runs(self, offset: int, length: int) -> Runs:
         """Return the runs of a range of the guest disk."""

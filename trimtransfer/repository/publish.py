@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from trimtransfer.chunk import Kind
+from trimtransfer.disk.source import DiskSource, open_disk
 from trimtransfer.errors import NotFound, TargetRefused, VersionExists
 from trimtransfer.geometry import Geometry, recognise
 from trimtransfer.head import Head
-from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
@@ -59,6 +59,7 @@ class PublishReport:
     digest: str
     flat: str
     length: int
+    format: str
     kind: str
     recognised: str
     zero_bytes: int
@@ -115,6 +116,7 @@ def publish(
     parent: str | None = None,
     like: Sequence[str] = (),
     kind: Kind | None = None,
+    format: str | None = None,
     level: int = DEFAULT_LEVEL,
     flat: bool = False,
     workers: int | None = None,
@@ -125,6 +127,9 @@ def publish(
 ) -> PublishReport:
     """Publish the file or block device ``path`` as ``version`` of ``image`` and return what was done.
 
+    Of a disk image, the guest's content is published: ``format`` is ``raw``, ``vhd``, ``vhdx``, ``qcow2`` or ``vmdk``;
+    None: recognised (``trimtransfer.disk.source``). ``raw`` publishes any file as it is.
+
     The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
     newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
     ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``workers`` threads compress (all
@@ -132,7 +137,8 @@ def publish(
     files in the repository), and about 5 MiB per worker.
 
     Raises:
-        FormatError: a name that is none; a damaged repository.
+        FormatError: a name that is none; a damaged repository or disk image.
+        SourceRefused: a disk image that cannot be read with certainty.
         VersionExists: versions never change.
         NotFound: no such parent or ``like`` image.
         Locked: another process writes to the repository.
@@ -150,7 +156,7 @@ def publish(
     job = _Job(image, version, parent, tuple(like), kind, level, flat, workers, _pack_limit, _limits)
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
-    with ImageSource(path) as source, space_errors(store.path):
+    with open_disk(path, format=format) as source, space_errors(store.path):
         _check_target(store)
         with repository_lock(store, f"publishing {image} {version}"):
             clean_up(store)
@@ -167,7 +173,7 @@ def _check_target(store: DirectoryStore) -> None:
             raise TargetRefused(store.url, "is neither empty nor a repository; name another directory")
 
 
-def _publish(job: _Job, store: DirectoryStore, source: ImageSource, watch: Watch) -> PublishReport:
+def _publish(job: _Job, store: DirectoryStore, source: DiskSource, watch: Watch) -> PublishReport:
     started = time.monotonic()
     base = _open_base(job, store)
     geometry = recognise(source.read, source.size, kind=job.kind)
@@ -209,7 +215,7 @@ class _Publication:
         self,
         job: _Job,
         store: DirectoryStore,
-        source: ImageSource,
+        source: DiskSource,
         base: _Base,
         geometry: Geometry,
         intent: Intent,
@@ -328,6 +334,7 @@ class _Publication:
             digest=manifest.image_digest().hex(),
             flat=manifest.flat.hex() if manifest.flat else "",
             length=manifest.length,
+            format=self._source.format,
             kind=manifest.kind.name.lower(),
             recognised=self._geometry.name,
             zero_bytes=manifest.length - inventory.occurrence_bytes,
