@@ -1,4 +1,8 @@
-"""Disks for the tests: sparse raw images of random content, and containers that qemu-img makes of them."""
+"""Disks for the tests: sparse raw images of random content, and containers that qemu-img makes of them.
+
+``golden/disks`` holds a small file of each kind, compressed, and ``golden/disks.json`` what must be read from it for
+ever. Run as a program, this file adds those that are missing; it never changes one.
+"""
 
 from __future__ import annotations
 
@@ -108,3 +112,42 @@ MAKES = (
     Make("vmdk", "vmdk", "subformat=streamOptimized"),
     Make("vmdk", "vmdk", "compat6=on"),
 )
+
+GOLDEN = Path(__file__).parent / "golden" / "disks"
+GOLDEN_FACTS = GOLDEN.with_suffix(".json")
+GOLDEN_SIZE = 20 * 63 * 512  # whole cylinders, so a VHD has the same size
+
+
+def golden_content() -> bytearray:
+    """Return what all golden disks hold: three pieces of a few KiB, one of them at the end."""
+    content = bytearray(GOLDEN_SIZE)
+    for at, size in ((0, 2048), (300_032, 1536), (GOLDEN_SIZE - 512, 512)):
+        content[at : at + size] = random.Random(at).randbytes(size)
+    return content
+
+
+def _add_golden(folder: Path) -> None:
+    import zstandard
+    from blake3 import blake3
+
+    facts = json.loads(GOLDEN_FACTS.read_text()) if GOLDEN_FACTS.exists() else {}
+    GOLDEN.mkdir(exist_ok=True)
+    raw = write_sparse(folder / "raw", golden_content())
+    for make in MAKES:
+        name = str(make).replace("=", "-").replace(",", "-")
+        if name in facts or "Flat" in name or "twoGb" in name or "fixed" in name or "256M" in name:
+            continue
+        path = make.of(raw, folder / name)
+        qemu_img("convert", "-f", make.qemu, "-O", "raw", path, folder / "read")
+        content = (folder / "read").read_bytes()
+        stored = zstandard.ZstdCompressor(level=19).compress(path.read_bytes())
+        (GOLDEN / f"{name}.zst").write_bytes(stored)
+        facts[name] = {"format": make.format, "size": len(content), "blake3": blake3(content).hexdigest()}
+    GOLDEN_FACTS.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        _add_golden(Path(folder))
