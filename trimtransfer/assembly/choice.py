@@ -146,7 +146,7 @@ def _new_file(side: SideDirectory, manifest: Manifest, old: Old | None, in_old: 
             return Choice(way, in_old, nothing)
         with way.reader() as source:
             right = right_in(source, manifest, watch)
-        if old is None or not right.all() or old.source.size != manifest.length:
+        if old is None or not way.cloned or not right.all() or old.source.size != manifest.length:
             return Choice(way, right, in_old & ~right)
         way.close()
         old.check_unchanged()  # its clone turned out to be this version already, so it is, too

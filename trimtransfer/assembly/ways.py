@@ -139,7 +139,10 @@ class Way(ABC):
 
 
 class NewFile(Way):
-    """A new file in the side directory that takes the image's name at the end."""
+    """A new file in the side directory that takes the image's name at the end.
+
+    ``cloned``: it was just begun as a clone of the old image, so for now it holds what that holds.
+    """
 
     wrote = "new"
 
@@ -152,6 +155,7 @@ class NewFile(Way):
                 key = replace(key, base=Base.OLD, base_manifest=old.manifest.digest())
             else:
                 key = replace(key, base=Base.UNKNOWN)
+        self.cloned = shared is not None and not side.partial.exists()
         target = open_partial(side.partial, side.journal, key, old=shared)
         super().__init__(side, manifest, old, target)
 
