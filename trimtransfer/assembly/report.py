@@ -72,9 +72,10 @@ class Network:
 class SyncReport:
     """What a sync did.
 
-    ``wrote`` is how the image was written: ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that
-    a seed offered and that were wrong; ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run
-    had written; ``seed_seconds`` is the time spent on scanning seeds, part of ``seconds``.
+    ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
+    ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
+    ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
+    time spent on scanning seeds, part of ``seconds``.
     """
 
     image: str
@@ -92,6 +93,7 @@ class SyncReport:
     seconds: float = 0.0
     seed_seconds: float = 0.0
     warnings: tuple[str, ...] = field(default=())
+    format: str = "raw"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -101,6 +103,7 @@ class SyncReport:
             "digest": self.digest.hex(),
             "output": self.output,
             "length": self.length,
+            "format": self.format,
             "wrote": self.wrote,
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from trimtransfer.assembly.anywhere import Anywhere, Done
+from trimtransfer.assembly.container import marked_format
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.hostfiles import bring_up_to_date
 from trimtransfer.assembly.installed import InstalledImage
@@ -23,7 +24,8 @@ from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Old
 from trimtransfer.chunk import Kind
-from trimtransfer.image import ImageSource
+from trimtransfer.disk.source import open_content
+from trimtransfer.errors import FormatError, SourceRefused
 from trimtransfer.index.host import HostIndex
 from trimtransfer.index.seed import Seed, seed_from_path
 from trimtransfer.localfile import look
@@ -122,7 +124,11 @@ class Sources:
             tables = self._stack.enter_context(TableFile(side.tables, writable=False))
         except OSError:
             return None
-        source = self._stack.enter_context(ImageSource(path))
+        try:
+            source = open_content(path, installed.disk_format)
+        except (FormatError, SourceRefused):
+            return None  # written to since, by somebody who has set the times back
+        self._stack.callback(source.close)
         return InstalledImage(source, manifest, tables, self._side.path, category="seed")
 
     def _abandoned(self) -> Iterator[InstalledImage]:
@@ -133,9 +139,13 @@ class Sources:
             return
         if side.abandoned.exists():
             loaded = load_journal(side.abandoned_journal)
-            extents = loaded[1] if loaded is not None and loaded[0].target == manifest.digest() else Extents.none()
-            source = self._stack.enter_context(ImageSource(side.abandoned))
-            yield InstalledImage(source, manifest, self._tables, side.path, category="seed", extents=extents)
+            ours = loaded is not None and loaded[0].target == manifest.digest()
+            extents = loaded[1] if loaded is not None and ours else Extents.none()
+            disk_format = marked_format(loaded[0].base_manifest) if loaded is not None else "raw"
+            with contextlib.suppress(FormatError, SourceRefused):
+                source = open_content(side.abandoned, disk_format)
+                self._stack.callback(source.close)
+                yield InstalledImage(source, manifest, self._tables, side.path, category="seed", extents=extents)
         if side.abandoned_redo.exists():
             redo = self._stack.enter_context(contextlib.closing(RedoData(side.abandoned_redo, manifest.digest())))
             yield InstalledImage(redo, manifest, self._tables, side.path, category="seed", extents=redo.extents)

@@ -98,7 +98,9 @@ def source_options(function: F) -> F:
     options = [
         click.argument("url", metavar="URL", callback=repository_url),
         click.argument("image", metavar="IMAGE", callback=name_of("image")),
-        click.option("-o", "--output", metavar="FILE", help="File or block device to write.  [default: ./IMAGE.img]"),
+        click.option(
+            "-o", "--output", metavar="FILE", help="File or block device to write.  [default: ./IMAGE.img, .qcow2, ...]"
+        ),
         click.option(
             "--version", metavar="V", callback=name_of("version"), help="Version to sync.  [default: the newest]"
         ),
@@ -116,6 +118,10 @@ def source_options(function: F) -> F:
         click.option(
             "--write", type=click.Choice(["auto", "new", "in-place"]), default="auto", show_default=True,
             help="Write a new file beside the old one and rename it, or bring the old one forward in place.",
+        ),
+        click.option(
+            "--format", type=click.Choice(["raw", "qcow2", "vhd", "vhdx"]),
+            help="Write the disk as a file in this format, always as a new one.  [default: as it is now, else raw]",
         ),
         click.option("--cache", metavar="DIR", help="Keep indexes of host files and seeds here."),
         click.option(
@@ -216,7 +222,8 @@ def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostI
 def _sync_text(report: SyncReport) -> str:
     if report.wrote == "nothing":
         return f"{report.output} is {report.image} {report.version} already ({size_text(report.network.bytes)} fetched)"
-    lines = [f"{report.output} is now {report.image} {report.version}, {size_text(report.length)}, verified"]
+    kind = "" if report.format == "raw" else f" in {report.format}"
+    lines = [f"{report.output} is now {report.image} {report.version}{kind}, {size_text(report.length)}, verified"]
     lines += _content_lines(report.content, report.length)
     network = report.network
     how = {"new": "as a new file", "in-place": "in place"}[report.wrote]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 from trimtransfer.disk import qcow2, vhd, vhdx, vmdk
 from trimtransfer.disk.layers import FileLayer, JoinedLayer, Layer, MappedLayer, ZeroLayer
@@ -83,9 +83,13 @@ class DiskSource:
             file.check_unchanged()
 
 
-class _Described(Protocol):
-    @property
-    def detail(self) -> str: ...
+Disk: TypeAlias = ImageSource | DiskSource
+"""A file's own bytes, or a guest's."""
+
+
+def open_content(path: str | os.PathLike[str], format: str) -> Disk:
+    """Open a file that is known to have this format; raises what :func:`open_disk` raises."""
+    return ImageSource(path) if format == "raw" else open_disk(path, format=format)
 
 
 def open_disk(path: str | os.PathLike[str], *, format: str | None = None) -> DiskSource:
