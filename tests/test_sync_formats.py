@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from disks import info, needs_qemu_img, qemu_img
+from disks import MAKES, Make, info, needs_qemu_img, qemu_img, write_sparse
 from syncing import leftovers, make_images, publish_all
 from test_disk_layout import QEMU, check
 
@@ -176,6 +176,30 @@ def test_a_container_of_ours_is_a_seed(place: Place, tmp_path: Path, format: str
     assert place.sync("1", output=other, seeds=[place.output]).content.fetched == 0
     other = tmp_path / "third.qcow2"
     assert place.sync("1", output=other, seeds=[place.output], format="qcow2").content.fetched == 0
+
+
+@pytest.mark.parametrize("make", MAKES[1::3], ids=str)
+def test_any_container_is_a_seed(place: Place, tmp_path: Path, make: Make) -> None:
+    """Known to nobody, compressed or not: what its guest sees is found on the block grid."""
+    write_sparse(tmp_path / "raw", place.images[0])
+    path = make.of(tmp_path / "raw", tmp_path / f"seed.{make.format}")
+    report = place.sync("1", seeds=[path])
+    alone = "Flat" in str(make) or "twoGb" in str(make)  # a disk in several files is none by itself
+    assert alone or report.content.fetched == 0
+    assert not list(SideDirectory(place.output).path.glob("*.tmp"))
+
+
+def test_a_damaged_container_is_a_seed_like_any_file(place: Place, tmp_path: Path, rnd: random.Random) -> None:
+    make = Make("qcow2", "qcow2", "", True)
+    path = make.of(write_sparse(tmp_path / "raw", place.images[0]), tmp_path / "seed")
+    whole = path.read_bytes()
+    for _ in range(4):
+        changed = bytearray(whole)
+        for at in rnd.sample([at for at in range(4, len(whole)) if whole[at]], 30):
+            changed[at] ^= 1 << rnd.randrange(8)
+        path.write_bytes(changed)
+        place.sync("1", seeds=[path])
+        place.output.unlink()
 
 
 def test_refused(place: Place, tmp_path: Path) -> None:

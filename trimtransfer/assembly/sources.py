@@ -4,11 +4,13 @@ another version left, the seeds that were named, the host index."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 from trimtransfer.assembly.anywhere import Anywhere, Done
 from trimtransfer.assembly.container import marked_format
@@ -24,13 +26,16 @@ from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Old
 from trimtransfer.chunk import Kind
-from trimtransfer.disk.source import open_content
-from trimtransfer.errors import FormatError, SourceRefused
+from trimtransfer.disk.source import DiskSource, open_content, open_disk
+from trimtransfer.errors import FormatError, SourceChanged, SourceRefused
+from trimtransfer.index.disk import seed_from_disk
 from trimtransfer.index.host import HostIndex
 from trimtransfer.index.seed import Seed, seed_from_path
 from trimtransfer.localfile import look
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.watch import Watch
+
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
 
 
 class Sources:
@@ -98,6 +103,9 @@ class Sources:
         return tuple(anywhere.warnings)
 
     def _named(self, path: Path, real: bytes, found: os.stat_result) -> Seed:
+        disk = _container(path, found)
+        if disk is not None and (inside := self._inside(disk)) is not None:
+            return inside
         seed = self._scanned(path)
         if stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode):
             self._files.append(NamedFile(real, found, seed))
@@ -110,6 +118,20 @@ class Sources:
             path, self._manifest.kind, scratch=scratch, progress=self._watch.progress, cancel=self._watch.cancel
         )
         return self._stack.enter_context(contextlib.closing(found))
+
+    def _inside(self, disk: DiskSource) -> Seed | None:
+        """Return what a disk's guest sees as a seed; None if it cannot be read to its end, then it is a file as any."""
+        directory, watch = self._side.path, self._watch
+        try:
+            seed = seed_from_disk(
+                disk, self._manifest.kind, directory=directory, progress=watch.progress, cancel=watch.cancel
+            )
+        except (FormatError, SourceChanged) as error:
+            _LOG.warning("the seed %s is read as the file that it is: %s", disk.path, error)
+            disk.close()
+            return None
+        self._stack.callback(seed.close)
+        return seed
 
     def _installed(self, path: Path, found: os.stat_result) -> InstalledImage | None:
         """Return an image of ours as a seed without a scan, if it looks as it was recorded."""
@@ -149,6 +171,20 @@ class Sources:
         if side.abandoned_redo.exists():
             redo = self._stack.enter_context(contextlib.closing(RedoData(side.abandoned_redo, manifest.digest())))
             yield InstalledImage(redo, manifest, self._tables, side.path, category="seed", extents=redo.extents)
+
+
+def _container(path: Path, found: os.stat_result) -> DiskSource | None:
+    """Open a disk image that is not raw, as far as it can be read by itself; None for anything else."""
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    try:
+        disk = open_disk(path)
+    except (FormatError, SourceRefused, OSError):
+        return None
+    if disk.format == "raw":
+        disk.close()
+        return None
+    return disk
 
 
 def set_aside(side: SideDirectory, target: bytes) -> None:
