@@ -26,6 +26,7 @@ from trimtransfer.cli.sync import medv_sync
 from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.disk.source import open_disk
 from trimtransfer.errors import Cancelled, FormatError, SourceRefused, TargetRefused
+from trimtransfer.repository.publish import publish
 
 pytestmark = needs_qemu_img
 FORMATS = ("raw", *WRITABLE)
@@ -200,6 +201,23 @@ def test_a_damaged_container_is_a_seed_like_any_file(place: Place, tmp_path: Pat
         path.write_bytes(changed)
         place.sync("1", seeds=[path])
         place.output.unlink()
+
+
+@pytest.mark.parametrize("make", [Make("qcow2", "qcow2"), Make("vhd", "vpc", "force_size=on"), Make("vmdk", "vmdk")])
+def test_a_first_image_has_the_published_format(place: Place, tmp_path: Path, make: Make) -> None:
+    """Where it can be written; an image that is there stays what it is, and what is asked for comes first."""
+    place.sync("1")
+    path = make.of(write_sparse(tmp_path / "raw", place.images[1]), tmp_path / "published")
+    report = publish(place.repository, path, image="disk", version="3")
+    place.images.append(place.images[1])
+    assert report.format == make.format
+    assert place.sync().format == "raw"
+    expected = make.format if make.format in WRITABLE else "raw"
+    assert plan(place.repository, "disk", output=tmp_path / "first").would_write == "new"
+    assert place.sync(output=tmp_path / "first").format == expected
+    assert place.sync(output=tmp_path / "first").wrote == "nothing"
+    assert place.sync(output=tmp_path / "second", format="vhdx").format == "vhdx"
+    assert place.sync(output=tmp_path / "third", write="in-place").format == "raw"
 
 
 def test_refused(place: Place, tmp_path: Path) -> None:

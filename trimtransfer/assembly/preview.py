@@ -89,7 +89,7 @@ class _Preview:
         self._request, self._store, self._watch = request, store, watch
         self._bandwidth, self._connections = bandwidth, connections
         self._started = time.monotonic()
-        self._format = request.written_format()
+        self._format = request.written_format() or "raw"
         self._content = Content()
         self._bytes = self._requests = self._changed = 0
         self._read_seconds = 0.0
@@ -104,6 +104,7 @@ class _Preview:
         round_trip = time.monotonic() - self._started
         manifest = wanted_manifest(self._store, self._request, head)
         round_trip = min(round_trip, time.monotonic() - self._started - round_trip) if head else round_trip
+        self._format = self._request.written_format(manifest) or "raw"
         would_write = "nothing"
         same_format = installed is not None and installed.disk_format == self._format
         if installed is not None and same_format and manifest.image_digest() == installed.image_digest:

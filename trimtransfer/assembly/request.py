@@ -34,10 +34,16 @@ class Request:
     cache: Path
     disk_format: str | None = None
 
-    def written_format(self) -> str:
-        """Return the format to write: the one asked for, else that of the image as recorded, else raw."""
-        installed = self.side.installed() if self.disk_format is None else None
-        return self.disk_format or (installed.disk_format if installed is not None else "raw")
+    def written_format(self, manifest: Manifest | None = None) -> str | None:
+        """Return the format to write: the one asked for, else that of the image as recorded, else (a file) that of the
+        publisher's file, as far as it can be written; None where that takes the manifest to know."""
+        installed = self.side.installed()
+        if self.disk_format is not None or installed is not None:
+            return self.disk_format or (installed.disk_format if installed is not None else None)
+        if manifest is None:
+            return None
+        free = self.write != "in-place" and not self.side.output.exists()
+        return manifest.disk_format if free and manifest.disk_format in WRITABLE else "raw"
 
 
 def make_request(

@@ -67,10 +67,10 @@ def sync(
 
     ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
     hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
-    ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now, else raw). ``limit_rate`` in bytes per second.
-    ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds.
-    ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as that
-    pays. Memory: less than 256 MiB whatever the image's size.
+    ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
+    in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned
+    seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as
+    that pays. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -108,7 +108,7 @@ class _Sync:
         self._content = Content()
         self._resumed_bytes = self._rejected = self._changed = 0
         self._seed_seconds = 0.0
-        self._format = request.written_format()
+        self._format = request.written_format() or "raw"
         self._warnings: tuple[str, ...] = ()
 
     def run(self) -> SyncReport:
@@ -123,6 +123,7 @@ class _Sync:
         manifest = wanted_manifest(self._store, self._request, head)
         if installed is not None and manifest.image_digest() == installed.image_digest:
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
+        self._format = self._request.written_format(manifest) or "raw"
         set_aside(side, manifest.digest())
         side.write(side.target, manifest.to_bytes())
         with TableFile(side.tables) as tables:

@@ -121,7 +121,8 @@ def source_options(function: F) -> F:
         ),
         click.option(
             "--format", type=click.Choice(["raw", "qcow2", "vhd", "vhdx"]),
-            help="Write the disk as a file in this format, always as a new one.  [default: as it is now, else raw]",
+            help="Format of the file; all but raw are written anew each time.  "
+            "[default: as it is now; at first, as it was published]",
         ),
         click.option("--cache", metavar="DIR", help="Keep indexes of host files and seeds here."),
         click.option(

@@ -10,8 +10,9 @@ from typing import Final
 
 from trimtransfer.disk import qcow2, vhd, vhdx, vmdk
 from trimtransfer.geometry import Read
+from trimtransfer.manifest import DISK_FORMATS
 
-FORMATS: Final = ("raw", "vhd", "vhdx", "qcow2", "vmdk")
+FORMATS: Final = DISK_FORMATS
 NAMES: Final = {"vpc": "vhd", "file": "raw", "host_device": "raw"}
 """Names that QEMU has for some of them."""
 

@@ -289,6 +289,7 @@ class _Publication:
         """Write tables and locations; return the manifest, not written yet, and the bytes written."""
         job, base = self._job, self._base
         parent = base.parent.manifest.version if base.parent else ""
+        names = Names(job.image, job.version, parent, base.sequence, _now(), self._source.format)
         with MetadataWriter(self._store, found, base.parent, self._directory) as writer:
             for index in range(len(found)):
                 if found.same[index] and not deduped.again_chunks:
@@ -296,7 +297,7 @@ class _Publication:
                 elif not found.zero[index]:
                     writer.add(index, self._table(found, index), inventory, self._packs)
                 self._watch.report("metadata", int(found.starts[index]), self._source.size)
-            manifest = writer.finish(Names(job.image, job.version, parent, base.sequence, _now()))
+            manifest = writer.finish(names)
             self._watch.report("metadata", self._source.size, self._source.size)
             return manifest, writer.stored_bytes
 
