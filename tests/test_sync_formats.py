@@ -143,6 +143,14 @@ def test_without_its_journal(place: Place, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", WRITABLE)
+def test_without_its_tables(place: Place, format: str) -> None:
+    place.sync("1", format=format)
+    SideDirectory(place.output).tables.unlink()
+    report = place.sync("2")
+    assert report.content.seed + report.content.unchanged > report.content.fetched
+
+
+@pytest.mark.parametrize("format", WRITABLE)
 def test_what_an_abandoned_version_left_is_a_seed(place: Place, format: str) -> None:
     place.interrupt("1", "verify", format=format)
     report = place.sync("2", format=format)

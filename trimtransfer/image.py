@@ -28,9 +28,15 @@ class Source(Protocol):
     """
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """The file."""
+        ...
+
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes of the content."""
+        ...
+
     def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on."""
         ...

@@ -65,7 +65,7 @@ class Sources:
         seeds: list[Seed] = []
         if old is not None:
             known = old.image is not None and old.image.is_complete()
-            seeds.append(old.image if old.image is not None and known else self._scanned(old.source.path))
+            seeds.append(old.image if old.image is not None and known else self._unknown(old))
         seeds += self._abandoned()
         output = os.fsencode(self._side.output.resolve())
         for path in paths:
@@ -118,6 +118,15 @@ class Sources:
             path, self._manifest.kind, scratch=scratch, progress=self._watch.progress, cancel=self._watch.cancel
         )
         return self._stack.enter_context(contextlib.closing(found))
+
+    def _unknown(self, old: Old) -> Seed:
+        """Return the old image, whose tables are lost, as a seed."""
+        if old.disk_format != "raw":
+            with contextlib.suppress(FormatError, SourceRefused):
+                disk = open_disk(old.source.path, format=old.disk_format)
+                if (inside := self._inside(disk)) is not None:
+                    return inside
+        return self._scanned(old.source.path)
 
     def _inside(self, disk: DiskSource) -> Seed | None:
         """Return what a disk's guest sees as a seed; None if it cannot be read to its end, then it is a file as any."""

@@ -221,7 +221,7 @@ def _shown(details: VersionDetails) -> str:
     newest = ", the newest version" if details.newest else ""
     lines = [
         f"{details.image} {details.version}{newest}",
-        f"  published   {_when(details.created)}, number {details.sequence}"
+        f"  published   {_when(details.created)} from {details.format}, number {details.sequence}"
         + (f", after {details.parent}" if details.parent else ""),
         f"  size        {size_text(details.length)}, {size_text(details.zero_bytes)} of it zeros",
         f"  kind        {details.kind}, {count_text(len(details.segments), 'segment')}, "

@@ -20,7 +20,9 @@ class Layer(Protocol):
     """A disk of ``size`` bytes that can be read; ranges lie within it. Thread-safe."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes of the disk."""
+        ...
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill ``view`` from byte ``offset`` on."""

@@ -29,11 +29,19 @@ class Layout(Protocol):
     """How a disk of ``size`` bytes lies in a container of ``file_size`` bytes in the format ``format``."""
 
     @property
-    def format(self) -> str: ...
+    def format(self) -> str:
+        """Name of the format."""
+        ...
+
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes of the disk."""
+        ...
+
     @property
-    def file_size(self) -> int: ...
+    def file_size(self) -> int:
+        """Bytes of the container."""
+        ...
 
     def place(self, offset: int, length: int) -> list[tuple[int, int, int]]:
         """Return (offset, length, place in the file) of the parts of a range of the disk that have a place, in order.

@@ -79,11 +79,19 @@ class Mapping(Protocol):
     """
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes of the disk."""
+        ...
+
     @property
-    def unit(self) -> int: ...
+    def unit(self) -> int:
+        """Bytes that are unpacked at a time."""
+        ...
+
     @property
-    def window(self) -> int: ...
+    def window(self) -> int:
+        """The most bytes that :meth:`runs` is asked for."""
+        ...
 
     def runs(self, offset: int, length: int) -> Runs:
         """Return the runs that cover exactly this range, which lies within the disk.
