@@ -164,6 +164,39 @@ def test_disks_that_a_format_does_not_have(format: str, size: int) -> None:
         layout_of(format, size, [])
 
 
+@needs_qemu_img
+@pytest.mark.parametrize("format", WRITABLE)
+def test_beyond_the_first_groups_of_tables(format: str, tmp_path: Path, rnd: random.Random) -> None:
+    """9 GiB: several L2 tables and blocks of counts, and groups of a VHDX's blocks; made by us, and by qemu-img."""
+    size = 9 << 30
+    places = {rnd.randrange(size // 4096 - 20) * 4096: rnd.randbytes(70_000) for _ in range(30)}
+    places |= {at: rnd.randbytes(70_000) for at in ((4 << 30) - 4096, (8 << 30) - 65536, 0)}
+    with open(tmp_path / "raw", "wb") as raw:
+        raw.truncate(size)
+        for at, data in places.items():
+            raw.seek(at)
+            raw.write(data)
+    layout = layout_of(format, size, sorted((at, 70_000) for at in places))
+    write_metadata(tmp_path / "ours", layout)
+    with open(tmp_path / "ours", "r+b") as file, open_disk(tmp_path / "raw") as source:
+        for at in places:
+            for start, length, place in layout.place(at, 70_000):
+                file.seek(place)
+                file.write(source.read(start, length))
+    check(tmp_path / "ours", format)
+    qemu_img("compare", "-f", "raw", "-F", QEMU[format], tmp_path / "raw", tmp_path / "ours")
+    options = ("-o", "force_size=on") if format == "vhd" else ()
+    qemu_img("convert", "-f", "raw", "-O", QEMU[format], *options, tmp_path / "raw", tmp_path / "theirs")
+    for name in ("ours", "theirs"):
+        with open_disk(tmp_path / name) as disk, open_disk(tmp_path / "raw") as source:
+            assert (disk.format, disk.size) == (format, size)
+            for at in places:
+                assert disk.read(at - min(at, 9999), 90_000) == source.read(at - min(at, 9999), 90_000)
+            found = list(disk.extents(0, size))
+        assert all(any(at <= place < at + length for at, length in found) for place in places)
+        assert sum(length for _, length in found) < len(places) * 4 << 20
+
+
 RANGES = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 60)), max_size=12)
 
 

@@ -233,6 +233,44 @@ def test_parts_and_snapshots_of_vmdk(tmp_path: Path) -> None:
     refused(base, "not closed cleanly")
 
 
+def test_stream_whose_directory_is_at_its_end(tmp_path: Path, rnd: random.Random) -> None:
+    """As VMware writes it: the header at the start says "at the end", where there is another one."""
+    content = sparse_content(3 << 20, rnd)
+    make = Make("vmdk", "vmdk", "subformat=streamOptimized", True)
+    path = make.of(write_sparse(tmp_path / "raw", content), tmp_path / "disk")
+    raw = bytearray(path.read_bytes())
+    raw += bytes(-len(raw) % 512)
+    last = bytes(raw[:512])
+    raw[56:64] = b"\xff" * 8
+    marker = struct.pack("<QII", 1, 0, 3).ljust(512, b"\0")  # one sector follows, and it is a footer
+    path.write_bytes(bytes(raw) + marker + last + bytes(512))
+    with open_disk(path) as disk:
+        assert disk.read(0, disk.size) == content
+    path.write_bytes(raw)
+    with pytest.raises(FormatError):
+        open_disk(path)
+
+
+def test_vhdx_of_sectors_of_4_kib(tmp_path: Path, rnd: random.Random) -> None:
+    content = sparse_content(9 << 20, rnd)
+    path = Make("vhdx", "vhdx", "block_size=1M").of(write_sparse(tmp_path / "raw", content), tmp_path / "disk")
+    raw = bytearray(path.read_bytes())
+    entry = raw.index(vhdx.LOGICAL_SECTOR)
+    region = raw.rindex(b"metadata", 0, entry)
+    at = region + struct.unpack_from("<I", raw, entry + 16)[0]
+    assert raw[at : at + 4] == (512).to_bytes(4, "little")
+    for size, fine in ((4096, True), (1024, False), (0, False)):
+        raw[at : at + 4] = size.to_bytes(4, "little")
+        path.write_bytes(raw)
+        if fine:
+            with open_disk(path) as disk:
+                assert disk.read(0, disk.size) == content
+                assert "sectors of 4096" in disk.detail
+        else:
+            with pytest.raises(FormatError, match="logical sector"):
+                open_disk(path)
+
+
 def change_headers(path: Path, change: Callable[[bytearray], None]) -> None:
     """Change both headers of a VHDX, their checksums kept right."""
     with open(path, "r+b") as file:

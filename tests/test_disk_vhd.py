@@ -28,8 +28,10 @@ def footer(kind: int, unique: bytes, size: int = SIZE, data_offset: int = 512) -
     return vhd.FOOTER.pack(*fields)
 
 
-def sparse_vhd(path: Path, sectors: dict[int, bytes], *, kind: int = vhd.DYNAMIC, parent: str = "") -> Path:
-    """Write a dynamic or differencing VHD by the book: these sectors are written, the rest of blocks is rubbish."""
+def sparse_vhd(
+    path: Path, sectors: dict[int, bytes], *, kind: int = vhd.DYNAMIC, parent: str = "", rest: bytes = b"\0"
+) -> Path:
+    """Write a dynamic or differencing VHD by the book: these sectors are written, the others of their blocks not."""
     used = sorted({number * 512 // BLOCK for number in sectors})
     table, first, stride = 1536, 2048, 512 + BLOCK
     fields = [
@@ -41,7 +43,7 @@ def sparse_vhd(path: Path, sectors: dict[int, bytes], *, kind: int = vhd.DYNAMIC
     body = bytearray(footer(kind, OWN) + vhd.SPARSE.pack(*fields) + np.array(entries, dtype=">u4").tobytes().ljust(512))
     for block in used:
         written = np.zeros(BLOCK // 512, dtype=np.uint8)
-        data = bytearray(b"\xee" * BLOCK)
+        data = bytearray(rest * BLOCK)
         for number, content in sectors.items():
             if number * 512 // BLOCK == block:
                 at = number * 512 % BLOCK
@@ -72,10 +74,23 @@ def test_sectors_that_were_never_written_are_zeros(tmp_path: Path, rnd: random.R
         assert sum(size for _, size in disk.extents(0, SIZE)) == 512 * len(sectors)
 
 
+def test_data_in_sectors_that_were_never_written_is_a_contradiction(tmp_path: Path, rnd: random.Random) -> None:
+    path = sparse_vhd(tmp_path / "disk.vhd", some_sectors(rnd))
+    raw = bytearray(path.read_bytes())
+    raw[2048 + 512 + 300 * 512 + 7] |= 1
+    raw[2048 + 300 // 8] &= 0xFF ^ 0x80 >> 300 % 8
+    path.write_bytes(raw)
+    with open_disk(path) as disk:
+        for look in (lambda: disk.read(0, SIZE), lambda: list(disk.extents(0, SIZE))):
+            with pytest.raises(SourceRefused, match="nothing was written"):
+                look()
+        assert disk.read(BLOCK, 512) is not None
+
+
 @pytest.mark.parametrize("written", ["parent.vhd", ".\\parent.vhd", "C:\\vm disks\\parent.vhd"])
 def test_differencing_disk_over_each_kind_of_parent(written: str, tmp_path: Path, rnd: random.Random) -> None:
     below, above = some_sectors(rnd), some_sectors(rnd)
-    child = sparse_vhd(tmp_path / "child.vhd", above, kind=vhd.DIFFERENCING, parent=written)
+    child = sparse_vhd(tmp_path / "child.vhd", above, kind=vhd.DIFFERENCING, parent=written, rest=b"\xee")
     content = with_sectors(bytes(SIZE), below)
     (tmp_path / "parent.vhd").write_bytes(content + footer(vhd.FIXED, PARENT, data_offset=(1 << 64) - 1))
     with open_disk(child, format="vhd") as disk:

@@ -135,7 +135,7 @@ class Sources:
             seed = seed_from_disk(
                 disk, self._manifest.kind, directory=directory, progress=watch.progress, cancel=watch.cancel
             )
-        except (FormatError, SourceChanged) as error:
+        except (FormatError, SourceChanged, SourceRefused) as error:
             _LOG.warning("the seed %s is read as the file that it is: %s", disk.path, error)
             disk.close()
             return None

@@ -57,6 +57,7 @@ class DiskSource:
 
         Raises:
             FormatError: the file breaks its format's rules.
+            SourceRefused: it is not certain what the guest sees.
             SourceChanged: a file shrank since it was opened.
             ValueError: the range is not within the disk.
         """

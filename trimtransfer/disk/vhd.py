@@ -2,7 +2,8 @@
 
 Source: Microsoft's "Virtual Hard Disk Image Format Specification" of 2006. The size of the disk is the footer's current
 size, as in Hyper-V, not what its cylinders, heads and sectors give. A sector whose bit in its block's bitmap is clear
-was never written: it reads as zeros, or as in the parent.
+was never written: it reads as zeros, or as in the parent. Some programs leave the bitmaps of dynamic disks aside, so
+one whose unwritten sectors hold something is refused: it is not certain what its guest sees.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from trimtransfer.disk.mapping import ABSENT, STORED, Runs, join_pieces, numbers
 from trimtransfer.disk.pages import Pages
 from trimtransfer.disk.reference import Reference
-from trimtransfer.errors import FormatError
+from trimtransfer.errors import FormatError, SourceRefused
 from trimtransfer.geometry import Read
 
 COOKIE: Final = b"conectix"
@@ -35,6 +36,7 @@ UNUSED: Final = 0xFFFF_FFFF
 MAX_SIZE: Final = 2040 << 30
 _MAX_BLOCK: Final = 1 << 30
 _WINDOW: Final = 64  # blocks mapped at once
+_PIECE: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,11 @@ class DynamicVhd:
 
     Raises:
         FormatError: not a valid one.
+        SourceRefused: (from ``runs``) it is not certain what its guest sees.
     """
 
     def __init__(self, read: Read, file_size: int, name: str, footer: Footer) -> None:
-        self._name = name
+        self._name, self._read = name, read
         self._pages = Pages(read, file_size, name)
         self.size, self.unique = footer.size, footer.unique
         header = self._pages.read(footer.data_offset, SPARSE.size)
@@ -108,6 +111,7 @@ class DynamicVhd:
         if entries < blocks or self._table + 4 * blocks > file_size:
             raise FormatError(name, footer.data_offset + 28, f"a table of at least {blocks:,} blocks", entries)
         self._bitmap = -(-self.unit // SECTOR // 8 // SECTOR) * SECTOR
+        self._clear = np.zeros(blocks, dtype=np.bool_)  # blocks whose unwritten sectors are known to hold nothing
         self.window = _WINDOW * self.unit
         self.base = _parent(fields[10], fields[7], name) if footer.type == DIFFERENCING else None
 
@@ -136,10 +140,26 @@ class DynamicVhd:
             bitmap = np.frombuffer(self._pages.read(at, self._bitmap), dtype=np.uint8)
             bits = bitmap[: self.unit // SECTOR // 8]
             used = np.ones(1, dtype=np.uint8) if bool((bits == 255).all()) else np.unpackbits(bits)
+            if self.base is None and len(used) > 1 and not self._clear[number]:
+                self._check_unwritten(number, at + self._bitmap, used)
         length = self.unit // len(used)
         shifts = np.arange(len(used), dtype=np.int64) * length
         states = np.where(used, STORED, ABSENT).astype(np.uint8)
         return start + shifts, np.full(len(used), length, dtype=np.int64), states, at + self._bitmap + shifts
+
+    def _check_unwritten(self, number: int, place: int, used: NDArray[np.uint8]) -> None:
+        """Refuse a disk with something in sectors that were never written."""
+        for first in range(0, len(used), _PIECE // SECTOR):
+            some = used[first : first + _PIECE // SECTOR]
+            data = np.frombuffer(self._read(place + first * SECTOR, len(some) * SECTOR), dtype=np.uint8)
+            sectors = data[: len(data) // SECTOR * SECTOR].reshape(-1, SECTOR)
+            if (sectors.any(axis=1) & (some[: len(sectors)] == 0)).any():
+                raise SourceRefused(
+                    self._name,
+                    f"has data in block {number} where its bitmap says that nothing was written; programs differ in "
+                    "what they make of that: copy it with the one that uses it, or with: qemu-img convert -f vpc",
+                )
+        self._clear[number] = True
 
     def unpack(self, place: int, start: int) -> bytes:
         """Nothing in a VHD is packed."""

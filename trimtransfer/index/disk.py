@@ -68,7 +68,7 @@ def seed_from_disk(
     ``directory`` takes temporary files. Memory: one region.
 
     Raises:
-        FormatError, SourceChanged, OSError: the disk cannot be read.
+        FormatError, SourceRefused, SourceChanged, OSError: the disk cannot be read.
         NoSpace: no room for the index.
         Cancelled: ``cancel`` was set.
     """
