@@ -221,7 +221,8 @@ def test_a_first_image_has_the_published_format(place: Place, tmp_path: Path, ma
     assert report.format == make.format
     assert place.sync().format == "raw"
     expected = make.format if make.format in WRITABLE else "raw"
-    assert plan(place.repository, "disk", output=tmp_path / "first").would_write == "new"
+    preview = plan(place.repository, "disk", output=tmp_path / "first")
+    assert (preview.would_write, preview.format, preview.to_dict()["format"]) == ("new", expected, expected)
     assert place.sync(output=tmp_path / "first").format == expected
     assert place.sync(output=tmp_path / "first").wrote == "nothing"
     assert place.sync(output=tmp_path / "second", format="vhdx").format == "vhdx"

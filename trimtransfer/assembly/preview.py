@@ -208,6 +208,7 @@ class _Preview:
             digest=manifest.image_digest(),
             output=str(self._request.side.output),
             length=manifest.length,
+            format=self._format,
             would_write=would_write,
             content=self._content,
             network=Network(stats.bytes, stats.requests, stats.retries),

@@ -122,7 +122,8 @@ class PlanReport:
 
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
-    ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most.
+    ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
+    ``format`` that of the file.
     """
 
     image: str
@@ -144,6 +145,7 @@ class PlanReport:
     seconds: float = 0.0
     needed_bytes: int = 0
     warnings: tuple[str, ...] = ()
+    format: str = "raw"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -153,6 +155,7 @@ class PlanReport:
             "digest": self.digest.hex(),
             "output": self.output,
             "length": self.length,
+            "format": self.format,
             "would_write": self.would_write,
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),

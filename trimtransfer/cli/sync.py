@@ -241,7 +241,8 @@ def _sync_text(report: SyncReport) -> str:
 def _plan_text(report: PlanReport) -> str:
     if report.would_write == "nothing":
         return f"{report.output} is {report.image} {report.version} already"
-    lines = [f"{report.output} would become {report.image} {report.version}, {size_text(report.length)}"]
+    kind = "" if report.format == "raw" else f" in {report.format}"
+    lines = [f"{report.output} would become {report.image} {report.version}{kind}, {size_text(report.length)}"]
     lines += _content_lines(report.content, report.length)
     line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
     line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
