@@ -147,8 +147,8 @@ def test_feature_bits_of_qcow2(bit: int, words: str, tmp_path: Path) -> None:
     refused(path, words)
 
 
-def test_the_remedies_help(tmp_path: Path, rnd: random.Random) -> None:
-    """A qcow2 file whose machine died, and a VHDX with a log that is no use: refused, and read once repaired."""
+def test_the_remedy_helps(tmp_path: Path) -> None:
+    """A qcow2 file whose machine died is refused, and read once it is repaired."""
     path = create(tmp_path / "disk.qcow2", "qcow2", "-o", "lazy_refcounts=on")
     died = subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 64k 64k", "-c", "abort", path], check=False)
     assert died.returncode
@@ -156,31 +156,6 @@ def test_the_remedies_help(tmp_path: Path, rnd: random.Random) -> None:
     qemu_img("check", "-q", "-f", "qcow2", "-r", "all", path)
     with open_disk(path) as disk:
         assert disk.read(64 * KIB, 64 * KIB) == b"\7" * (64 * KIB)
-    content = sparse_content(1 << 20, rnd)
-    path = Make("vhdx", "vhdx").of(write_sparse(tmp_path / "raw", content), tmp_path / "disk.vhdx")
-    log = bytes(range(1, 17))
-
-    def dirty(header: bytearray) -> None:
-        header[48:64] = log
-
-    change_headers(path, dirty)
-    write_log_entry(path, log)
-    refused(path, "log", "qemu-img check -r all")
-    qemu_img("check", "-q", "-f", "vhdx", "-r", "all", path)
-    with open_disk(path) as disk:
-        assert disk.read(0, len(content)) == content
-
-
-def write_log_entry(path: Path, log: bytes) -> None:
-    """Write an entry ([MS-VHDX] 2.3) that asks for zeros where there are some: in the log itself."""
-    size = path.stat().st_size
-    entry = bytearray(4096)
-    struct.pack_into("<4sIIIQII16sQQ", entry, 0, b"loge", 0, 4096, 0, 1, 1, 0, log, size, size)
-    struct.pack_into("<4sIQQQ", entry, 64, b"zero", 0, 4096, (1 << 20) + 65536, 1)
-    struct.pack_into("<I", entry, 4, crc32c(bytes(entry)))
-    with open(path, "r+b") as file:
-        file.seek(1 << 20)
-        file.write(entry)
 
 
 def test_first_qcow(tmp_path: Path) -> None:
@@ -321,7 +296,7 @@ def change_headers(path: Path, change: Callable[[bytearray], None]) -> None:
             file.write(header)
 
 
-def test_vhdx_with_a_log_or_a_parent(tmp_path: Path) -> None:
+def test_vhdx_with_a_lost_log_or_a_parent(tmp_path: Path) -> None:
     path = create(tmp_path / "disk.vhdx", "vhdx")
 
     def dirty(header: bytearray) -> None:

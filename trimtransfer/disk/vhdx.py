@@ -1,7 +1,7 @@
 """VHDX, the format of Hyper-V: fixed and dynamic disks, with sectors of 512 bytes or 4 KiB.
 
-Source: Microsoft's [MS-VHDX]. A disk whose log is not empty was not closed cleanly and is refused, as are differencing
-disks. Blocks that are unmapped or undefined read as zeros.
+Source: Microsoft's [MS-VHDX]. A disk that was not closed cleanly has changes in its log; they are replayed in memory,
+or it is refused. Differencing disks are refused. Blocks that are unmapped or undefined read as zeros.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from trimtransfer.chunk import MAX_IMAGE_SIZE
 from trimtransfer.disk.crc32c import crc32c
 from trimtransfer.disk.mapping import STORED, ZERO, Runs, join, numbers
 from trimtransfer.disk.pages import Pages
+from trimtransfer.disk.vhdx_log import REMEDY, Change, read_log, replayed
 from trimtransfer.errors import FormatError, SourceRefused
 from trimtransfer.geometry import Read
 
@@ -65,11 +66,15 @@ class Vhdx:
 
     def __init__(self, read: Read, file_size: int, name: str) -> None:
         self._name = name
-        self._pages = Pages(read, file_size, name)
         if file_size < MIB or read(0, 8) != IDENTIFIER:
             raise FormatError(name, 0, "the first MiB of a VHDX file", read(0, 8).hex())
-        _check_header(read, name)
+        changes = _log(read, file_size, name)
         regions = _regions(read, file_size, name)
+        for change in changes:
+            if not any(at <= change.start and change.end <= at + length for at, length in regions.values()):
+                raise SourceRefused(name, f"has a log that changes more than its tables; {REMEDY}")
+        self._replayed = len(changes)
+        self._pages = Pages(replayed(read, changes) if changes else read, file_size, name)
         self._bat, bat_length = regions[BAT_REGION]
         found = _parameters(self._pages, *regions[METADATA_REGION], name)
         self.size, self.unit, self._sector = found.size, found.block, found.sector
@@ -83,7 +88,8 @@ class Vhdx:
     @property
     def detail(self) -> str:
         """What people may want to know of it."""
-        return f"blocks of {self.unit:,} bytes, sectors of {self._sector}"
+        log = f", {self._replayed} changes from its log" if self._replayed else ""
+        return f"blocks of {self.unit:,} bytes, sectors of {self._sector}{log}"
 
     def runs(self, offset: int, length: int) -> Runs:
         """Return the runs of a range of the guest disk."""
@@ -112,22 +118,17 @@ class Vhdx:
         raise FormatError(self._name, place, "nothing packed", f"the disk's byte {start}")
 
 
-def _check_header(read: Read, name: str) -> None:
-    """Find the header in force and refuse a disk that was not closed cleanly."""
+def _log(read: Read, file_size: int, name: str) -> tuple[Change, ...]:
+    """Find the header in force, and return what its log would change: nothing if the disk was closed cleanly."""
     valid = [fields for at in HEADER_OFFSETS if (fields := _header(read(at, HEADER_SIZE))) is not None]
     if not valid:
         raise FormatError(name, HEADER_OFFSETS[0], "a VHDX header", "two that are damaged")
-    _, _, sequence, _, _, log, log_version, version, _, _ = max(valid, key=lambda fields: fields[2])
+    _, _, sequence, _, _, log, log_version, version, length, offset = max(valid, key=lambda fields: fields[2])
     if len(valid) == 2 and valid[0][2] == valid[1][2] and valid[0][3:] != valid[1][3:]:
         raise FormatError(name, HEADER_OFFSETS[1], "another sequence number than the first header's", sequence)
     if version != 1 or log_version:
         raise SourceRefused(name, f"is VHDX version {version} with log version {log_version}; only 1 and 0 are known")
-    if any(log):
-        raise SourceRefused(
-            name,
-            "was not closed cleanly: changes still lie in its log; replay them by attaching the disk once in Hyper-V, "
-            "or with: qemu-img check -r all",
-        )
+    return read_log(read, offset, length, log, file_size, name) if any(log) else ()
 
 
 def _header(data: bytes) -> tuple[int, int, int, bytes, bytes, bytes, int, int, int, int] | None:
