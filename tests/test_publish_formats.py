@@ -64,7 +64,7 @@ def test_first_publish_reads_no_holes_and_syncs(raw: Path, tmp_path: Path) -> No
     report = tt.publish(tmp_path / "repo", path, image="desk", version="1", flat=True)
     assert report.new_bytes > 5 << 20
     assert report.read_bytes < 64 << 20
-    done = tt.sync(tmp_path / "repo", "desk", output=tmp_path / "copy.img")
+    done = tt.sync(tmp_path / "repo", "desk", output=tmp_path / "copy.img", format="raw")
     assert done.digest.hex() == report.digest
     assert (tmp_path / "copy.img").read_bytes() == raw.read_bytes()
 
