@@ -132,9 +132,12 @@ def create(path: Path, format: str, *options: str, size: str = "1M") -> Path:
 
 
 def test_encrypted_and_external_qcow2(tmp_path: Path) -> None:
-    secret = ("--object", "secret,id=key,data=very secret")
-    options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
-    refused(create(tmp_path / "luks", "qcow2", *secret, "-o", options), "encrypted", "qemu-img convert")
+    for method in (1, 2):  # AES, LUKS; to make one, qemu-img wants a machine that is not busy
+        path = create(tmp_path / "encrypted", "qcow2")
+        with open(path, "r+b") as file:
+            file.seek(32)
+            file.write(method.to_bytes(4, "big"))
+        refused(path, "encrypted", "qemu-img convert")
     refused(create(tmp_path / "outside", "qcow2", "-o", f"data_file={tmp_path}/data"), "external data file")
 
 
