@@ -27,7 +27,17 @@ from trimtransfer.errors import FormatError
 from trimtransfer.head import Head
 from trimtransfer.keys import KeyFile, directory
 from trimtransfer.location import FRAME, RUN, Locations, PackRef
-from trimtransfer.manifest import KEYS, LOCATIONS, ROW, TABLES, FileRef, Manifest, Segment, zero_region_digest
+from trimtransfer.manifest import (
+    DISK_FORMATS,
+    KEYS,
+    LOCATIONS,
+    ROW,
+    TABLES,
+    FileRef,
+    Manifest,
+    Segment,
+    zero_region_digest,
+)
 from trimtransfer.names import check_name, head_name, keys_name, locations_name, manifest_name, tables_name
 from trimtransfer.pack import Codec, PackBuilder, decode_frame
 from trimtransfer.table import ZERO, Table, decode_full, encode_full
@@ -69,6 +79,19 @@ def test_manifest_round_trip() -> None:
     )
 
 
+@pytest.mark.parametrize("number", range(len(DISK_FORMATS)))
+@pytest.mark.parametrize("flat", [None, bytes(range(32))])
+def test_what_it_was_published_from(number: int, flat: bytes | None) -> None:
+    """A number in four bits of the flags; raw is none, so such manifests are as they always were."""
+    value = replace(manifest(), disk_format=DISK_FORMATS[number], flat=flat)
+    data = value.to_bytes()
+    assert data[15] == 16 * number + (flat is not None)
+    again = Manifest.from_bytes(data)
+    assert (again.disk_format, again.flat) == (DISK_FORMATS[number], flat)
+    assert again.image_digest() == manifest().image_digest()
+    assert ("raw", "qcow2", "vhd", "vhdx", "vmdk")[number] == DISK_FORMATS[number]
+
+
 def test_an_empty_image_has_one_empty_segment() -> None:
     nothing = Manifest("a", "1", "", 1, 0, Kind.BYTES, 0, (Segment(0, 0),), (), np.zeros(0, np.bool_), np.zeros(0, ROW))
     again = Manifest.from_bytes(nothing.to_bytes())
@@ -108,6 +131,8 @@ def resealed(data: bytes, at: int, value: bytes) -> bytes:
         (13, b"\x01"),  # unknown codec
         (14, b"\x01"),  # unknown encryption
         (15, b"\x02"),
+        (15, b"\x08"),
+        (15, b"\x50"),  # unknown format of the file it was published from
         (32, (MAX_IMAGE_SIZE + 1).to_bytes(8, "little")),
         (32, (5).to_bytes(8, "little")),
         (40, b"\x99"),  # image digest

@@ -336,6 +336,26 @@ def test_without_its_journal_a_half_written_file_is_looked_at(place: Place) -> N
     assert report.content.fetched < whole
 
 
+def test_a_complete_file_whose_journal_was_lost_is_not_taken_for_the_old_image(place: Place, tmp_path: Path) -> None:
+    """Killed just before the rename, and the journal lost: what is complete is the new file, not the image."""
+    one, other = (image.ljust(max(map(len, place.images)), b"\0") for image in place.images)
+    equal = tmp_path / "equal"
+    equal.mkdir()
+    place = Place(equal, [one, other])
+    place.sync("1")
+    event = threading.Event()
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase == "verify" and done == total:
+            event.set()
+
+    with pytest.raises(Cancelled):
+        place.sync("2", write="new", cancel=event, progress=progress)
+    SideDirectory(place.output).journal.unlink()
+    report = place.sync("2", write="new")
+    assert (report.wrote, report.content.fetched) == ("new", 0)
+
+
 def test_a_half_written_file_that_lies_is_found_out(place: Place, rnd: random.Random) -> None:
     """The journal says done, the bytes are others (a disk that lied): the digest at the end finds it."""
     place.interrupt("1")

@@ -111,6 +111,14 @@ class TargetRefused(TrimTransferError):
         super().__init__(f"{path}: {reason}")
 
 
+class SourceRefused(TrimTransferError):
+    """A disk that cannot be read as it is, or not with certainty: ``path``, and the reason with its remedy."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}")
+
+
 class Cancelled(TrimTransferError):
     """Stopped on request; what is on disk can be resumed."""
 

@@ -32,6 +32,8 @@ from trimtransfer.names import check_name, keys_name, locations_name, tables_nam
 MAGIC: Final = b"TrimManf"
 FORMATS: Final = (1, 2)
 """Format 2 names key files; a manifest without any is of format 1, and is written as before there were key files."""
+DISK_FORMATS: Final = ("raw", "qcow2", "vhd", "vhdx", "vmdk")
+"""What an image may be published from; stored as the number in this order."""
 MAX_SEGMENTS: Final = 256
 MAX_FILES: Final = 4096
 MAX_STORED: Final = 4 << 20
@@ -116,8 +118,9 @@ class Manifest:
     """A version of an image.
 
     ``parent`` is the version it was made after ("" for none), ``created`` seconds since 1970, ``length`` in
-    bytes; ``flat`` is the plain BLAKE3 of the whole image where the publisher asked for it. ``zero`` (bool, one per
-    region) marks regions of zeros only; ``rows`` (dtype ``ROW``) describes the others, in order.
+    bytes; ``flat`` is the plain BLAKE3 of the whole image where the publisher asked for it; ``disk_format`` is that of
+    the file it was published from, no part of the content. ``zero`` (bool, one per region) marks regions of zeros
+    only; ``rows`` (dtype ``ROW``) describes the others, in order.
     """
 
     image: str
@@ -133,6 +136,7 @@ class Manifest:
     rows: NDArray[np.void]
     flat: bytes | None = None
     disk: int = 0
+    disk_format: str = "raw"
     _starts: NDArray[np.int64] = field(init=False, repr=False)
     _lengths: NDArray[np.int64] = field(init=False, repr=False)
     _row_of: NDArray[np.int64] = field(init=False, repr=False)
@@ -248,8 +252,9 @@ class Manifest:
             _FILE.pack(f.kind, f.length, f.digest, len(f.version)) + f.version.encode() for f in self.files
         )
         bitmap = np.packbits(~self.zero, bitorder="little").tobytes()
+        flags = (self.flat is not None) | DISK_FORMATS.index(self.disk_format) << 4
         header = _HEADER.pack(
-            MAGIC, self.format, self.disk, self.kind, 0, 0, self.flat is not None, self.sequence, self.created,
+            MAGIC, self.format, self.disk, self.kind, 0, 0, flags, self.sequence, self.created,
             self.length, self.image_digest(), self.flat or bytes(DIGEST_SIZE), REGION_SIZE, len(self.segments),
             len(self.files), len(self.rows),
         )  # fmt: skip
@@ -274,7 +279,8 @@ class Manifest:
                 "manifest", 8, f"format {FORMATS[0]} or {FORMATS[-1]} (a newer one needs a newer program)", version
             )
         _check_trailer(memoryview(data))
-        if (codec, encryption, region_size) != (0, 0, REGION_SIZE) or flags > 1 or kind not in tuple(Kind):
+        known = not flags & 0x0E and flags >> 4 < len(DISK_FORMATS)
+        if (codec, encryption, region_size) != (0, 0, REGION_SIZE) or not known or kind not in tuple(Kind):
             raise FormatError("manifest", 12, "known kind, codec, encryption, flags, region size", head[3:7])
         image, name, parent = reader.text(), reader.text(), reader.text()
         if not 0 < segments <= MAX_SEGMENTS or files > MAX_FILES:
@@ -301,6 +307,7 @@ class Manifest:
             table,
             flat if flags & 1 else None,
             disk,
+            DISK_FORMATS[flags >> 4],
         )
         if manifest.format != version:
             raise FormatError("manifest", 8, f"format {manifest.format} for its files", version)

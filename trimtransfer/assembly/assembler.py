@@ -27,10 +27,10 @@ from trimtransfer.assembly.rawfile import Piece
 from trimtransfer.assembly.remote import REMEDY
 from trimtransfer.assembly.report import Made
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
-from trimtransfer.assembly.verify import read_pieces
+from trimtransfer.assembly.verify import UNREADABLE, read_pieces
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, chunk_digest, region_hasher
-from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound, SourceChanged
-from trimtransfer.image import ImageSource
+from trimtransfer.disk.source import Disk
+from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound
 from trimtransfer.manifest import Region
 from trimtransfer.pack import decode_frame, pack_name
 from trimtransfer.store import Range, Store
@@ -340,7 +340,7 @@ def _ranges_of(fetch: FetchPlan, frames: list[int]) -> list[PackRange]:
     return ranges
 
 
-def copy_region(source: ImageSource, target: RegionTarget, region: Region) -> bool:
+def copy_region(source: Disk, target: RegionTarget, region: Region) -> bool:
     """Copy a region that both versions have; False if its content turns out to be another (then it is not done).
 
     It is hashed from the buffer that is written; what lies in the target is only taken for the region once the digest
@@ -351,7 +351,7 @@ def copy_region(source: ImageSource, target: RegionTarget, region: Region) -> bo
         for offset, part in read_pieces(source, region.start, region.length):
             hasher.update(part)
             target.write_raw(offset, part)
-    except SourceChanged:
+    except UNREADABLE:
         return False
     if hasher.digest() != region.content:
         return False

@@ -27,6 +27,7 @@ from trimtransfer.assembly.ways import (
     same_regions,
     unchanged_share,
 )
+from trimtransfer.disk.layout import Layout
 from trimtransfer.errors import TargetRefused
 from trimtransfer.manifest import Manifest
 from trimtransfer.watch import Watch
@@ -53,15 +54,21 @@ def choose(
     old: Old | None,
     watch: Watch,
     stays: Callable[[Mask], float],
+    disk_format: str = "raw",
+    layout: Callable[[], Layout] | None = None,
 ) -> Choice | None:
     """Open the way to write ``manifest``'s image; None if the old image is that already, unknown to its side directory.
 
     ``stays`` estimates, for regions that changed, which part of their content stays at its place all the same.
+    ``layout`` makes that of a container in the format ``disk_format``, where that is not ``raw``.
 
     Raises:
         TargetRefused: the output cannot be written this way.
     """
-    choice = _choose(write, side, manifest, old, watch, stays)
+    if disk_format != "raw" or (old is not None and old.disk_format != "raw"):
+        choice = _convert(write, side, manifest, old, watch, disk_format, layout)
+    else:
+        choice = _choose(write, side, manifest, old, watch, stays)
     if choice is None:
         _LOG.info("%s holds %s %s already", side.output, manifest.image, manifest.version)
         return None
@@ -100,6 +107,27 @@ def _choose(
     return Choice(InPlace(side, manifest, old), right, np.zeros_like(right))
 
 
+def _convert(
+    write: WriteOption,
+    side: SideDirectory,
+    manifest: Manifest,
+    old: Old | None,
+    watch: Watch,
+    disk_format: str,
+    layout: Callable[[], Layout] | None,
+) -> Choice | None:
+    """A container, or what takes the place of one, is always written as a new file: every part has another place."""
+    if old is not None and old.source.is_device:
+        raise TargetRefused(str(side.output), f"is a block device, which holds a raw disk, not {disk_format}")
+    if write == "in-place":
+        raise TargetRefused(str(side.output), "cannot be written in place: only a raw image that stays raw can")
+    right = np.zeros(manifest.region_count, dtype=np.bool_) if old is None else right_in_old(manifest, old, watch)
+    if old is not None and old.disk_format == disk_format and right.all() and old.source.size == manifest.length:
+        old.check_unchanged()
+        return None
+    return _new_file(side, manifest, old, right, watch, None if layout is None else layout())
+
+
 def right_in_old(manifest: Manifest, old: Old, watch: Watch) -> Mask:
     """Return which regions the old image holds at their place: by its manifest if believed, else by hashing it."""
     if old.believed and old.manifest is not None:
@@ -135,9 +163,11 @@ def _prefers_new(
     return prefers_new(share) and free_bytes(side.path) > needed
 
 
-def _new_file(side: SideDirectory, manifest: Manifest, old: Old | None, in_old: Mask, watch: Watch) -> Choice | None:
+def _new_file(
+    side: SideDirectory, manifest: Manifest, old: Old | None, in_old: Mask, watch: Watch, layout: Layout | None = None
+) -> Choice | None:
     discard_redo(side.redo)
-    way = NewFile(side, manifest, old)
+    way = NewFile(side, manifest, old, layout)
     try:
         nothing = np.zeros_like(in_old)
         if way.target.base is Base.ZEROS:
@@ -146,7 +176,7 @@ def _new_file(side: SideDirectory, manifest: Manifest, old: Old | None, in_old: 
             return Choice(way, in_old, nothing)
         with way.reader() as source:
             right = right_in(source, manifest, watch)
-        if old is None or not right.all() or old.source.size != manifest.length:
+        if old is None or not way.cloned or not right.all() or old.source.size != manifest.length:
             return Choice(way, right, in_old & ~right)
         way.close()
         old.check_unchanged()  # its clone turned out to be this version already, so it is, too

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.image import ImageSource
+from trimtransfer.disk.source import Disk
 
 
-def hole_bytes(image: ImageSource, offsets: NDArray[np.int64], lengths: NDArray[np.uint32] | NDArray[np.int64]) -> int:
+def hole_bytes(image: Disk, offsets: NDArray[np.int64], lengths: NDArray[np.uint32] | NDArray[np.int64]) -> int:
     """Return how many bytes of these pieces lie in holes of the image, or behind its end; none of a device do."""
     if image.is_device or not len(offsets):
         return 0

@@ -17,9 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.assembly.container import ContainerFile, marked_format
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.journal import Base, Journal, JournalKey, load_journal
 from trimtransfer.assembly.rawfile import Piece, RawFile, clone
+from trimtransfer.disk.layout import Layout
 
 BATCH_BYTES: Final = 4 << 20
 """Fetched bytes after which what was written is brought to the disk ..."""
@@ -120,15 +122,17 @@ class PartialFile:
         self.file.close()
 
 
-def open_partial(path: Path, journal: Path, key: JournalKey, *, old: Path | None = None) -> PartialFile:
+def open_partial(
+    path: Path, journal: Path, key: JournalKey, *, old: Path | None = None, layout: Layout | None = None
+) -> PartialFile:
     """Open the half-written file of this target, or start one.
 
     ``key.base`` is the base of a new one; it is a clone of the file ``old`` if one is given (``OSError`` where the file
     system cannot do that). A file whose journal is lost, or belongs to another target, is
-    taken with base ``UNKNOWN``: its content is looked at, not believed.
+    taken with base ``UNKNOWN``: its content is looked at, not believed. With a ``layout`` it is a container.
     """
     fresh = not path.exists()
-    file = RawFile(path, create=True)
+    file = RawFile(path, create=True) if layout is None else ContainerFile(path, layout)
     try:
         loaded = None if fresh else load_journal(journal)
         if loaded is not None and _same_target(loaded[0], key):
@@ -165,4 +169,5 @@ def open_device(path: Path, journal: Path, key: JournalKey) -> PartialFile:
 
 
 def _same_target(one: JournalKey, other: JournalKey) -> bool:
-    return (one.target, one.length) == (other.target, other.length)
+    marks = [key.base_manifest if marked_format(key.base_manifest) != "raw" else b"" for key in (one, other)]
+    return (one.target, one.length, marks[0]) == (other.target, other.length, marks[1])

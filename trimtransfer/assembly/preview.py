@@ -57,6 +57,7 @@ def plan(
     host_index: HostIndex | None = None,
     refresh_host_index: bool = False,
     write: WriteOption = "auto",
+    format: str | None = None,
     bandwidth: float | None = None,
     connections: int = 4,
     ca_cert: str | None = None,
@@ -70,7 +71,7 @@ def plan(
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
     that was enough, else 100 Mbit/s. Raises what ``sync`` raises while it reads and scans.
     """
-    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache)
+    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format)
     watch = Watch(progress, cancel, "stopped")
     meter = Meter("fetch", watch)
     meter.paused = True
@@ -88,6 +89,7 @@ class _Preview:
         self._request, self._store, self._watch = request, store, watch
         self._bandwidth, self._connections = bandwidth, connections
         self._started = time.monotonic()
+        self._format = request.written_format() or "raw"
         self._content = Content()
         self._bytes = self._requests = self._changed = 0
         self._read_seconds = 0.0
@@ -103,8 +105,10 @@ class _Preview:
         round_trip = time.monotonic() - self._started
         manifest = wanted_manifest(self._store, self._request, head)
         round_trip = min(round_trip, time.monotonic() - self._started - round_trip) if head else round_trip
+        self._format = self._request.written_format(manifest) or "raw"
         would_write = "nothing"
-        if installed is not None and manifest.image_digest() == installed.image_digest:
+        same_format = installed is not None and installed.disk_format == self._format
+        if installed is not None and same_format and manifest.image_digest() == installed.image_digest:
             self._content = Content(unchanged=manifest.length)
         else:
             with ExitStack() as stack:
@@ -135,7 +139,9 @@ class _Preview:
             if would_write == "new":
                 self._needs += copied(manifest, right & ~manifest.zero, old, self._done)
         elif old is not None and right.all() and old.source.size == manifest.length:
-            return "nothing"
+            if old.disk_format == self._format:
+                return "nothing"
+            self._needs += copied(manifest, ~manifest.zero, old, self._done)
         return would_write
 
     def _plan_windows(
@@ -185,7 +191,7 @@ class _Preview:
         return (f"{error}{less}",)
 
     def _would_write(self, remote: Remote, old: Old | None, right: Mask) -> str:
-        if old is None:
+        if old is None or self._format != "raw" or old.disk_format != "raw":
             return "new"
         if old.source.is_device or self._request.write == "in-place":
             return "in-place"
@@ -207,6 +213,7 @@ class _Preview:
             digest=manifest.image_digest(),
             output=str(self._request.side.output),
             length=manifest.length,
+            format=self._format,
             would_write=would_write,
             content=self._content,
             network=Network(stats.bytes, stats.requests, stats.retries),

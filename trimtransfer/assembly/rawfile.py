@@ -109,12 +109,17 @@ class RawFile:
 
     def write_zeros(self, offset: int, length: int) -> None:
         """Make a range read as zeros: a hole where the system can, zeros written elsewhere."""
-        if length <= 0 or _punch_hole(self.descriptor, offset, length):
+        self.write_zeros_at(offset, length)
+
+    def write_zeros_at(self, place: int, length: int) -> None:
+        """Do the same at a place of the file itself."""
+        if length <= 0 or _punch_hole(self.descriptor, place, length):
             return
-        while length:
-            part = _ZEROS[: min(length, len(_ZEROS))]
-            self.write(offset, part)
-            offset, length = offset + len(part), length - len(part)
+        with space_errors(self.path):
+            while length:
+                part = _ZEROS[: min(length, len(_ZEROS))]
+                self._write(place, part)
+                place, length = place + len(part), length - len(part)
 
     def read(self, offset: int, buffer: memoryview) -> bool:
         """Fill ``buffer`` from ``offset`` on; False if the file ends before."""

@@ -40,12 +40,13 @@ def mark_image(path: Path, manifest: Manifest) -> None:
     os.utime(path, ns=(now, mtime))
 
 
-def record_installed(side: SideDirectory, manifest: Manifest) -> Installed:
+def record_installed(side: SideDirectory, manifest: Manifest, *, disk_format: str = "raw") -> Installed:
     """Record that the image holds this version as it looks now; return what was recorded."""
     data = manifest.to_bytes()
     side.write(side.manifest, data)
     found = FileState.of(os.stat(side.output))
-    installed = Installed(manifest.image, manifest.version, manifest.digest(), manifest.image_digest(), found)
+    digests = manifest.digest(), manifest.image_digest()
+    installed = Installed(manifest.image, manifest.version, *digests, found, disk_format)
     side.write(side.state, installed.to_bytes())
     return installed
 

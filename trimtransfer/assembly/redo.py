@@ -28,8 +28,8 @@ from trimtransfer.assembly.journal import Base, boot_id
 from trimtransfer.assembly.partial import Batches
 from trimtransfer.assembly.rawfile import Piece, RawFile
 from trimtransfer.chunk import CHECK_SIZE, MAX_IMAGE_SIZE, object_check
+from trimtransfer.disk.source import Disk
 from trimtransfer.errors import IntegrityError, SourceChanged
-from trimtransfer.image import ImageSource
 
 MAGIC: Final = b"TrimRedo"
 FORMAT: Final = 1
@@ -126,7 +126,7 @@ class Redo:
         with self._lock:
             return Overlay(self.image, self._file, self._data.extents(), self._zeros.extents(), self.key.length)
 
-    def growth(self, image: ImageSource) -> int:
+    def growth(self, image: Disk) -> int:
         """Return the bytes by which ``image``, where it has holes, grows when everything added so far is applied."""
         with self._lock:
             data = self._data.extents()

@@ -89,9 +89,10 @@ class Made:
 class SyncReport:
     """What a sync did.
 
-    ``wrote`` is how the image was written: ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that
-    a seed offered and that were wrong; ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run
-    had written; ``seed_seconds`` is the time spent on scanning seeds, part of ``seconds``; ``made``: by deltas.
+    ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
+    ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
+    ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
+    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas.
     """
 
     image: str
@@ -110,6 +111,7 @@ class SyncReport:
     seed_seconds: float = 0.0
     warnings: tuple[str, ...] = field(default=())
     made: Made = Made()
+    format: str = "raw"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -119,6 +121,7 @@ class SyncReport:
             "digest": self.digest.hex(),
             "output": self.output,
             "length": self.length,
+            "format": self.format,
             "wrote": self.wrote,
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),
@@ -138,7 +141,8 @@ class PlanReport:
 
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
-    ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most.
+    ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
+    ``format`` that of the file.
     """
 
     image: str
@@ -161,6 +165,7 @@ class PlanReport:
     needed_bytes: int = 0
     warnings: tuple[str, ...] = ()
     made: Made = Made()
+    format: str = "raw"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -170,6 +175,7 @@ class PlanReport:
             "digest": self.digest.hex(),
             "output": self.output,
             "length": self.length,
+            "format": self.format,
             "would_write": self.would_write,
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from trimtransfer.assembly.refusal import device_behind
 from trimtransfer.assembly.side import SideDirectory, default_path
 from trimtransfer.assembly.ways import WriteOption
+from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.errors import NotFound
 from trimtransfer.head import Head
 from trimtransfer.index.host import HostIndex
@@ -31,6 +32,18 @@ class Request:
     refresh_host_index: bool
     write: WriteOption
     cache: Path
+    disk_format: str | None = None
+
+    def written_format(self, manifest: Manifest | None = None) -> str | None:
+        """Return the format to write: the one asked for, else that of the image as recorded, else (a file) that of the
+        publisher's file, as far as it can be written; None where that takes the manifest to know."""
+        installed = self.side.installed()
+        if self.disk_format is not None or installed is not None:
+            return self.disk_format or (installed.disk_format if installed is not None else None)
+        if manifest is None:
+            return None
+        free = self.write != "in-place" and not self.side.output.exists()
+        return manifest.disk_format if free and manifest.disk_format in WRITABLE else "raw"
 
 
 def make_request(
@@ -43,6 +56,7 @@ def make_request(
     write: WriteOption,
     side: str | os.PathLike[str] | None,
     cache: str | os.PathLike[str] | None,
+    disk_format: str | None = None,
 ) -> Request:
     """Check the arguments of a sync or plan; ``FormatError`` for a name that is none, ``ValueError`` for others."""
     check_name("image", image)
@@ -50,13 +64,18 @@ def make_request(
         check_name("version", version)
     if write not in ("auto", "new", "in-place"):
         raise ValueError(f"write={write!r}: auto, new or in-place")
-    named = Path(output or f"{image}.img")
+    if disk_format not in (None, "raw", *WRITABLE):
+        raise ValueError(f"format={disk_format!r}: raw, {', '.join(WRITABLE)}")
+    named = Path(output or f"{image}.{disk_format if disk_format not in (None, 'raw') else 'img'}")
     directory = SideDirectory(device_behind(named), Path(side) if side is not None else default_path(named))
     if cache is None:
         from platformdirs import user_cache_dir
 
         cache = user_cache_dir("medv")
-    return Request(image, version, directory, tuple(seeds), host_index, refresh_host_index, write, Path(cache))
+    named_seeds = tuple(seeds)
+    return Request(
+        image, version, directory, named_seeds, host_index, refresh_host_index, write, Path(cache), disk_format
+    )
 
 
 def newest(store: Store, request: Request) -> Head:

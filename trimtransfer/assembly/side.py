@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimtransfer.chunk import DIGEST_SIZE, object_digest
+from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.errors import FormatError, Locked, TargetRefused
 from trimtransfer.localfile import hanging_devices
 from trimtransfer.manifest import Manifest
@@ -61,13 +62,14 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """Which version an image file holds, as recorded: names, digests, and how the file looked."""
+    """Which version an image file holds, as recorded: names, digests, how the file looked, the format of the file."""
 
     image: str
     version: str
     manifest_digest: bytes
     image_digest: bytes
     file: FileState
+    disk_format: str = "raw"
 
     def to_bytes(self) -> bytes:
         """Return the bytes of ``state.json``."""
@@ -77,6 +79,7 @@ class Installed:
             "version": self.version,
             "manifest_digest": self.manifest_digest.hex(),
             "image_digest": self.image_digest.hex(),
+            "disk_format": self.disk_format,
             "file": {name: getattr(self.file, name) for name in FileState.__slots__},
         }
         return json.dumps(fields, indent=1).encode("ascii") + b"\n"
@@ -88,13 +91,15 @@ class Installed:
             fields = json.loads(data)
             file = FileState(**{name: _number(fields["file"][name]) for name in FileState.__slots__})
             manifest, image = (bytes.fromhex(fields[name]) for name in ("manifest_digest", "image_digest"))
+            disk_format = fields.get("disk_format", "raw")
             good = fields["format"] == _FORMAT and len(manifest) == len(image) == DIGEST_SIZE
+            good = good and disk_format in ("raw", *WRITABLE)
             name, version = check_name("image", fields["image"]), check_name("version", fields["version"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError("state.json", 0, "a recorded state", repr(error)[:80]) from error
         if not good:
             raise FormatError("state.json", "format", _FORMAT, str(fields["format"])[:80])
-        return cls(name, version, manifest, image, file)
+        return cls(name, version, manifest, image, file, disk_format)
 
 
 class SideDirectory:

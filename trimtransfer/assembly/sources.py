@@ -4,13 +4,16 @@ another version left, the seeds that were named, the host index."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 from trimtransfer.assembly.anywhere import Anywhere, Done
+from trimtransfer.assembly.container import marked_format
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.hostfiles import bring_up_to_date
 from trimtransfer.assembly.installed import InstalledImage
@@ -23,12 +26,16 @@ from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Old
 from trimtransfer.chunk import Kind
-from trimtransfer.image import ImageSource
+from trimtransfer.disk.source import DiskSource, open_content, open_disk
+from trimtransfer.errors import FormatError, SourceChanged, SourceRefused
+from trimtransfer.index.disk import seed_from_disk
 from trimtransfer.index.host import HostIndex
 from trimtransfer.index.seed import Seed, seed_from_path
 from trimtransfer.localfile import look
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.watch import Watch
+
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
 
 
 class Sources:
@@ -58,7 +65,7 @@ class Sources:
         seeds: list[Seed] = []
         if old is not None:
             known = old.image is not None and old.image.is_complete()
-            seeds.append(old.image if old.image is not None and known else self._scanned(old.source.path))
+            seeds.append(old.image if old.image is not None and known else self._unknown(old))
         seeds += self._abandoned()
         output = os.fsencode(self._side.output.resolve())
         for path in paths:
@@ -96,6 +103,9 @@ class Sources:
         return tuple(anywhere.warnings)
 
     def _named(self, path: Path, real: bytes, found: os.stat_result) -> Seed:
+        disk = _container(path, found)
+        if disk is not None and (inside := self._inside(disk)) is not None:
+            return inside
         seed = self._scanned(path)
         if stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode):
             self._files.append(NamedFile(real, found, seed))
@@ -108,6 +118,29 @@ class Sources:
             path, self._manifest.kind, scratch=scratch, progress=self._watch.progress, cancel=self._watch.cancel
         )
         return self._stack.enter_context(contextlib.closing(found))
+
+    def _unknown(self, old: Old) -> Seed:
+        """Return the old image, whose tables are lost, as a seed."""
+        if old.disk_format != "raw":
+            with contextlib.suppress(FormatError, SourceRefused):
+                disk = open_disk(old.source.path, format=old.disk_format)
+                if (inside := self._inside(disk)) is not None:
+                    return inside
+        return self._scanned(old.source.path)
+
+    def _inside(self, disk: DiskSource) -> Seed | None:
+        """Return what a disk's guest sees as a seed; None if it cannot be read to its end, then it is a file as any."""
+        directory, watch = self._side.path, self._watch
+        try:
+            seed = seed_from_disk(
+                disk, self._manifest.kind, directory=directory, progress=watch.progress, cancel=watch.cancel
+            )
+        except (FormatError, SourceChanged, SourceRefused) as error:
+            _LOG.warning("the seed %s is read as the file that it is: %s", disk.path, error)
+            disk.close()
+            return None
+        self._stack.callback(seed.close)
+        return seed
 
     def _installed(self, path: Path, found: os.stat_result) -> InstalledImage | None:
         """Return an image of ours as a seed without a scan, if it looks as it was recorded."""
@@ -122,7 +155,11 @@ class Sources:
             tables = self._stack.enter_context(TableFile(side.tables, writable=False))
         except OSError:
             return None
-        source = self._stack.enter_context(ImageSource(path))
+        try:
+            source = open_content(path, installed.disk_format)
+        except (FormatError, SourceRefused):
+            return None  # written to since, by somebody who has set the times back
+        self._stack.callback(source.close)
         return InstalledImage(source, manifest, tables, self._side.path, category="seed")
 
     def _abandoned(self) -> Iterator[InstalledImage]:
@@ -133,12 +170,30 @@ class Sources:
             return
         if side.abandoned.exists():
             loaded = load_journal(side.abandoned_journal)
-            extents = loaded[1] if loaded is not None and loaded[0].target == manifest.digest() else Extents.none()
-            source = self._stack.enter_context(ImageSource(side.abandoned))
-            yield InstalledImage(source, manifest, self._tables, side.path, category="seed", extents=extents)
+            ours = loaded is not None and loaded[0].target == manifest.digest()
+            extents = loaded[1] if loaded is not None and ours else Extents.none()
+            disk_format = marked_format(loaded[0].base_manifest) if loaded is not None else "raw"
+            with contextlib.suppress(FormatError, SourceRefused):
+                source = open_content(side.abandoned, disk_format)
+                self._stack.callback(source.close)
+                yield InstalledImage(source, manifest, self._tables, side.path, category="seed", extents=extents)
         if side.abandoned_redo.exists():
             redo = self._stack.enter_context(contextlib.closing(RedoData(side.abandoned_redo, manifest.digest())))
             yield InstalledImage(redo, manifest, self._tables, side.path, category="seed", extents=redo.extents)
+
+
+def _container(path: Path, found: os.stat_result) -> DiskSource | None:
+    """Open a disk image that is not raw, as far as it can be read by itself; None for anything else."""
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    try:
+        disk = open_disk(path)
+    except (FormatError, SourceRefused, OSError):
+        return None
+    if disk.format == "raw":
+        disk.close()
+        return None
+    return disk
 
 
 def set_aside(side: SideDirectory, target: bytes) -> None:

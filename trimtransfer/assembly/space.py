@@ -26,8 +26,8 @@ from trimtransfer.assembly.resolve import read_window
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Direct, InPlace, Old, standing
+from trimtransfer.disk.source import Disk
 from trimtransfer.errors import NoSpace
-from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.watch import Watch
 
@@ -49,7 +49,7 @@ class Needs:
         return Needs(self.written + other.written, self.grown + other.grown)
 
     @classmethod
-    def of(cls, window: Window, placed: Mask, image: ImageSource | None = None) -> Needs:
+    def of(cls, window: Window, placed: Mask, image: Disk | None = None) -> Needs:
         """Return what the records of a window need that are not ``placed``; in place, into the file ``image``."""
         moved = ~(placed | window.zero)
         written = int(window.lengths[moved].sum(dtype=np.int64)) + _PER_RECORD * int(np.count_nonzero(moved))

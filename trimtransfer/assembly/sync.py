@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from trimtransfer.assembly.allocation import layout_for
 from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
 from trimtransfer.assembly.choice import Choice, choose
 from trimtransfer.assembly.installed import WrittenIndex
@@ -34,6 +35,7 @@ from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.units import Deltas, open_deltas
 from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regions
 from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old, standing
+from trimtransfer.disk.layout import Layout
 from trimtransfer.errors import IntegrityError, NoSpace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
@@ -53,6 +55,7 @@ def sync(
     host_index: HostIndex | None = None,
     refresh_host_index: bool = False,
     write: WriteOption = "auto",
+    format: str | None = None,
     limit_rate: float | None = None,
     connections: int = 4,
     ca_cert: str | None = None,
@@ -64,10 +67,11 @@ def sync(
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
 
     ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
-    hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``limit_rate`` in bytes per
-    second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds.
-    ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as that
-    pays. Memory: less than 256 MiB whatever the image's size.
+    hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
+    ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
+    in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned
+    seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as
+    that pays. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -80,7 +84,7 @@ def sync(
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing. Run it again to continue.
     """
-    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache)
+    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format)
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch)
     meter.paused = True
@@ -105,6 +109,7 @@ class _Sync:
         self._content = Content()
         self._resumed_bytes = self._rejected = self._changed = 0
         self._seed_seconds = 0.0
+        self._format = request.written_format() or "raw"
         self._warnings: tuple[str, ...] = ()
         self._made = Made()
 
@@ -112,18 +117,21 @@ class _Sync:
         """Do everything, in this order."""
         side = self._side
         installed = side.believed()
+        if installed is not None and installed.disk_format != self._format:
+            installed = None
         head = newest(self._store, self._request) if self._request.version is None else None
         if installed is not None and head is not None and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
         manifest = wanted_manifest(self._store, self._request, head)
         if installed is not None and manifest.image_digest() == installed.image_digest:
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
+        self._format = self._request.written_format(manifest) or "raw"
         set_aside(side, manifest.digest())
         side.write(side.target, manifest.to_bytes())
         with TableFile(side.tables) as tables:
             wrote = self._make(manifest, tables)
             tables.sync()
-            record_installed(side, manifest)
+            record_installed(side, manifest, disk_format=self._format)
             discard_unfinished(side)
             tables.compact(digest.tobytes() for digest in manifest.rows["table"])
         return self._report(manifest, wrote)
@@ -142,6 +150,8 @@ class _Sync:
                 old,
                 self._watch,
                 lambda mask: share_that_stays(remote, old, mask),
+                self._format,
+                None if self._format == "raw" else lambda: self._layout(remote, old),
             )
             if choice is None:
                 self._content = untouched(manifest, np.ones(manifest.region_count, dtype=np.bool_))
@@ -160,6 +170,13 @@ class _Sync:
                 choice.way.sync()
             choice.way.commit(self._watch)
             return choice.way.wrote
+
+    def _layout(self, remote: Remote, old: Old | None) -> Layout:
+        """Return the layout of the container that is written; the tables that it takes are kept."""
+        base = old.image if old is not None and comes_from_parent(remote.manifest, old) else None
+        filled = windows(remote.manifest, np.flatnonzero(~remote.manifest.zero).tolist())
+        tables = base.table_at if base is not None else lambda start: None
+        return layout_for(remote, filled, tables, self._format, str(self._side.output))
 
     def _check_room(self, remote: Remote, tables: TableFile, choice: Choice, old: Old | None) -> None:
         """Raise ``NoSpace`` before anything is fetched if the image will not fit; leftovers kept as a seed go first."""
@@ -273,6 +290,7 @@ class _Sync:
             digest=digest,
             output=str(self._side.output),
             length=length,
+            format=self._format,
             wrote=wrote,
             content=content,
             network=Network(stats.bytes, stats.requests, stats.retries),

@@ -20,8 +20,8 @@ from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.report import VerifyReport
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, ZEROS, chunk_digest, region_hasher
-from trimtransfer.errors import NotFound, SourceChanged
-from trimtransfer.image import ImageSource
+from trimtransfer.disk.source import open_content
+from trimtransfer.errors import FormatError, NotFound, SourceChanged
 from trimtransfer.manifest import Manifest, Region, zero_region_digest
 from trimtransfer.watch import Progress, Watch
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 _LOG: Final = logging.getLogger("trimtransfer.assembly")
 PIECE: Final = len(ZEROS)
 THREADS: Final = min(4, os.cpu_count() or 1)
+UNREADABLE: Final = (SourceChanged, FormatError)
+"""What says that a file ends too early, or that a container's tables are damaged: it does not hold what it should."""
 _GAP: Final = 64 << 10
 """Shorter holes are read: finding them costs as much."""
 
@@ -77,7 +79,7 @@ def region_is(source: Readable, region: Region) -> bool:
         return False
     try:
         return _content_digest(source, region.start, region.length) == region.content
-    except SourceChanged:
+    except UNREADABLE:
         return False
 
 
@@ -173,7 +175,7 @@ def _right_in_region(source: Readable, window: Window, first: int, last: int) ->
         part = buffer[:length]
         try:
             source.read_into(part, offset)
-        except SourceChanged:
+        except UNREADABLE:
             break
         right[number] = chunk_digest(part) == digests[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
     return right
@@ -181,15 +183,15 @@ def _right_in_region(source: Readable, window: Window, first: int, last: int) ->
 
 def _is_zero(source: Readable, offset: int, length: int) -> bool:
     buffer = memoryview(bytearray(min(PIECE, length)))
-    for start, size in source.extents(offset, length):
-        for at in range(start, start + size, PIECE):
-            part = buffer[: min(PIECE, start + size - at)]
-            try:
+    try:
+        for start, size in source.extents(offset, length):
+            for at in range(start, start + size, PIECE):
+                part = buffer[: min(PIECE, start + size - at)]
                 source.read_into(part, at)
-            except SourceChanged:
-                return False
-            if np.frombuffer(part, dtype=np.uint8).any():
-                return False
+                if np.frombuffer(part, dtype=np.uint8).any():
+                    return False
+    except UNREADABLE:
+        return False
     return True
 
 
@@ -200,6 +202,7 @@ def verify_image(
 
     Raises:
         NotFound: there is no manifest to compare with.
+        FormatError, SourceRefused: a container that is damaged, or was written to since.
         SourceChanged: somebody wrote to the image meanwhile.
         OSError: the image cannot be read.
     """
@@ -209,7 +212,8 @@ def verify_image(
     manifest = None if installed is None else directory.read_manifest(directory.manifest, installed.manifest_digest)
     if manifest is None:
         raise NotFound(f"the record that a sync of {path} leaves", str(directory.manifest))
-    with ImageSource(path) as source:
+    disk_format = installed.disk_format if installed is not None else "raw"
+    with open_content(path, disk_format) as source:
         wrong = wrong_regions(source, manifest, range(manifest.region_count), Watch(progress))
         source.check_unchanged()
         found_length = manifest.length if source.is_device and source.size >= manifest.length else source.size

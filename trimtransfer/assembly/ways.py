@@ -6,16 +6,19 @@ shows what the image will be (``reader``), and makes it the image once that is v
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from trimtransfer.assembly.container import container_mark
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import Base, JournalKey, load_journal
 from trimtransfer.assembly.partial import PartialFile, open_device, open_partial
@@ -23,10 +26,12 @@ from trimtransfer.assembly.plan import Mask, Window, same_place
 from trimtransfer.assembly.rawfile import RawFile, clone, free_bytes
 from trimtransfer.assembly.recovery import mark_image
 from trimtransfer.assembly.redo import Redo, RedoKey, apply, is_applied, read_header
-from trimtransfer.assembly.side import FileState, SideDirectory, sync_directory
+from trimtransfer.assembly.side import FileState, Installed, SideDirectory, sync_directory
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import Readable, right_records
-from trimtransfer.errors import NoSpace, SourceChanged, TargetRefused
+from trimtransfer.disk.layout import Layout
+from trimtransfer.disk.source import Disk, open_content, open_disk
+from trimtransfer.errors import FormatError, NoSpace, SourceChanged, SourceRefused, TargetRefused
 from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.watch import Watch
@@ -36,12 +41,13 @@ WriteOption: TypeAlias = Literal["auto", "new", "in-place"]
 
 @dataclass(slots=True, eq=False)
 class Old:
-    """What is at the output path now: the open file, what is known of it, and whether that is believed."""
+    """What is at the output path now: its open content, what is known of it, whether that is believed, its format."""
 
-    source: ImageSource
+    source: Disk
     state: FileState
     image: InstalledImage | None
     believed: bool
+    disk_format: str = "raw"
 
     @property
     def manifest(self) -> Manifest | None:
@@ -61,16 +67,29 @@ class Old:
 
 def open_old(side: SideDirectory, tables: TableFile) -> Old | None:
     """Open the present image, if there is one."""
+    installed = side.installed()
     try:
-        source = ImageSource(side.output)
+        source, disk_format = _open_content(side.output, installed)
     except FileNotFoundError:
         return None
     found = os.stat(side.output)
-    installed = side.installed()
-    manifest = None if installed is None else side.read_manifest(side.manifest, installed.manifest_digest)
+    known = installed is not None and installed.disk_format == disk_format
+    manifest = side.read_manifest(side.manifest, installed.manifest_digest) if installed is not None and known else None
     image = None if manifest is None else InstalledImage(source, manifest, tables, side.path)
     believed = image is not None and installed is not None and installed.file.believed(found)
-    return Old(source, FileState.of(found), image, believed)
+    return Old(source, FileState.of(found), image, believed, disk_format)
+
+
+def _open_content(path: Path, installed: Installed | None) -> tuple[Disk, str]:
+    """Open an image and return its format, as recorded; one that is no such container any more is the file it is."""
+    if installed is not None and installed.disk_format != "raw":
+        with contextlib.suppress(FormatError, SourceRefused), ExitStack() as undo:
+            disk = undo.enter_context(open_disk(path, format=installed.disk_format))
+            for _ in disk.extents(0, disk.size):
+                pass  # every table is looked at, so what is read later can be relied on
+            undo.pop_all()
+            return disk, installed.disk_format
+    return ImageSource(path), "raw"
 
 
 def standing(window: Window, regions: Sequence[Region], old: Old | None) -> Mask:
@@ -139,25 +158,34 @@ class Way(ABC):
 
 
 class NewFile(Way):
-    """A new file in the side directory that takes the image's name at the end."""
+    """A new file in the side directory that takes the image's name at the end.
+
+    With a ``layout`` it is a container. ``cloned``: it was just begun as a clone of the old image, so for now it holds
+    what that holds.
+    """
 
     wrote = "new"
 
-    def __init__(self, side: SideDirectory, manifest: Manifest, old: Old | None) -> None:
+    def __init__(self, side: SideDirectory, manifest: Manifest, old: Old | None, layout: Layout | None = None) -> None:
         key = JournalKey(manifest.digest(), manifest.length, Base.ZEROS)
+        self._format = "raw" if layout is None else layout.format
         shared = None
-        if old is not None and can_clone(side, old):
+        if layout is not None:
+            key = replace(key, base_manifest=container_mark(layout))
+            _remove_other(side, key)
+        elif old is not None and can_clone(side, old):
             shared = old.source.path
             if old.believed and old.manifest is not None:
                 key = replace(key, base=Base.OLD, base_manifest=old.manifest.digest())
             else:
                 key = replace(key, base=Base.UNKNOWN)
-        target = open_partial(side.partial, side.journal, key, old=shared)
+        self.cloned = shared is not None and not side.partial.exists()
+        target = open_partial(side.partial, side.journal, key, old=shared, layout=layout)
         super().__init__(side, manifest, old, target)
 
     def reader(self) -> AbstractContextManager[Readable]:
-        """Open the half-written file."""
-        return ImageSource(self.side.partial)
+        """Open the half-written file; a container by its own tables, as whoever uses the image will."""
+        return open_content(self.side.partial, self._format)
 
     def commit(self, watch: Watch) -> None:
         """Rename the file over the image."""
@@ -234,11 +262,18 @@ class Direct(Way):
 def can_clone(side: SideDirectory, old: Old) -> bool:
     """Return whether files in the side directory can share blocks with the old image."""
     probe = side.path / "clone.tmp"
-    if old.source.is_device:
+    if old.source.is_device or old.disk_format != "raw":
         return False
     with RawFile(probe, create=True) as file:
         probe.unlink()
         return clone(old.source.path, file)
+
+
+def _remove_other(side: SideDirectory, key: JournalKey) -> None:
+    """Delete a half-written file unless it is the container of ``key``: nothing of another may show through."""
+    loaded = load_journal(side.journal)
+    if loaded is None or (loaded[0].target, loaded[0].base_manifest) != (key.target, key.base_manifest):
+        side.remove(side.partial, side.journal)
 
 
 def same_regions(new: Manifest, old: Manifest) -> Mask:

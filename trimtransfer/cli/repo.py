@@ -68,6 +68,13 @@ def repo() -> None:
     show_default=True,
     help="How content is cut: as a disk image, or at any byte. auto: by partition table or file system.",
 )
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "raw", "vhd", "vhdx", "qcow2", "vmdk"]),
+    default="auto",
+    show_default=True,
+    help="What FILE is. raw: its bytes as they are. A disk over a base, or in several files, must be named.",
+)
 @click.option("--flat", is_flag=True, help="Also record the whole file's plain BLAKE3, as b3sum prints it.")
 @click.option(
     "--delta/--no-delta",
@@ -84,10 +91,11 @@ def repo() -> None:
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
 @output_options
-def publish(output: Output, /, repository: str, file: str, image: str, kind: str, **options: Any) -> None:
+def publish(output: Output, /, repository: str, file: str, image: str, kind: str, format: str, **options: Any) -> None:
     """Make FILE the next version of an image in the repository REPO.
 
-    FILE is a raw disk image (holes are not read), any other file, or a block device; nothing may write to it meanwhile.
+    FILE is a disk image, raw (holes are not read) or VHD, VHDX, qcow2 or VMDK, of which the guest's content is
+    published; any other file; or a block device. Nothing may write to it meanwhile.
     REPO is a directory, made if missing. Only content that the image's newest version lacks is stored; and deltas, from
     which clients that have that version make most of it.
 
@@ -107,6 +115,7 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
         file,
         image=image,
         kind=None if kind == "auto" else Kind[kind.upper()],
+        format=None if format == "auto" else format,
         progress=output.progress,
         **options,
     )
@@ -229,8 +238,9 @@ def verify(
 
 def _published(report: PublishReport) -> str:
     after = f", after {report.parent}" if report.parent else ""
+    found = report.recognised if report.format == "raw" else f"{report.format}: {report.recognised}"
     lines = [
-        f"Published {report.image} {report.version} ({report.recognised}, {size_text(report.length)}{after})",
+        f"Published {report.image} {report.version} ({found}, {size_text(report.length)}{after})",
         f"  zeros      {size_text(report.zero_bytes):>10}",
         f"  known      {size_text(report.known_bytes):>10}  {count_text(report.known_chunks, 'chunk')}",
         f"  repeated   {size_text(report.repeated_bytes):>10}",
@@ -275,7 +285,7 @@ def _shown(details: VersionDetails, bases: list[str]) -> str:
     newest = ", the newest version" if details.newest else ""
     lines = [
         f"{details.image} {details.version}{newest}",
-        f"  published   {_when(details.created)}, number {details.sequence}"
+        f"  published   {_when(details.created)} from {details.format}, number {details.sequence}"
         + (f", after {details.parent}" if details.parent else ""),
         f"  size        {size_text(details.length)}, {size_text(details.zero_bytes)} of it zeros",
         f"  kind        {details.kind}, {count_text(len(details.segments), 'segment')}, "

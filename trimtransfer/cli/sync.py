@@ -98,7 +98,9 @@ def source_options(function: F) -> F:
     options = [
         click.argument("url", metavar="URL", callback=repository_url),
         click.argument("image", metavar="IMAGE", callback=name_of("image")),
-        click.option("-o", "--output", metavar="FILE", help="File or block device to write.  [default: ./IMAGE.img]"),
+        click.option(
+            "-o", "--output", metavar="FILE", help="File or block device to write.  [default: ./IMAGE.img, .qcow2, ...]"
+        ),
         click.option(
             "--version", metavar="V", callback=name_of("version"), help="Version to sync.  [default: the newest]"
         ),
@@ -116,6 +118,11 @@ def source_options(function: F) -> F:
         click.option(
             "--write", type=click.Choice(["auto", "new", "in-place"]), default="auto", show_default=True,
             help="Write a new file beside the old one and rename it, or bring the old one forward in place.",
+        ),
+        click.option(
+            "--format", type=click.Choice(["raw", "qcow2", "vhd", "vhdx"]),
+            help="Format of the file; all but raw are written anew each time.  "
+            "[default: as it is now; at first, as it was published]",
         ),
         click.option("--cache", metavar="DIR", help="Keep indexes of host files and seeds here."),
         click.option(
@@ -216,7 +223,8 @@ def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostI
 def _sync_text(report: SyncReport) -> str:
     if report.wrote == "nothing":
         return f"{report.output} is {report.image} {report.version} already ({size_text(report.network.bytes)} fetched)"
-    lines = [f"{report.output} is now {report.image} {report.version}, {size_text(report.length)}, verified"]
+    kind = "" if report.format == "raw" else f" in {report.format}"
+    lines = [f"{report.output} is now {report.image} {report.version}{kind}, {size_text(report.length)}, verified"]
     lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     network = report.network
     how = {"new": "as a new file", "in-place": "in place"}[report.wrote]
@@ -233,7 +241,8 @@ def _sync_text(report: SyncReport) -> str:
 def _plan_text(report: PlanReport) -> str:
     if report.would_write == "nothing":
         return f"{report.output} is {report.image} {report.version} already"
-    lines = [f"{report.output} would become {report.image} {report.version}, {size_text(report.length)}"]
+    kind = "" if report.format == "raw" else f" in {report.format}"
+    lines = [f"{report.output} would become {report.image} {report.version}{kind}, {size_text(report.length)}"]
     lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
     line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"

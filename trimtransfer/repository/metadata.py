@@ -38,13 +38,14 @@ _OWN_KEYS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a version is called, and when it was made: sequence number, seconds since 1970."""
+    """What a version is called, when it was made (sequence number, seconds since 1970), from what format of file."""
 
     image: str
     version: str
     parent: str
     sequence: int
     created: int
+    disk_format: str = "raw"
 
 
 class _Keys:
@@ -150,6 +151,7 @@ class MetadataWriter:
             parent=names.parent,
             sequence=names.sequence,
             created=names.created,
+            disk_format=names.disk_format,
             kind=survey.kind,
             length=int(survey.lengths.sum()),
             segments=survey.segments,

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from trimtransfer.chunk import Kind
+from trimtransfer.disk.source import DiskSource, open_disk
 from trimtransfer.errors import NotFound, TargetRefused, VersionExists
 from trimtransfer.geometry import Geometry, recognise
 from trimtransfer.head import Head
-from trimtransfer.image import ImageSource
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
@@ -60,6 +60,7 @@ class PublishReport:
     digest: str
     flat: str
     length: int
+    format: str
     kind: str
     recognised: str
     zero_bytes: int
@@ -120,6 +121,7 @@ def publish(
     parent: str | None = None,
     like: Sequence[str] = (),
     kind: Kind | None = None,
+    format: str | None = None,
     level: int = DEFAULT_LEVEL,
     flat: bool = False,
     deltas: bool = True,
@@ -132,6 +134,9 @@ def publish(
 ) -> PublishReport:
     """Publish the file or block device ``path`` as ``version`` of ``image`` and return what was done.
 
+    Of a disk image, the guest's content is published: ``format`` is ``raw``, ``vhd``, ``vhdx``, ``qcow2`` or ``vmdk``;
+    None: recognised (``trimtransfer.disk.source``). ``raw`` publishes any file as it is.
+
     The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
     newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
     ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``deltas`` are made from the parent,
@@ -140,7 +145,8 @@ def publish(
     per worker; then for deltas 200 MiB, and as much for each of at most four workers.
 
     Raises:
-        FormatError: a name that is none; a damaged repository.
+        FormatError: a name that is none; a damaged repository or disk image.
+        SourceRefused: a disk image that cannot be read with certainty.
         VersionExists: versions never change.
         NotFound: no such parent or ``like`` image.
         Locked: another process writes to the repository.
@@ -161,7 +167,7 @@ def publish(
     )
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
-    with ImageSource(path) as source, space_errors(store.path):
+    with open_disk(path, format=format) as source, space_errors(store.path):
         _check_target(store)
         with repository_lock(store, f"publishing {image} {version}"):
             clean_up(store)
@@ -178,7 +184,7 @@ def _check_target(store: DirectoryStore) -> None:
             raise TargetRefused(store.url, "is neither empty nor a repository; name another directory")
 
 
-def _publish(job: _Job, store: DirectoryStore, source: ImageSource, watch: Watch) -> PublishReport:
+def _publish(job: _Job, store: DirectoryStore, source: DiskSource, watch: Watch) -> PublishReport:
     started = time.monotonic()
     base = _open_base(job, store)
     geometry = recognise(source.read, source.size, kind=job.kind)
@@ -222,7 +228,7 @@ class _Publication:
         self,
         job: _Job,
         store: DirectoryStore,
-        source: ImageSource,
+        source: DiskSource,
         base: _Base,
         geometry: Geometry,
         intent: Intent,
@@ -297,6 +303,7 @@ class _Publication:
         """Write tables and locations; return the manifest, not written yet, and the bytes written."""
         job, base = self._job, self._base
         parent = base.parent.manifest.version if base.parent else ""
+        names = Names(job.image, job.version, parent, base.sequence, _now(), self._source.format)
         with MetadataWriter(self._store, found, base.parent, self._directory) as writer:
             for index in range(len(found)):
                 if found.same[index] and not deduped.again_chunks:
@@ -304,7 +311,7 @@ class _Publication:
                 elif not found.zero[index]:
                     writer.add(index, self._table(found, index), inventory, self._packs)
                 self._watch.report("metadata", int(found.starts[index]), self._source.size)
-            manifest = writer.finish(Names(job.image, job.version, parent, base.sequence, _now()))
+            manifest = writer.finish(names)
             self._watch.report("metadata", self._source.size, self._source.size)
             return manifest, writer.stored_bytes
 
@@ -352,6 +359,7 @@ class _Publication:
             digest=manifest.image_digest().hex(),
             flat=manifest.flat.hex() if manifest.flat else "",
             length=manifest.length,
+            format=self._source.format,
             kind=manifest.kind.name.lower(),
             recognised=self._geometry.name,
             zero_bytes=manifest.length - inventory.occurrence_bytes,

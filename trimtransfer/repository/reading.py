@@ -144,7 +144,8 @@ class VersionDetails:
     """A version as ``show`` tells it; sizes in bytes.
 
     ``download_bytes`` is what a client without anything fetches: ``frame_bytes`` (``frames`` of them, in ``packs``
-    packs whose lengths sum to ``pack_bytes``) and ``metadata_bytes``.
+    packs whose lengths sum to ``pack_bytes``) and ``metadata_bytes``. ``format`` is that of the file it was published
+    from.
     """
 
     image: str
@@ -154,6 +155,7 @@ class VersionDetails:
     created: int
     newest: bool
     kind: str
+    format: str
     length: int
     digest: str
     flat: str
@@ -260,6 +262,7 @@ def describe(store: Store, image: str, version: str | None = None) -> VersionDet
         created=manifest.created,
         newest=manifest.version == head.version,
         kind=manifest.kind.name.lower(),
+        format=manifest.disk_format,
         length=manifest.length,
         digest=manifest.image_digest().hex(),
         flat=manifest.flat.hex() if manifest.flat else "",

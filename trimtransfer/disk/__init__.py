@@ -1,0 +1,1 @@
+"""Disk formats: reading what a guest sees in a container file, and laying containers out."""
