@@ -18,6 +18,7 @@ from trimtransfer.assembly.plan import coalesce
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
+from trimtransfer.joint import JointDifference, is_joint
 from trimtransfer.location import Locations
 from trimtransfer.manifest import Manifest, Region, StoredRef
 from trimtransfer.store import DirectoryStore, Range, Store
@@ -43,22 +44,23 @@ class Remote:
         self._tables = tables
         self._names = manifest.file_names()
 
-    def tables(self, regions: Sequence[Region], base: Callable[[int], Table | None]) -> list[Table]:
-        """Return the tables of regions that are not all zero: kept ones, else by difference to ``base``, else whole.
+    def tables(self, regions: Sequence[Region], base: Callable[[int], Table | None] | None) -> list[Table]:
+        """Return the tables of regions that are not all zero: kept ones, else by difference, else whole.
 
-        ``base`` returns a table by the absolute start of its region.
+        ``base`` returns a table of the parent version by the absolute start of its region; None: the parent is not
+        here, so differences are of no use.
 
         Raises:
             FormatError, IntegrityError: the repository is damaged.
         """
         found: dict[int, Table] = {}
-        bases: dict[int, Table] = {}
+        bases: dict[int, Table | None] = {}
         for region in regions:
             table = self._tables.get(region.table, size=region.length)
             if table is not None:
                 found[region.index] = table
-            elif region.difference.length and (old := base(region.start)) is not None:
-                bases[region.index] = old
+            elif region.difference.length and base is not None:
+                bases[region.index] = base(region.start)
         missing = [region for region in regions if region.index not in found]
         stored = self.pieces([region.difference if region.index in bases else region.full for region in missing])
         for region in missing:
@@ -106,11 +108,25 @@ class Remote:
         found[region.index] = decode_full(data, size=region.length, digest=region.table)
         self._tables.add(region.table, data)
 
-    def _add_difference(self, region: Region, base: Table, data: bytes, found: dict[int, Table]) -> None:
-        """Add a table made from its difference; nothing if that is one to another base, then it is read whole."""
+    def _by_difference(self, region: Region, base: Table | None, data: bytes) -> Table | None:
+        if not is_joint(data):
+            return decode_difference(data, base, size=region.length, digest=region.table) if base else None
+        difference = JointDifference(data)
+        bases: list[Table] = []
+        for ref in difference.bases:
+            found = self._tables.get(ref.digest, size=ref.length)
+            if found is None:
+                return None
+            bases.append(found)
+        return difference.table(bases, size=region.length, digest=region.table)
+
+    def _add_difference(self, region: Region, base: Table | None, data: bytes, found: dict[int, Table]) -> None:
+        """Add a table made from its difference; nothing if that is one to other bases, then it is read whole."""
         try:
-            table = decode_difference(data, base, size=region.length, digest=region.table)
+            table = self._by_difference(region, base, data)
         except (FormatError, IntegrityError):
+            return
+        if table is None:
             return
         found[region.index] = table
         self._tables.add(region.table, encode_full(table))

@@ -96,9 +96,9 @@ class WindowPlan:
 
 
 def read_window(
-    remote: Remote, regions: Sequence[Region], base: Callable[[int], Table | None]
+    remote: Remote, regions: Sequence[Region], base: Callable[[int], Table | None] | None
 ) -> tuple[list[Table], Window]:
-    """Read the tables of regions, by difference to those that ``base`` returns, and put them side by side."""
+    """Read the tables of regions, by difference (``base`` as for :meth:`Remote.tables`), and put them side by side."""
     read = iter(remote.tables([region for region in regions if not region.zero], base))
     tables = [zero_table(region.length) if region.zero else next(read) for region in regions]
     return tables, Window.of([region.index for region in regions], [region.start for region in regions], tables)
@@ -132,7 +132,7 @@ class Resolver:
 
     def read(self, regions: Sequence[Region]) -> tuple[list[Table], Window]:
         """Read the tables of ``regions`` and put them side by side; raises what :meth:`resolve` raises."""
-        return read_window(self.remote, regions, self._base_table)
+        return read_window(self.remote, regions, self._base_table if self._from_parent else None)
 
     def resolve(self, regions: Sequence[Region], survey: Survey) -> WindowPlan:
         """Read the tables of ``regions`` and decide where each record comes from.
@@ -184,7 +184,7 @@ class Resolver:
 
     def _base_table(self, start: int) -> Table | None:
         previous = self.seeds[0] if self.seeds else None
-        return previous.table_at(start) if isinstance(previous, InstalledImage) and self._from_parent else None
+        return previous.table_at(start) if isinstance(previous, InstalledImage) else None
 
     def _look_up(self, window: Window, groups: Groups, placed: Mask) -> tuple[NDArray[np.int16], Numbers]:
         """Return source and row of every record; ``UNASSIGNED`` where no local source has it."""

@@ -325,7 +325,7 @@ def share_that_stays(remote: Remote, old: Old | None, changed: Mask) -> float:
     if regions is None or old is None:
         return 0.0
     from_parent = old.image is not None and comes_from_parent(remote.manifest, old)
-    _, window = read_window(remote, regions, old.image.table_at if old.image and from_parent else lambda start: None)
+    _, window = read_window(remote, regions, old.image.table_at if old.image and from_parent else None)
     placed = standing(window, regions, old) if old.believed else right_records(old.source, window, regions)
     lengths = window.lengths.astype(np.int64)
     return float(lengths[placed & ~window.zero].sum()) / max(1.0, float(lengths[~window.zero].sum()))

@@ -146,7 +146,7 @@ def _complete(remote: Remote, old: InstalledImage) -> bool:
     regions = [old.manifest.region(int(index)) for index in np.flatnonzero(~old.manifest.zero)]
     try:
         for at in range(0, len(regions), _TABLES):
-            Remote(remote.store, old.manifest, old.tables).tables(regions[at : at + _TABLES], lambda start: None)
+            Remote(remote.store, old.manifest, old.tables).tables(regions[at : at + _TABLES], None)
     except (NotFound, FormatError, IntegrityError, FetchError) as error:
         if isinstance(error, FetchError) and error.retryable:
             raise

@@ -37,7 +37,6 @@ from trimtransfer.repository.reading import (
     version_names,
 )
 from trimtransfer.store import DirectoryStore, Range
-from trimtransfer.table import difference_base
 from trimtransfer.watch import Watch
 
 _PIECE: Final = 4 << 20
@@ -214,8 +213,9 @@ class _Metadata:
         """Check a region's table, its difference, and that its locations cover it; note its chunks."""
         self.regions += 1
         table = reader.table(region.index)
-        if region.difference.length:
-            _check_difference(reader, base, region)
+        if region.difference.length and base is not None:
+            # One taken over with an unchanged region has other bases; it was checked with the version it was made for.
+            reader.table_by_difference(region.index, base)
         located = np.zeros(len(table), dtype=np.int64)
         parts = reader.locations(region.index)
         for part in parts:
@@ -233,16 +233,6 @@ def _check_head(head: Head, manifest: Manifest) -> None:
     found = (head.sequence, head.length)
     if (manifest.sequence, manifest.length) != found:
         raise FormatError("head", "sequence, length", (manifest.sequence, manifest.length), found)
-
-
-def _check_difference(reader: VersionReader, base: VersionReader | None, region: Region) -> None:
-    """Check a difference to the parent's table. One taken over with an unchanged region has another base; it was
-    checked with the version it was made for."""
-    stored = reader.piece(region.difference)
-    if base is not None and region.index < base.manifest.region_count:
-        before = base.manifest.region(region.index)
-        if not before.zero and before.table == difference_base(stored):
-            reader.table_by_difference(region.index, base.table(region.index))
 
 
 def _unreferenced(store: DirectoryStore, used: Collection[bytes]) -> tuple[str, ...]:

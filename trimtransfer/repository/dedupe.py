@@ -69,12 +69,21 @@ def _find_region(inventory: Inventory, packs: Packs, reader: VersionReader, inde
     table = reader.table(index)
     numbers = inventory.find(table)
     found = numbers >= 0
+    if mark == IN_PARENT:
+        _note_places(inventory, index, numbers)
     inventory.marks[numbers[found]] |= np.uint8(mark)
     wanted = found.copy()
     wanted[found] = inventory.pack[numbers[found]] == NOWHERE
     if wanted.any():
         for part in reader.locations(index):
             _take_places(inventory, packs, table, part, numbers, wanted)
+
+
+def _note_places(inventory: Inventory, index: int, numbers: NDArray[np.int64]) -> None:
+    """Note where the parent has chunks, at the first time: neighbours there are neighbours in what is noted."""
+    records = np.flatnonzero(numbers >= 0)
+    records = records[(inventory.marks[numbers[records]] & IN_PARENT) == 0][::-1]  # of repetitions the first one stays
+    inventory.parent_region[numbers[records]], inventory.parent_record[numbers[records]] = index, records
 
 
 def _take_places(

@@ -35,6 +35,7 @@ class Inventory:
 
     Columns, one element per chunk: ``length``; ``region`` and ``record`` of its first occurrence; ``marks``; and where
     it is stored: ``pack`` (number, or ``NOWHERE``), ``frame`` (number in ``frames``), ``start`` in the frame's content.
+    Of chunks marked ``IN_PARENT``, ``parent_region`` and ``parent_record`` are where the parent's tables have it.
     """
 
     def __init__(self, tables: Tables, directory: Path) -> None:
@@ -54,6 +55,8 @@ class Inventory:
         self.frame = self._column("<u4")
         self.start = self._column("<u4")
         self.marks = self._column("u1")
+        self.parent_region = self._column("<u4")
+        self.parent_record = self._column("<u4")
         self.frames = Rows(FRAME, directory)
         self._fill(rows, zip([0, *ends[:-1]], kept, strict=True))
 

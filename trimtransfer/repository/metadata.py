@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import object_check, object_hasher
 from trimtransfer.errors import IntegrityError
+from trimtransfer.joint import MAX_BASES, BaseRef, encode_joint
 from trimtransfer.keys import KEY_SIZE, KeyFile, directory
 from trimtransfer.location import RUN, Locations
 from trimtransfer.manifest import KEYS, LOCATIONS, MAX_FILES, REF, REFS, ROW, TABLES, FileRef, Manifest, StoredRef
@@ -121,7 +122,7 @@ class MetadataWriter:
         if same:
             self._refer(row, parent_row, ("full", "difference"))
         else:
-            self._add_table(row, index, table, parent_row)
+            self._add_table(row, index, table, self._differences(index, table, parent_row, numbers, inventory))
         if same and unmoved:
             self._refer(row, parent_row, ("fresh", "rest"))
         else:
@@ -177,8 +178,20 @@ class MetadataWriter:
             return None
         return self._parent.manifest.rows[self._row_of[index]]
 
-    def _add_table(self, row: Any, index: int, table: Table, parent_row: Any) -> None:
-        """Store a table whole, unless this version or the parent has it, and its difference if that is smaller."""
+    def _differences(
+        self, index: int, table: Table, parent_row: Any, numbers: NDArray[np.int64], inventory: Inventory
+    ) -> Iterator[bytes]:
+        """Yield the forms of a table that make use of the parent's tables."""
+        if self._parent is None:
+            return
+        if parent_row is not None:
+            yield encode_difference(table, self._parent.table(index))
+        joint = _joint(table, numbers, inventory, self._parent.manifest)
+        if joint is not None:
+            yield joint
+
+    def _add_table(self, row: Any, index: int, table: Table, differences: Iterator[bytes]) -> None:
+        """Store a table whole, unless this version or the parent has it, and as a difference if that is smaller."""
         digest = row["table"].tobytes()
         if digest in self._full:
             row["full"] = self._full[digest]
@@ -188,10 +201,9 @@ class MetadataWriter:
         else:
             row["full"] = self._store_piece(TABLES, encode_full(table))
             self._keys.add(digest, self._survey.keys(index))
-            if parent_row is not None and self._parent is not None:
-                difference = encode_difference(table, self._parent.table(index))
-                if len(difference) < int(row["full"]["length"]):
-                    row["difference"] = self._store_piece(TABLES, difference, late=True)
+            least = min(differences, key=len, default=b"")
+            if 0 < len(least) < int(row["full"]["length"]):
+                row["difference"] = self._store_piece(TABLES, least, late=True)
         self._full[digest] = row["full"].copy()
 
     def _add_locations(
@@ -286,6 +298,25 @@ class MetadataWriter:
 def _append(staging: StagedObject, hasher: Any, data: bytes) -> None:
     staging.write(data)
     hasher.update(data)
+
+
+def _joint(table: Table, numbers: NDArray[np.int64], inventory: Inventory, parent: Manifest) -> bytes | None:
+    """Return a table as a joint difference to those tables of the parent that have most of it; None if none has any."""
+    known = np.flatnonzero(numbers >= 0)
+    known = known[(inventory.marks[numbers[known]] & IN_PARENT) != 0]
+    if not len(known):
+        return None
+    region = inventory.parent_region[numbers[known]].astype(np.int64)
+    used, count = np.unique(region, return_counts=True)
+    bases = np.sort(used[np.argsort(-count, kind="stable")[:MAX_BASES]])
+    at = np.minimum(np.searchsorted(bases, region), len(bases) - 1)
+    chosen = bases[at] == region
+    base = np.full(len(table), -1, dtype=np.int64)
+    start = np.zeros(len(table), dtype=np.int64)
+    base[known[chosen]] = at[chosen]
+    start[known[chosen]] = inventory.parent_record[numbers[known[chosen]]]
+    regions = [parent.region(number) for number in bases.tolist()]
+    return encode_joint(table, [BaseRef(found.table, found.length) for found in regions], base, start)
 
 
 def _key_file(files: Sequence[FileRef], tables: FileRef) -> FileRef | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import object_check, object_digest
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.head import MAX_HEAD, Head
+from trimtransfer.joint import JointDifference, is_joint
 from trimtransfer.keys import KeyFile
 from trimtransfer.location import Locations
 from trimtransfer.manifest import KEYS, Manifest, StoredRef
 from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.store import DirectoryStore, Range, Store
-from trimtransfer.table import Table, decode_difference, decode_full
+from trimtransfer.table import Table, decode_difference, decode_full, difference_base
 
 MAX_MANIFEST: Final = 512 << 20
 """Longest manifest read into memory: more than 150 TiB of data."""
@@ -88,10 +90,25 @@ class VersionReader:
         region = self.manifest.region(index)
         return decode_full(self.piece(region.full), size=region.length, digest=region.table)
 
-    def table_by_difference(self, index: int, base: Table) -> Table:
-        """Return the same table, from its stored difference to the parent's table."""
+    def table_by_difference(self, index: int, parent: VersionReader) -> Table | None:
+        """Return the same table, from its stored difference; None if that is one to tables that ``parent`` has not."""
         region = self.manifest.region(index)
-        return decode_difference(self.piece(region.difference), base, size=region.length, digest=region.table)
+        stored = self.piece(region.difference)
+        if not is_joint(stored):
+            base = parent.numbers.get(difference_base(stored))
+            if base is None:
+                return None
+            return decode_difference(stored, parent.table(base), size=region.length, digest=region.table)
+        difference = JointDifference(stored)
+        bases = [parent.numbers.get(ref.digest) for ref in difference.bases]
+        tables = [parent.table(number) for number in bases if number is not None]
+        return difference.table(tables, size=region.length, digest=region.table) if None not in bases else None
+
+    @cached_property
+    def numbers(self) -> dict[bytes, int]:
+        """The number of a region for every table digest."""
+        numbers = zip(self.manifest.rows, self.used_regions(), strict=True)
+        return {row["table"].tobytes(): number for row, number in numbers}
 
     def locations(self, index: int) -> list[Locations]:
         """Return the parts of a region's locations that exist: fresh, rest."""
