@@ -275,16 +275,55 @@ def test_others_are_not_concerned(place: Place, plain: Path, version: str, base:
     assert report.content == without.content
 
 
-def test_a_file_without_tables_gets_them(place: Place, plain: Path) -> None:
+@pytest.mark.parametrize("write", ["new", "in-place", "auto"])
+@pytest.mark.parametrize("regions", [1, 32])
+def test_a_file_without_tables_gets_them(
+    place: Place, plain: Path, write: str, regions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A copy that somebody put there: its version is known once it was hashed, its tables come from the repository."""
+    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", regions)
     for output, url in ((place.output, place.repository), (place.folder / "plain.img", plain)):
         write_sparse(output, place.images[0])
         assert place.sync("1", output=output, url=url).content.fetched == 0
-    report = place.sync("2")
-    without = place.sync("2", output=place.folder / "plain.img", url=str(plain))
+    synced = place.sync("2", output=place.at("1", "synced.img"), write=write)
+    report = place.sync("2", write=write)
+    without = place.sync("2", output=place.folder / "plain.img", url=str(plain), write=write)
+    assert report.made == synced.made
     assert report.made.units > 8
-    assert report.made.failed == 0
     assert report.network.bytes < without.network.bytes / 2
+
+
+def test_tables_are_not_fetched_to_save_less(tmp_path: Path, rng: np.random.Generator, rnd: random.Random) -> None:
+    """A small change of a file without tables: fetching these would cost more than the delta saves."""
+    old = bytearray(STARTS[-1] * 512 + 1_200_000)
+    for start in STARTS[1:]:
+        put(old, start * 512 + BLOCK, content(rng, 900_000))
+    new = bytearray(old)
+    at = STARTS[1] * 512 + BLOCK
+    put(new, at, edited(bytes(new[at : at + 2000]), rnd, 1000))
+    images = []
+    for number, image in enumerate((old, new), 1):
+        image[:512] = partition_table(len(image))
+        images.append(bytes(image))
+        write_sparse(tmp_path / "source.img", images[-1])
+        publish(tmp_path / "made", tmp_path / "source.img", image="disk", version=str(number), kind=Kind.DISK)
+    place = Place(tmp_path, Source(tmp_path / "made", images))
+    units = units_of(DeltaIndex(place.index().read_bytes()), 1)
+    for costly in (False, True):
+        if costly:  # the other version's tables take more
+            rows = units.units.copy()
+            rows["plain"] = rows["stored"] + 500
+            index = DeltaIndex(place.index().read_bytes())
+            cheap = Units.of(units.packs, rows, units.targets, units.bases)
+            place.index().write_bytes(encode_index(index.target, index.base, [(1, cheap)]))
+        output = tmp_path / f"{costly}.img"
+        write_sparse(output, images[0])
+        place.sync("1", output=output)
+        report = place.sync("2", output=output)
+        assert (report.made.units == 0) == costly
+        assert report.network.bytes < 30_000
+    place.sync("1")
+    assert place.sync("2").made.units == 1, "where the tables are there, it is worth it all the same"
 
 
 @pytest.mark.parametrize("status", [403, 404])

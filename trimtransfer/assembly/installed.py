@@ -67,7 +67,7 @@ class InstalledImage:
         self.name = str(source.path)
         self.category: Category = category
         self._directory, self._extents = directory, extents
-        self._recent: dict[int, Table | None] = {}
+        self._recent: dict[int, Table] = {}
         self._lookups = 0
         self._index: PrefixIndex | None = None
 
@@ -83,11 +83,14 @@ class InstalledImage:
         index = int(np.searchsorted(self.manifest.starts, start))
         if index >= self.manifest.region_count or int(self.manifest.starts[index]) != start:
             return None
-        if index not in self._recent:
+        table = self._recent.get(index)
+        if table is None:
+            table = self._table(index)
             if len(self._recent) >= _RECENT:
                 self._recent.clear()
-            self._recent[index] = self._table(index)
-        return self._recent[index]
+            if table is not None:  # one that is lost may be fetched later
+                self._recent[index] = table
+        return table
 
     def find(self, prefixes: NDArray[np.uint64], lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Return the offset in the image of a chunk with each prefix and length, -1 where there is none."""

@@ -115,8 +115,8 @@ class Deltas:
 def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
     """Return the deltas from the version in ``old``; None where the repository has none that can be used.
 
-    Tables of that version which are not known are fetched, for a file that was found to be this version has none yet.
-    Raises what fetching raises, unless it only says that there are none.
+    Tables of that version which are not known are fetched where that is worth it, for a file that was found to be this
+    version has none yet. Raises what fetching raises, unless it only says that there are none.
     """
     target, base = remote.manifest, old.manifest
     if target.image != base.image or target.kind != base.kind:
@@ -135,21 +135,42 @@ def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
     if (index.target, index.base) != (target.digest(), base.digest()):
         _LOG.warning("deltas are left aside: %s is of another pair of versions", name)
         return None
-    if not old.is_complete() and not _complete(remote, old):
+    if not old.is_complete() and not _complete(remote, old, index):
         return None
     _LOG.info("deltas from %s serve %d regions", base.version, len(index.regions))
     return Deltas(index, old)
 
 
-def _complete(remote: Remote, old: InstalledImage) -> bool:
-    """Fetch the tables of the old version that are not known; return whether all are now."""
-    regions = [old.manifest.region(int(index)) for index in np.flatnonzero(~old.manifest.zero)]
+def _complete(remote: Remote, old: InstalledImage, index: DeltaIndex) -> bool:
+    """Fetch the tables of the old version that units need and that are not known; return whether all are now.
+
+    Where they are more than the units can save, nothing is fetched.
+    """
     try:
-        for at in range(0, len(regions), _TABLES):
-            Remote(remote.store, old.manifest, old.tables).tables(regions[at : at + _TABLES], None)
+        lacking, saved = _lacking(old, index)
+        cost = sum(region.full.length for region in lacking)
+        if cost >= saved:
+            _LOG.info("no deltas from %s: its tables take %d bytes, to save %d", old.manifest.version, cost, saved)
+            return False
+        for at in range(0, len(lacking), _TABLES):
+            Remote(remote.store, old.manifest, old.tables).tables(lacking[at : at + _TABLES], None)
     except (NotFound, FormatError, IntegrityError, FetchError) as error:
         if isinstance(error, FetchError) and error.retryable:
             raise
         _LOG.info("no deltas from %s: %s", old.manifest.version, error)
         return False
     return True
+
+
+def _lacking(old: InstalledImage, index: DeltaIndex) -> tuple[list[Region], int]:
+    """Return the regions of the old version whose tables are needed and not known, and what all units save in bytes."""
+    needed = np.zeros(old.manifest.region_count, dtype=np.bool_)
+    saved = 0
+    for number in index.regions.tolist():
+        units = index.units(number)
+        if units is not None:
+            regions = units.bases["region"]
+            needed[regions[regions < len(needed)]] = True
+            saved += int(units.units["plain"].sum(dtype=np.int64)) - int(units.units["stored"].sum(dtype=np.int64))
+    regions_needed = (old.manifest.region(number) for number in np.flatnonzero(needed & ~old.manifest.zero).tolist())
+    return [region for region in regions_needed if region.table not in old.tables], saved
