@@ -327,7 +327,7 @@ def test_tables_are_not_fetched_to_save_less(tmp_path: Path, rng: np.random.Gene
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_first_table_the_old_version_that_are_not_to_be_had(place: Place, status: int) -> None:
+def test_tables_of_the_old_version_that_are_not_to_be_had(place: Place, status: int) -> None:
     """Pruned, and the server says so or, as some do, that it is forbidden."""
     write_sparse(place.output, place.images[0])
     place.sync("1")

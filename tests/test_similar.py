@@ -312,6 +312,27 @@ def test_progress_and_cancelling(version: Version) -> None:
         version.similar(watch=Stop())
 
 
+def test_entries_are_the_anchors_of_chunks(tmp_path: Path, rnd: random.Random) -> None:
+    """Each with the chunk that it begins in; one that begins in zeros before a chunk, with none."""
+    reaching = next(word for n in range(10**6) if twin(bytes(4) + (word := n.to_bytes(4, "little")) + bytes(16), 8))
+    part = reaching + rnd.randbytes(150_000)
+    version = Version(tmp_path, bytes(BLOCK) + part + bytes(3 * BLOCK - len(part) % BLOCK) + part)
+    table = version.reader.table(0)
+    assert table.zero[0]
+    numbers = {int(record): number for number, record in enumerate(np.flatnonzero(~table.zero))}
+    expected, dropped = set(), 0
+    for key, place in twin(version.data, 8):
+        record = int(np.searchsorted(table.offsets, place, side="right")) - 1
+        if record in numbers:
+            expected.add(key << 32 | numbers[record])
+        else:
+            dropped += 1
+    assert dropped == 2
+    with closing(version.similar()) as index:
+        assert index._sorted.tolist() == sorted(expected)
+        assert [tuple(row) for row in index._all.tolist()] == [(0, n, int(table.lengths[n])) for n in numbers]
+
+
 # ---- units
 
 
