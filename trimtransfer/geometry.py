@@ -122,16 +122,36 @@ def _ext_name(start: bytes) -> str:
     return "ext3" if compatible & 0x4 else "ext2"
 
 
-def _partitions(read: Read, size: int, name: str) -> list[tuple[int, int]]:
-    """Return (start, end) in bytes of the partitions, in order; those out of range or over another are left out."""
+def partitions(read: Read, size: int, name: str) -> list[tuple[int, int]]:
+    """Return (start, end) in bytes of all partitions of an image of ``size`` bytes that was recognised as ``name``.
+
+    They come in order and as the table has them: hostile ones overlap, or end where they do not begin.
+    """
     if name == "GPT":
-        found = list(_gpt_partitions(read))
-    elif name == "MBR":
-        found = list(_mbr_partitions(read, size))
-    else:
-        return []
+        return sorted(_gpt_partitions(read))
+    return sorted(_mbr_partitions(read, size)) if name == "MBR" else []
+
+
+def marks(read: Read, size: int) -> list[str]:
+    """Return the names of all file systems and the like whose marks a volume of ``size`` bytes bears.
+
+    More than one is a sign of something that was made over another; a table of partitions counts as ``MBR``.
+    """
+    start = read(0, 4096)
+    found = [name for name, offset, mark in _MAGIC if read(offset, len(mark)) == mark]
+    if _is_fat(start):
+        found.append("FAT")
+    if start[1080:1082] == b"\x53\xef":
+        found.append(_ext_name(start))
+    if any(True for _ in _mbr_entries(start, 0, size)):
+        found.append("MBR")
+    return found
+
+
+def _partitions(read: Read, size: int, name: str) -> list[tuple[int, int]]:
+    """Return the partitions that count for segments: those out of range or over another are left out."""
     kept: list[tuple[int, int]] = []
-    for start, end in sorted(found):
+    for start, end in partitions(read, size, name):
         if 0 < start < end <= size and (not kept or start >= kept[-1][1]):
             kept.append((start, end))
     return kept
@@ -187,15 +207,18 @@ def _logical_partitions(read: Read, size: int, extended: int) -> Iterator[tuple[
 
 
 def _gpt_partitions(read: Read) -> Iterator[tuple[int, int]]:
-    """Partitions of a disk of 512-byte sectors. With 4 KiB sectors all of them lie on the grid anyway."""
-    header = read(SECTOR, _GPT_HEADER.size)
-    if len(header) < _GPT_HEADER.size or header[:8] != b"EFI PART":
+    """Partitions of a disk of 512-byte sectors, else of one of 4 KiB sectors."""
+    for sector in (SECTOR, 4096):
+        header = read(sector, _GPT_HEADER.size)
+        if len(header) == _GPT_HEADER.size and header[:8] == b"EFI PART":
+            break
+    else:
         return
     _, table, count, entry_size = _GPT_HEADER.unpack(header)
     if not _GPT_ENTRY.size <= entry_size <= 4096 or table > 1 << 40:
         return
-    entries = read(table * SECTOR, min(count, _MAX_ENTRIES) * entry_size)
+    entries = read(table * sector, min(count, _MAX_ENTRIES) * entry_size)
     for at in range(0, len(entries) - _GPT_ENTRY.size + 1, entry_size):
         kind, first, last = _GPT_ENTRY.unpack_from(entries, at)
         if any(kind):
-            yield first * SECTOR, (last + 1) * SECTOR
+            yield first * sector, (last + 1) * sector
