@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trimtransfer.repository.audit import AuditReport
     from trimtransfer.repository.publish import PublishReport
     from trimtransfer.repository.reading import ImageSummary, VersionDetails
+    from trimtransfer.repository.trim import TrimmedVolume
 
 EXIT_DAMAGED: Final = 6
 _LEVEL: Final = 16
@@ -68,6 +69,11 @@ def repo() -> None:
     help="How content is cut: as a disk image, or at any byte. auto: by partition table or file system.",
 )
 @click.option("--flat", is_flag=True, help="Also record the whole file's plain BLAKE3, as b3sum prints it.")
+@click.option(
+    "--trim",
+    is_flag=True,
+    help="Blank the free blocks of clean file systems (deleted files' remains too); nothing in use changes.",
+)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
 @output_options
 def publish(output: Output, /, repository: str, file: str, image: str, kind: str, **options: Any) -> None:
@@ -75,6 +81,10 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
 
     FILE is a raw disk image (holes are not read), any other file, or a block device; nothing may write to it meanwhile.
     REPO is a directory, made if missing. Only content that the image's newest version lacks is stored.
+
+    With --trim, what the clean file systems of the image (ext2/3/4, NTFS, FAT, XFS; with or without partitions) mark
+    free is published as zeros. Before, it is proven that all files and structures stay as they are. A file system that
+    is not clean, or not known, is published as it is, with a warning.
 
     The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
     can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
@@ -95,6 +105,9 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
         progress=output.progress,
         **options,
     )
+    for volume in report.trimmed:
+        if volume.problem:
+            output.warn(f"not trimmed: {volume.name}{_kind_text(volume)}: {volume.problem}")
     output.result(report.to_dict(), _published(report))
 
 
@@ -183,6 +196,12 @@ def _published(report: PublishReport) -> str:
         f"  repeated   {size_text(report.repeated_bytes):>10}",
         f"  new        {size_text(report.new_bytes):>10}  {count_text(report.new_chunks, 'chunk')}",
     ]
+    for volume in report.trimmed:
+        if not volume.problem:
+            gain, kept = size_text(volume.blanked_bytes), f"{size_text(volume.kept_bytes)} in use proven unchanged"
+            place = f"free in {volume.name}{_kind_text(volume)}, {gain} of it data"
+            files = count_text(volume.files, "file")
+            lines.append(f"  trimmed    {size_text(volume.free_bytes):>10}  {place}; {files}, {kept}")
     if report.again_bytes:
         lines.append(f"  known, stored again to keep downloads compact: {size_text(report.again_bytes)}")
     stored = f"{size_text(report.stored_bytes)} in {count_text(report.packs, 'pack')}"
@@ -191,6 +210,10 @@ def _published(report: PublishReport) -> str:
     if report.flat:
         lines.append(f"b3sum  {report.flat}")
     return "\n".join(lines)
+
+
+def _kind_text(volume: TrimmedVolume) -> str:
+    return f" ({volume.file_system})" if volume.file_system else ""
 
 
 def _listed(images: list[ImageSummary]) -> str:

@@ -83,7 +83,8 @@ class Runs:
 
     def _rows(self, owner: int) -> slice:
         return slice(
-            int(np.searchsorted(self.owners, owner, side="left")), int(np.searchsorted(self.owners, owner, side="right"))
+            int(np.searchsorted(self.owners, owner, side="left")),
+            int(np.searchsorted(self.owners, owner, side="right")),
         )
 
     def extents(self, owner: int, size: int) -> NDArray[np.int64]:
@@ -188,4 +189,3 @@ def distinct(what: str, places: Column) -> Column:
     if len(twice):
         raise FormatError(what, int(found[twice[0]]), "used once", "used twice")
     return found
-

@@ -7,6 +7,7 @@ bytes of something else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -35,7 +36,7 @@ class Volume:
         Raises:
             FormatError: they do not all lie within the volume, or in the image.
         """
-        if not (0 <= offset and 0 <= length <= MAX_READ and offset + length <= self.length):
+        if offset < 0 or not 0 <= length <= min(MAX_READ, self.length - offset):
             raise FormatError(
                 what, self.start + offset, f"at most {MAX_READ} bytes within the volume", f"{length} bytes"
             )
@@ -60,7 +61,7 @@ class Volume:
         most = max(1, (1 << 20) // size)
         breaks = np.diff(placed) != size
         firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1, [len(placed)])).tolist()
-        for first, last in zip(firsts[:-1], firsts[1:], strict=True):
+        for first, last in pairwise(firsts):
             for at in range(first, last, most):
                 count = min(most, last - at)
                 piece = self.bytes(what, int(placed[at]), count * size)

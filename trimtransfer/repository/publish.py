@@ -30,6 +30,7 @@ from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
+from trimtransfer.repository.trim import TrimmedVolume, trim_image
 from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.table import Table
 from trimtransfer.watch import Progress, Watch
@@ -49,7 +50,8 @@ class PublishReport:
     ``zero_bytes``, ``new_bytes`` (content stored for the first time), ``known_bytes`` (content that known packs have,
     counted once) and ``repeated_bytes`` (further occurrences of either) add up to ``length``. ``again_bytes`` of the
     known content are stored again to keep downloads compact. ``stored_bytes`` in ``packs`` new packs and
-    ``metadata_bytes`` are what the repository grew by; ``kept_packs`` it had already.
+    ``metadata_bytes`` are what the repository grew by; ``kept_packs`` it had already. ``trimmed`` tells what ``trim``
+    did to each volume of the image (empty: not asked for).
     """
 
     image: str
@@ -75,6 +77,7 @@ class PublishReport:
     metadata_bytes: int
     read_bytes: int
     seconds: float
+    trimmed: tuple[TrimmedVolume, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -92,6 +95,7 @@ class _Job:
     kind: Kind | None
     level: int
     flat: bool
+    trim: bool
     workers: int
     pack_limit: int
     limits: Limits
@@ -117,6 +121,7 @@ def publish(
     kind: Kind | None = None,
     level: int = DEFAULT_LEVEL,
     flat: bool = False,
+    trim: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
@@ -127,9 +132,11 @@ def publish(
 
     The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
     newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
-    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``workers`` threads compress (all
-    cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks (more lies in temporary
-    files in the repository), and about 5 MiB per worker.
+    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file
+    systems mark free, see ``trim_image``; else every byte is published. ``workers`` threads compress (all
+    cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks (more lies in
+    temporary files in the repository), and about 5 MiB per worker; with ``trim`` before that
+    200 bytes per file.
 
     Raises:
         FormatError: a name that is none; a damaged repository.
@@ -147,7 +154,7 @@ def publish(
         check_name("image", name)
     check_name("version", version)
     workers = workers or len(os.sched_getaffinity(0))
-    job = _Job(image, version, parent, tuple(like), kind, level, flat, workers, _pack_limit, _limits)
+    job = _Job(image, version, parent, tuple(like), kind, level, flat, trim, workers, _pack_limit, _limits)
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with ImageSource(path) as source, space_errors(store.path):
@@ -170,10 +177,13 @@ def _check_target(store: DirectoryStore) -> None:
 def _publish(job: _Job, store: DirectoryStore, source: ImageSource, watch: Watch) -> PublishReport:
     started = time.monotonic()
     base = _open_base(job, store)
+    trimmed: tuple[TrimmedVolume, ...] = ()
+    if job.trim:
+        source, trimmed = trim_image(source, watch)
     geometry = recognise(source.read, source.size, kind=job.kind)
     intent = Intent(store, job.image, job.version)
     try:
-        publication = _Publication(job, store, source, base, geometry, intent, watch)
+        publication = _Publication(job, store, source, base, geometry, intent, watch, trimmed)
         try:
             report = publication.run(started)
         finally:
@@ -214,9 +224,10 @@ class _Publication:
         geometry: Geometry,
         intent: Intent,
         watch: Watch,
+        trimmed: tuple[TrimmedVolume, ...],
     ) -> None:
         self._job, self._store, self._source, self._base = job, store, source, base
-        self._geometry, self._intent, self._watch = geometry, intent, watch
+        self._geometry, self._intent, self._watch, self._trimmed = geometry, intent, watch, trimmed
         self._directory = store.scratch()
         self._packs = Packs()
         self._open = contextlib.ExitStack()
@@ -344,6 +355,7 @@ class _Publication:
             metadata_bytes=metadata_bytes,
             read_bytes=surveyed_bytes + deduped.new_bytes + deduped.again_bytes,
             seconds=round(time.monotonic() - started, 3),
+            trimmed=self._trimmed,
         )
 
 

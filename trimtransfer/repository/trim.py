@@ -1,16 +1,15 @@
 """Trim: publish an image with the free blocks of its clean file systems blanked, and prove that nothing else changed.
 
-What is blanked is what a file system marks free, and only if its reader finds it clean: nothing that is reached from its
-root or its structures is marked free. The proof comes in two parts. By construction a :class:`TrimmedSource` differs
-from its image in the blanked ranges alone. And what the reader makes of the trimmed image, from scratch, is what it made
-of the image: the same paths, sizes and extents, the same free space, and the same bytes in everything in use, hashed in
-the image's order. That costs two readings of what is in use, wherever it lies, and none of what is free.
+What is blanked is what a file system marks free, and only if its reader finds it clean: nothing that is reached from
+its root or its structures is marked free. The proof comes in two parts. By construction a :class:`TrimmedSource`
+differs from its image in the blanked ranges alone. And what the reader makes of the trimmed image, from scratch, is
+what it made of the image: the same paths, sizes and extents, the same free space, and the same bytes in everything in
+use, hashed in the image's order. That costs two readings of what is in use, wherever it lies, and none of what is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,10 +17,11 @@ from blake3 import blake3
 
 from trimtransfer.errors import IntegrityError
 from trimtransfer.filesystem.contents import CLEAN, FileSystem
-from trimtransfer.filesystem.ranges import Ranges, intersection, joined, merged, no_ranges, overlapping, total
+from trimtransfer.filesystem.ranges import Ranges, intersection, joined, merged, no_ranges, total
 from trimtransfer.filesystem.volumes import Found, find_file_systems
 from trimtransfer.geometry import Read
 from trimtransfer.image import ImageSource
+from trimtransfer.repository.trimmed import TrimmedSource
 from trimtransfer.watch import Watch
 
 _PIECE: Final = 4 << 20
@@ -47,83 +47,94 @@ class TrimmedVolume:
     kept_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Trimmed:
-    """The trimmed image to publish, and what was done to each of its volumes."""
-
-    source: ImageSource
-    volumes: tuple[TrimmedVolume, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Print:
-    """All that a file system is: a digest of its listing, its free space and its bytes in use; their number."""
-
-    digest: bytes
-    files: int
-    kept_bytes: int
-
-
-class TrimmedSource(ImageSource):
-    """An image source of which some ranges (merged) read as zeros and count as holes; they are never read.
-
-    It takes the source over: closing it closes that.
-    """
-
-    def __init__(self, source: ImageSource, blank: Ranges) -> None:
-        self._source, self._blank = source, blank
-        self.path, self.size, self.is_device = source.path, source.size, source.is_device
-
-    def close(self) -> None:
-        """Close the image; harmless when closed already."""
-        self._source.close()
-
-    def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:
-        """Fill ``buffer`` with the bytes from ``offset`` on; raises as the image does."""
-        view = memoryview(buffer).cast("B")
-        array = np.frombuffer(view, dtype=np.uint8)
-        done = 0
-        for start, length in overlapping(self._blank, offset, len(view)).tolist():
-            at = start - offset
-            if at > done:
-                self._source.read_into(view[done:at], offset + done)
-            array[at : at + length] = 0
-            done = at + length
-        if done < len(view):
-            self._source.read_into(view[done:], offset + done)
-
-    def extents(self, start: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of the parts of a range that may hold data, in order: no hole, nothing blanked."""
-        for offset, size in self._source.extents(start, length):
-            at, end = offset, offset + size
-            for low, count in overlapping(self._blank, offset, size).tolist():
-                if low > at:
-                    yield at, low - at
-                at = low + count
-            if at < end:
-                yield at, end - at
-
-    def check_unchanged(self) -> None:
-        """Raise ``SourceChanged`` if the image changed since it was opened, as far as that can be told."""
-        self._source.check_unchanged()
-
-
-def trim(source: ImageSource, watch: Watch) -> Trimmed:
-    """Return an image with the free space of its clean file systems blanked; it takes ``source`` over.
+def trim_image(source: ImageSource, watch: Watch) -> tuple[ImageSource, tuple[TrimmedVolume, ...]]:
+    """Return the image with the free space of its clean file systems blanked, and what was done to each volume.
 
     Raises:
-        IntegrityError: something in use would change: the image was written to meanwhile.
+        IntegrityError: something in use would change: the image is written to meanwhile.
         Cancelled: as asked.
     """
-    volumes: list[TrimmedVolume] = []
-    chosen: list[tuple[Found, TrimmedVolume, _Print]] = []
-    blank: list[Ranges] = []
-    for found in find_file_systems(source.read, source.size):
-        facts = TrimmedVolume(found.volume.name, found.kind, found.volume.start, found.volume.length, found.problem)
-        if found.file_system is not None:
-            free, print_, problem = _examine(found.file_system, source.read, watch)
-            blank.append(free)
-            facts = _facts(found, source, free, print_, problem)
-        volumes.append(facts)
-        ...
-    raise NotImplementedError
+    looks = _look(source, watch, "check")
+    trimmed = TrimmedSource(source, merged(joined(look.free for look in looks)))
+    again = _look(trimmed, watch, "prove")
+    for before, after in zip(looks, again, strict=True):
+        if before.digest != after.digest or not _same_free(before, after):
+            raise IntegrityError(
+                f"{before.facts.name} of {source.path} with its free space blanked",
+                before.digest,
+                after.digest,
+                "nothing may write to the image meanwhile; publish it without --trim else",
+            )
+    return trimmed, tuple(_with_gain(look, source) for look in looks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """What a reader makes of a volume: its free space, and a digest of all that it is but what is free."""
+
+    facts: TrimmedVolume
+    free: Ranges
+    digest: bytes
+
+
+def _look(source: ImageSource, watch: Watch, phase: str) -> list[_Look]:
+    """Look at all volumes of an image, one file system in memory at a time."""
+    found = find_file_systems(source.read, source.size)
+    looks: list[_Look] = []
+    while found:
+        looks.append(_look_at(found.pop(0), source.read, watch, phase))
+    return looks
+
+
+def _look_at(found: Found, read: Read, watch: Watch, phase: str) -> _Look:
+    facts = TrimmedVolume(found.volume.name, found.kind, found.volume.start, found.volume.length, found.problem)
+    if found.file_system is None:
+        return _Look(facts, no_ranges(), b"")
+    facts = replace(facts, file_system=found.file_system.kind)
+    watch.check()
+    state = found.file_system.state
+    if state != CLEAN:
+        return _Look(replace(facts, problem=state), no_ranges(), b"")
+    hasher = blake3()
+    free = found.file_system.free()
+    files = _hash_listing(found.file_system, hasher)
+    kept = _hash_content(merged(found.file_system.reached()), read, hasher, watch, phase)
+    return _Look(replace(facts, files=files, kept_bytes=kept, free_bytes=total(free)), free, hasher.digest())
+
+
+def _hash_listing(file_system: FileSystem, hasher: blake3) -> int:
+    """Hash what the files are called, how long they are and where they lie; return their number."""
+    files = 0
+    for file in file_system.files():
+        files += 1
+        for part in (file.path, file.size.to_bytes(8, "little"), file.extents.astype("<i8").tobytes()):
+            hasher.update(len(part).to_bytes(8, "little") + part)
+    return files
+
+
+def _hash_content(kept: Ranges, read: Read, hasher: blake3, watch: Watch, phase: str) -> int:
+    """Hash what is in use, in the image's order; return its length.
+
+    The listing says which of these bytes are which file's, so equal digests mean equal files.
+    """
+    done, size = 0, total(kept)
+    for start, length in kept.tolist():
+        for at in range(start, start + length, _PIECE):
+            piece = read(at, min(_PIECE, start + length - at))
+            hasher.update(piece)
+            done += len(piece)
+            watch.report(phase, done, size)
+    return size
+
+
+def _same_free(before: _Look, after: _Look) -> bool:
+    return before.free.tobytes() == after.free.tobytes() and before.facts == after.facts
+
+
+def _with_gain(look: _Look, source: ImageSource) -> TrimmedVolume:
+    """Add how much of what was blanked is data of the image file."""
+    if not len(look.free):
+        return look.facts
+    first, last = int(look.free[0, 0]), int(look.free[-1].sum())
+    data = np.array(list(source.extents(first, last - first)), dtype=np.int64).reshape(-1, 2)
+    return replace(look.facts, blanked_bytes=total(intersection(merged(data), look.free)))

@@ -166,9 +166,7 @@ class Groups:
                     yield number, used
         self._check_counts("inode", counts, self.free_inodes, self.superblock.free_inodes)
 
-    def _maps(
-        self, places: Column, unset: NDArray[np.bool_], bits: int
-    ) -> Iterator[tuple[Column, NDArray[np.bool_]]]:
+    def _maps(self, places: Column, unset: NDArray[np.bool_], bits: int) -> Iterator[tuple[Column, NDArray[np.bool_]]]:
         """Yield (groups, their bits that are free, shape (n, bits)) of those that have a map."""
         size = self.superblock.block_size
         present = np.flatnonzero(~unset)

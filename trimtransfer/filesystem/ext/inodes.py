@@ -70,7 +70,7 @@ class Inodes:
         joined = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
         extra = np.concatenate((*trees, np.unique(np.concatenate(attributes))))
         blocks = ranges_of(extra, np.ones_like(extra))
-        return cls(joined[0], joined[1], joined[2], joined[3], Runs.of("ext file map", runs), blocks)  # type: ignore[arg-type]
+        return cls(joined[0], joined[1], joined[2], joined[3], Runs.of("ext file map", runs), blocks)
 
     def find(self, number: int) -> int:
         """Return the row of an inode in use.

@@ -47,9 +47,9 @@ def map_extents(volume: Volume, superblock: Superblock, owners: Column, roots: N
         raise FormatError(_TREE, f"inode {owners[int(depths.argmax())]}", f"at most {_MAX_DEPTH} levels", depths.max())
     runs: list[Runs] = []
     level = _parse(superblock, owners, roots, depths, runs)
-    seen = []
+    seen: list[Column] = []
     while len(level[0]):
-        check_count(_TREE, sum(map(len, seen)) + len(level[0]), MAX_RUNS)
+        check_count(_TREE, sum(len(one) for one in seen) + len(level[0]), MAX_RUNS)
         seen.append(level[1])
         distinct(_TREE, np.concatenate(seen))
         level = _descend(volume, superblock, level, runs)

@@ -33,9 +33,7 @@ class ExtFileSystem(FileSystem):
     def __init__(self, volume: Volume) -> None:
         self._superblock = Superblock.read(volume)
         block = self._superblock
-        super().__init__(
-            volume, kind=block.name, length=block.blocks * block.block_size, block_size=block.block_size
-        )
+        super().__init__(volume, kind=block.name, length=block.blocks * block.block_size, block_size=block.block_size)
         self._groups = Groups.read(volume, block)
 
     @cached_property

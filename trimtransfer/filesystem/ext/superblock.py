@@ -142,7 +142,10 @@ class Superblock:
             (8 <= self.blocks_per_group <= 8 * size and self.blocks_per_group % 8 == 0, "blocks per group"),
             (8 <= self.inodes_per_group <= 8 * size and self.inodes_per_group % 8 == 0, "inodes per group"),
             (128 <= self.inode_size <= size and not self.inode_size & (self.inode_size - 1), "inode size"),
-            (32 <= self.descriptor_size <= 1024 and not self.descriptor_size & (self.descriptor_size - 1), "descriptors"),
+            (
+                32 <= self.descriptor_size <= 1024 and not self.descriptor_size & (self.descriptor_size - 1),
+                "descriptors",
+            ),
             (not self.has64 or self.descriptor_size >= 64, "descriptors"),
             (self.first_block < self.blocks and self.blocks * size <= volume.length, "number of blocks"),
         )
