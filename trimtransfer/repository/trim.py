@@ -118,6 +118,7 @@ def _hash_content(kept: Ranges, read: Read, hasher: blake3, watch: Watch, phase:
     The listing says which of these bytes are which file's, so equal digests mean equal files.
     """
     done, size = 0, total(kept)
+    watch.report(phase, done, size)
     for start, length in kept.tolist():
         for at in range(start, start + length, _PIECE):
             piece = read(at, min(_PIECE, start + length - at))

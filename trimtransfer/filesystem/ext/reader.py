@@ -28,17 +28,17 @@ _JOURNAL_KINDS: Final = (3, 4)
 
 
 class ExtFileSystem(FileSystem):
-    """An ext2, ext3 or ext4 file system."""
+    """An ext2, ext3 or ext4 file system; ``superblock`` and ``groups`` are what they say."""
 
     def __init__(self, volume: Volume) -> None:
-        self._superblock = Superblock.read(volume)
-        block = self._superblock
+        self.superblock = Superblock.read(volume)
+        block = self.superblock
         super().__init__(volume, kind=block.name, length=block.blocks * block.block_size, block_size=block.block_size)
-        self._groups = Groups.read(volume, block)
+        self.groups = Groups.read(volume, block)
 
     @cached_property
     def _inodes(self) -> Inodes:
-        return Inodes.read(self.volume, self._groups)
+        return Inodes.read(self.volume, self.groups)
 
     def files(self) -> Iterator[FileEntry]:
         """See ``FileSystem.files``."""
@@ -55,13 +55,13 @@ class ExtFileSystem(FileSystem):
 
     def free(self) -> Ranges:
         """See ``FileSystem.free``."""
-        return self._bytes(self._groups.free())
+        return self._bytes(self.groups.free())
 
     def reached(self) -> Ranges:
         """See ``FileSystem.reached``."""
         space = self._inodes.runs.space()
         space[:, 0] += self.start
-        return joined((space, self._bytes(self._inodes.blocks), self._bytes(self._groups.metadata())))
+        return joined((space, self._bytes(self._inodes.blocks), self._bytes(self.groups.metadata())))
 
     def _bytes(self, blocks: Ranges) -> Ranges:
         size = self.block_size
@@ -73,10 +73,10 @@ class ExtFileSystem(FileSystem):
         row = inodes.find(number)
         if inodes.kinds[row] != DIRECTORY:
             return None
-        typed = bool(self._superblock.incompatible & FILETYPE)
+        typed = bool(self.superblock.incompatible & FILETYPE)
         if inodes.inline[row]:
             at = self._inode_offset(number)
-            inode = self.volume.bytes("ext inode", at, self._superblock.inode_size)
+            inode = self.volume.bytes("ext inode", at, self.superblock.inode_size)
             return list(inline_entries(inode, where=self.start + at, typed=typed))
         found: list[tuple[bytes, int]] = []
         for _, place, length in inodes.runs.extents(number, int(inodes.sizes[row])).tolist():
@@ -87,19 +87,19 @@ class ExtFileSystem(FileSystem):
 
     def _inode_offset(self, number: int) -> int:
         """Return where an inode lies, in bytes."""
-        group, index = divmod(number - 1, self._superblock.inodes_per_group)
-        return int(self._groups.inode_tables[group]) * self.block_size + index * self._superblock.inode_size
+        group, index = divmod(number - 1, self.superblock.inodes_per_group)
+        return int(self.groups.inode_tables[group]) * self.block_size + index * self.superblock.inode_size
 
     def _doubt(self) -> str:
-        return self._superblock.doubt() or self._journal_doubt()
+        return self.superblock.doubt() or self._journal_doubt()
 
     def _journal_doubt(self) -> str:
         """Return why the journal may hold what is not in the file system yet, or nothing."""
-        if not self._superblock.compatible & HAS_JOURNAL:
+        if not self.superblock.compatible & HAS_JOURNAL:
             return ""
-        if not self._superblock.journal_inode:
+        if not self.superblock.journal_inode:
             return "its journal is on another device"
-        found = self._inodes.runs.extents(self._superblock.journal_inode, self.block_size)
+        found = self._inodes.runs.extents(self.superblock.journal_inode, self.block_size)
         if not len(found):
             return "its journal cannot be found"
         head = self.volume.bytes("ext journal", int(found[0, 1]), 1024)
