@@ -7,7 +7,9 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,26 @@ def whole(path: Path) -> Volume:
     """Return an image as one volume."""
     source = ImageSource(path)
     return Volume(source.read, 0, source.size, "whole image")
+
+
+@contextmanager
+def mounted_ntfs(path: Path, *options: str) -> Iterator[Path]:
+    """Mount an NTFS image, or skip the test where that cannot be done; what is written is in it afterwards."""
+    if not os.access("/dev/fuse", os.W_OK) or os.getuid():
+        pytest.skip("mounting NTFS needs root and /dev/fuse")
+    place = path.with_suffix(".mounted")
+    place.mkdir()
+    command = [program("ntfs-3g"), "-o", ",".join(("no_detach", *options)), str(path), str(place)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as driver:
+        try:
+            while not os.path.ismount(place):
+                if driver.poll() is not None:
+                    assert driver.stderr is not None
+                    pytest.skip(f"ntfs-3g: {driver.stderr.read().decode(errors='replace')[:200]}")
+                time.sleep(0.01)
+            yield place
+        finally:
+            if os.path.ismount(place):
+                run("umount", place)
+            driver.wait()  # umount comes back before the driver has written everything
+    place.rmdir()

@@ -1,10 +1,12 @@
-"""Trim: what is deleted is gone from the published image, everything in use is as it was, by the real programs' word."""
+"""Trim: what is deleted is gone from the published image, all in use is as it was, by the real programs' word."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from filesystems import KIB, MIB, make_tree, run, sized
+from filesystems import KIB, MIB, make_tree, mounted_ntfs, program, run, sized
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,9 +75,25 @@ def extract_ext(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
     return found
 
 
-MAKERS = {"ext": make_ext}
-EXTRACTIONS = {"ext": extract_ext}
-CHECKS = {"ext": lambda path: run("e2fsck", "-fn", path)}
+def make_ntfs(tmp_path: Path, rnd: random.Random) -> Case:
+    files = make_tree(tmp_path / "tree", rnd, names=100, links=False)
+    path = sized(tmp_path / "image", 80 * MIB)
+    run("mkntfs", "-F", "-q", "-Q", path)
+    with mounted_ntfs(path) as place:
+        shutil.copytree(tmp_path / "tree", place, dirs_exist_ok=True)
+        shutil.copy(remains(tmp_path, rnd), place / "secret")
+        (place / "secret").unlink()
+    return Case(path, "ntfs", files)
+
+
+def extract_ntfs(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
+    command = [program("ntfscat"), path]
+    return {name: subprocess.run([*command, name], check=True, capture_output=True).stdout for name in case.files}
+
+
+MAKERS = {"ext": make_ext, "ntfs": make_ntfs}
+EXTRACTIONS = {"ext": extract_ext, "ntfs": extract_ntfs}
+CHECKS = {"ext": lambda path: run("e2fsck", "-fn", path), "ntfs": lambda path: run("ntfsfix", "-n", path)}
 
 
 @pytest.fixture(params=MAKERS)
@@ -107,7 +125,7 @@ def test_remains_are_gone_and_nothing_else(case: Case, tmp_path: Path) -> None:
     assert not holds(output)
     (volume,) = report.trimmed
     assert volume.problem == ""
-    assert volume.files == len([path for path in case.extract(whole, tmp_path / "one")]) - hard_links(case)
+    assert volume.files == len(case.extract(whole, tmp_path / "one")) - hard_links(case)
     assert volume.blanked_bytes >= SECRET
     assert volume.free_bytes >= volume.blanked_bytes
     assert report.new_bytes <= untrimmed.new_bytes - SECRET

@@ -13,6 +13,8 @@ from typing import Final
 from trimtransfer.errors import FormatError
 from trimtransfer.filesystem.contents import FileSystem
 from trimtransfer.filesystem.ext.reader import ExtFileSystem
+from trimtransfer.filesystem.fat.reader import FatFileSystem
+from trimtransfer.filesystem.ntfs.reader import NtfsFileSystem
 from trimtransfer.filesystem.volume import Volume
 from trimtransfer.geometry import Read, marks, partitions, recognise
 
@@ -20,6 +22,8 @@ _READERS: Final[dict[str, Callable[[Volume], FileSystem]]] = {
     "ext2": ExtFileSystem,
     "ext3": ExtFileSystem,
     "ext4": ExtFileSystem,
+    "FAT": FatFileSystem,
+    "NTFS": NtfsFileSystem,
 }
 
 
