@@ -34,7 +34,8 @@ def program(name: str) -> str:
 def run(*command: object, codes: tuple[int, ...] = (0,), text: str | None = None) -> str:
     """Run a program; return its output, which is the message if its exit code is another one."""
     line = [program(str(command[0])), *map(str, command[1:])]
-    done = subprocess.run(line, capture_output=True, input=text.encode() if text else None)
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(line, capture_output=True, input=text.encode() if text else None, env=environment)
     output = (done.stdout + done.stderr).decode(errors="replace")
     assert done.returncode in codes, f"{' '.join(line)}: {done.returncode}\n{output}"
     return output
@@ -54,7 +55,7 @@ def make_tree(root: Path, rnd: random.Random, *, links: bool = True, names: int 
         "tiny": b"x",
         "inline": rnd.randbytes(50),
         "block": rnd.randbytes(4096),
-        "etc/conf.d/" + LONG[:200]: rnd.randbytes(5000),
+        "etc/conf.d/" + LONG[:200].strip(): rnd.randbytes(5000),
         "etc/big": rnd.randbytes(3 * MIB + 123),
         "etc/text.txt": b"some line of text\n" * 9000,
         "etc/zeros": bytes(200_000),

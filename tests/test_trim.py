@@ -66,6 +66,11 @@ def make_ext(tmp_path: Path, rnd: random.Random) -> Case:
 def extract_ext(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
     target.mkdir()
     run("debugfs", "-R", f"rdump / {target}", path)
+    return read_tree(target)
+
+
+def read_tree(target: Path) -> dict[bytes, bytes]:
+    """Return the regular files of a directory by path."""
     found = {}
     for place, _, names in os.walk(os.fsencode(target)):
         for name in names:
@@ -91,9 +96,29 @@ def extract_ntfs(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
     return {name: subprocess.run([*command, name], check=True, capture_output=True).stdout for name in case.files}
 
 
-MAKERS = {"ext": make_ext, "ntfs": make_ntfs}
-EXTRACTIONS = {"ext": extract_ext, "ntfs": extract_ntfs}
-CHECKS = {"ext": lambda path: run("e2fsck", "-fn", path), "ntfs": lambda path: run("ntfsfix", "-n", path)}
+def make_fat(tmp_path: Path, rnd: random.Random) -> Case:
+    files = make_tree(tmp_path / "tree", rnd, names=100, links=False)
+    path = sized(tmp_path / "image", 80 * MIB)
+    run("mkfs.fat", "-F", "32", path)
+    run("mcopy", "-s", "-i", path, *(tmp_path / "tree").iterdir(), "::")
+    run("mcopy", "-i", path, remains(tmp_path, rnd), "::")
+    run("mdel", "-i", path, "::secret")
+    return Case(path, "fat", files)
+
+
+def extract_fat(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
+    target.mkdir()
+    run("mcopy", "-s", "-n", "-i", path, "::*", target)
+    return read_tree(target)
+
+
+MAKERS = {"ext": make_ext, "fat": make_fat, "ntfs": make_ntfs}
+EXTRACTIONS = {"ext": extract_ext, "fat": extract_fat, "ntfs": extract_ntfs}
+CHECKS = {
+    "ext": lambda path: run("e2fsck", "-fn", path),
+    "fat": lambda path: run("fsck.fat", "-n", path),
+    "ntfs": lambda path: run("ntfsfix", "-n", path),
+}
 
 
 @pytest.fixture(params=MAKERS)

@@ -70,8 +70,8 @@ class FatFileSystem(FileSystem):
 
     @cached_property
     def _runs(self) -> Runs:
-        columns = np.array(self._tree.runs, dtype=np.int64).reshape(-1, 4).T
-        return Runs.of("FAT files", [Runs(*columns, np.ones(columns.shape[1], dtype=np.bool_))])
+        owners, offsets, places, lengths = np.array(self._tree.runs, dtype=np.int64).reshape(-1, 4).T
+        return Runs.of("FAT files", [Runs(owners, offsets, places, lengths, np.ones(len(owners), dtype=np.bool_))])
 
     @cached_property
     def _tree(self) -> _Tree:

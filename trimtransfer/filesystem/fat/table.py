@@ -29,7 +29,9 @@ class AllocationTable:
         mask = _MASKS[boot.bits]
         self._next &= mask
         self._end = mask - 7
-        self._breaks: Column = np.flatnonzero(self._next != np.arange(1, count + 1, dtype=np.uint32))
+        ends = self._next != np.arange(1, count + 1, dtype=np.uint32)
+        ends[-1] = True
+        self._breaks: Column = np.flatnonzero(ends)  # where runs of clusters that follow each other end
         self.walked = 0
         """Clusters of the chains followed so far."""
 
