@@ -130,3 +130,22 @@ def mounted_ntfs(path: Path, *options: str) -> Iterator[Path]:
                 run("umount", place)
             driver.wait()  # umount comes back before the driver has written everything
     place.rmdir()
+
+
+@contextmanager
+def mounted_xfs(path: Path, *options: str) -> Iterator[Path]:
+    """Mount an XFS image, or skip the test where that cannot be done; what is written is in it afterwards."""
+    if os.getuid():
+        pytest.skip("mounting XFS needs root")
+    place = path.with_suffix(".mounted")
+    place.mkdir()
+    done = subprocess.run(
+        [program("mount"), "-t", "xfs", "-o", ",".join(("loop", *options)), path, place], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip(f"XFS cannot be mounted: {done.stderr.decode(errors='replace')[:200]}")
+    try:
+        yield place
+    finally:
+        run("umount", place)
+        place.rmdir()

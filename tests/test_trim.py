@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from filesystems import KIB, MIB, make_tree, mounted_ntfs, program, run, sized
+from filesystems import KIB, MIB, make_tree, mounted_ntfs, mounted_xfs, program, run, sized
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,12 +112,30 @@ def extract_fat(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
     return read_tree(target)
 
 
-MAKERS = {"ext": make_ext, "fat": make_fat, "ntfs": make_ntfs}
-EXTRACTIONS = {"ext": extract_ext, "fat": extract_fat, "ntfs": extract_ntfs}
+def make_xfs(tmp_path: Path, rnd: random.Random) -> Case:
+    files = make_tree(tmp_path / "tree", rnd, names=100)
+    path = sized(tmp_path / "image", 300 * MIB)
+    run("mkfs.xfs", "-q", path)
+    with mounted_xfs(path) as place:
+        run("cp", "-a", *(tmp_path / "tree").iterdir(), place)
+        shutil.copy(remains(tmp_path, rnd), place / "secret")
+        run("sync", "-f", place)
+        (place / "secret").unlink()
+    return Case(path, "xfs", files)
+
+
+def extract_xfs(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
+    with mounted_xfs(path, "ro", "norecovery", "nouuid") as place:
+        return read_tree(place)
+
+
+MAKERS = {"ext": make_ext, "fat": make_fat, "ntfs": make_ntfs, "xfs": make_xfs}
+EXTRACTIONS = {"ext": extract_ext, "fat": extract_fat, "ntfs": extract_ntfs, "xfs": extract_xfs}
 CHECKS = {
     "ext": lambda path: run("e2fsck", "-fn", path),
     "fat": lambda path: run("fsck.fat", "-n", path),
     "ntfs": lambda path: run("ntfsfix", "-n", path),
+    "xfs": lambda path: run("xfs_repair", "-n", path),
 }
 
 
@@ -164,7 +182,7 @@ def test_remains_are_gone_and_nothing_else(case: Case, tmp_path: Path) -> None:
 
 
 def hard_links(case: Case) -> int:
-    return 1 if case.kind == "ext" else 0
+    return 1 if case.kind in ("ext", "xfs") else 0
 
 
 def check_difference(before: bytes, after: bytes) -> None:

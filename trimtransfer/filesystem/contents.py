@@ -109,6 +109,7 @@ class FileSystem(ABC):
     def __init__(self, volume: Volume, *, kind: str, length: int, block_size: int) -> None:
         self.volume, self.kind, self.start, self.length = volume, kind, volume.start, length
         self.block_size = block_size
+        self._directory_bytes = 0
         if not 0 < length <= volume.length:
             raise FormatError(kind, volume.start, f"a file system of at most {volume.length} bytes", length)
 
@@ -165,6 +166,16 @@ class FileSystem(ABC):
         for _ in self.files():
             pass
         return ""
+
+    def _spend(self, length: int) -> None:
+        """Count bytes of directories that are read for one listing.
+
+        Raises:
+            FormatError: more than the volume has: directories share blocks.
+        """
+        self._directory_bytes += length
+        if self._directory_bytes > self.volume.length:
+            raise FormatError("directories", "their blocks", f"at most {self.volume.length} bytes", "more")
 
     @property
     def _shares(self) -> bool:

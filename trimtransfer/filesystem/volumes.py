@@ -16,6 +16,7 @@ from trimtransfer.filesystem.ext.reader import ExtFileSystem
 from trimtransfer.filesystem.fat.reader import FatFileSystem
 from trimtransfer.filesystem.ntfs.reader import NtfsFileSystem
 from trimtransfer.filesystem.volume import Volume
+from trimtransfer.filesystem.xfs.reader import XfsFileSystem
 from trimtransfer.geometry import Read, marks, partitions, recognise
 
 _READERS: Final[dict[str, Callable[[Volume], FileSystem]]] = {
@@ -24,6 +25,7 @@ _READERS: Final[dict[str, Callable[[Volume], FileSystem]]] = {
     "ext4": ExtFileSystem,
     "FAT": FatFileSystem,
     "NTFS": NtfsFileSystem,
+    "XFS": XfsFileSystem,
 }
 
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from trimtransfer.errors import FormatError
-from trimtransfer.filesystem.contents import FileEntry, FileSystem
+from trimtransfer.filesystem.contents import MAX_FILES, FileEntry, FileSystem, check_count
 from trimtransfer.filesystem.ext.directory import entries, inline_entries
 from trimtransfer.filesystem.ext.groups import Groups
 from trimtransfer.filesystem.ext.inodes import DIRECTORY, REGULAR, ROOT, Inodes
@@ -42,7 +42,7 @@ class ExtFileSystem(FileSystem):
 
     def files(self) -> Iterator[FileEntry]:
         """See ``FileSystem.files``."""
-        inodes = self._inodes
+        inodes, self._directory_bytes = self._inodes, 0
         seen = np.zeros(len(inodes.numbers), dtype=np.bool_)
         for path, number in walk(ROOT, self._children):
             row = inodes.find(number)
@@ -80,6 +80,8 @@ class ExtFileSystem(FileSystem):
             return list(inline_entries(inode, where=self.start + at, typed=typed))
         found: list[tuple[bytes, int]] = []
         for _, place, length in inodes.runs.extents(number, int(inodes.sizes[row])).tolist():
+            self._spend(length)
+            check_count("ext directory", len(found), MAX_FILES)
             for at in range(place, place + length, self.block_size):
                 block = self.volume.bytes("ext directory", at, self.block_size)
                 found += entries(block, where=self.start + at, typed=typed)
