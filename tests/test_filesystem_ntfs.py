@@ -126,10 +126,10 @@ def test_a_dirty_volume(tmp_path: Path) -> None:
         assert reason in NtfsFileSystem(whole(path)).state
 
 
-def restart_page(*, sequence: int, client: int, flags: int) -> bytes:
+def restart_page(*, sequence: int, client: int, flags: int, version: int = 1) -> bytes:
     page = bytearray(4096)
     page[:4] = b"RSTR"
-    struct.pack_into("<HHQIIHhh", page, 4, 0x1E, 9, 0, 4096, 4096, 0x30, 1, 1)
+    struct.pack_into("<HHQIIHhh", page, 4, 0x1E, 9, 0, 4096, 4096, 0x30, 1 % version, version)
     struct.pack_into("<QHHHH", page, 0x30, sequence, 1, 0xFFFF, client, flags)
     struct.pack_into("<H", page, 0x1E, 7)
     for end in range(512, 4097, 512):
@@ -156,6 +156,8 @@ def test_the_journal(tmp_path: Path, pages: list[tuple[int, int, int]], reason: 
         edit(path, first + 4096 * number, page)
     state = NtfsFileSystem(whole(path)).state
     assert reason in state if reason else state == CLEAN
+    edit(path, first, restart_page(sequence=9, client=0xFFFF, flags=2, version=2))
+    assert "in its own memory" in NtfsFileSystem(whole(path)).state
     edit(path, first, b"none" + bytes(508))
     edit(path, first + 4096, b"none")
     assert "restart page" in NtfsFileSystem(whole(path)).state

@@ -29,8 +29,8 @@ from trimtransfer.filesystem.volume import Volume
 WHAT: Final = "ext group"
 _INODES_UNSET: Final = 1
 _BLOCKS_UNSET: Final = 2
-_MAPS_AT_ONCE: Final = 256
-"""Maps read at a time: with their bits as bytes 9 MiB for blocks of 4 KiB."""
+_MAPS_AT_ONCE: Final = 1 << 20
+"""Bytes of maps read at a time; with their bits as bytes 9 MiB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,8 +170,9 @@ class Groups:
         """Yield (groups, their bits that are free, shape (n, bits)) of those that have a map."""
         size = self.superblock.block_size
         present = np.flatnonzero(~unset)
-        for at in range(0, len(present), _MAPS_AT_ONCE):
-            numbers = present[at : at + _MAPS_AT_ONCE]
+        step = _MAPS_AT_ONCE // size
+        for at in range(0, len(present), step):
+            numbers = present[at : at + step]
             maps = self.volume.gather("ext map", places[numbers] * size, size)
             yield numbers, np.unpackbits(maps, axis=1, count=bits, bitorder="little") == 0
 

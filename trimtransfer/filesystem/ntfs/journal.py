@@ -18,6 +18,8 @@ _AREA: Final = struct.Struct("<QHHHH")
 _NO_CLIENT: Final = 0xFFFF
 _CLEAN: Final = 0x2
 _STRIDE: Final = 512
+_VERSION: Final = 1
+"""Windows 8 and later work with version 2, and go back to 1 when they let go of a volume."""
 
 
 def doubt(read: Callable[[int, int], bytes], size: int) -> str:
@@ -35,7 +37,9 @@ def doubt(read: Callable[[int, int], bytes], size: int) -> str:
     areas = [area for at in (0, page) if (area := _area(read(at, page))) is not None]
     if not areas:
         raise FormatError(WHAT, 0, "a restart page", first[:4])
-    _, client, flags = max(areas)
+    _, client, flags, version = max(areas)
+    if version != _VERSION:
+        return "a Windows keeps changes to it in its own memory; shut it down in full (no fast start, no hibernation)"
     if client != _NO_CLIENT and not flags & _CLEAN:
         return (
             "its journal must be recovered; shut the system that uses it down in full (no fast start, no hibernation)"
@@ -43,15 +47,15 @@ def doubt(read: Callable[[int, int], bytes], size: int) -> str:
     return ""
 
 
-def _area(page: bytes) -> tuple[int, int, int] | None:
-    """Return (sequence number, first client in use, flags) of a restart page; None for anything else."""
+def _area(page: bytes) -> tuple[int, int, int, int] | None:
+    """Return (sequence number, first client in use, flags, version) of a restart page; None for anything else."""
     if page[:4] != b"RSTR":
         return None
-    _, marks, count, _, _, _, place, _, _ = _HEAD.unpack_from(page)
+    _, marks, count, _, _, _, place, _, version = _HEAD.unpack_from(page)
     if count != len(page) // _STRIDE + 1 or marks + 2 * count > _STRIDE or place + _AREA.size > _STRIDE - 2:
         return None
     mark = page[marks : marks + 2]
     if any(page[end - 2 : end] != mark for end in range(_STRIDE, len(page) + 1, _STRIDE)):
         return None
     sequence, _, _, client, flags = _AREA.unpack_from(page, place)
-    return sequence, client, flags
+    return sequence, client, flags, version

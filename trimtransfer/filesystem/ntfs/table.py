@@ -27,7 +27,8 @@ BITMAP: Final = 0xB0
 _SHORT_NAME: Final = 2
 _NUMBER: Final = (1 << 48) - 1
 _AT_ONCE: Final = 8 << 20
-_MAX_RECORDS: Final = 16 * MAX_FILES
+_MAX_RECORDS: Final = 4 * MAX_FILES
+"""Records, free ones and extensions among them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

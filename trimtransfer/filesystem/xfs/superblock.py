@@ -25,7 +25,8 @@ _KNOWN_INCOMPATIBLE: Final = _FILE_TYPE | _SPARSE_INODES | 0x4 | 0x8 | _NEEDS_RE
 _REFLINK: Final = 0x4
 _KNOWN_READ_ONLY: Final = 0xF
 """Trees of free inodes, of owners, of shared blocks; counts of blocks of inode trees."""
-_MAX_GROUPS: Final = 1 << 20
+_MAX_GROUPS: Final = 1 << 14
+"""Usual are 4 to some hundred; headers of 4 KiB then take 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
