@@ -29,6 +29,7 @@ from trimtransfer.repository.trimmed import TrimmedSource
 
 REMAINS = b"THE REMAINS OF A DELETED FILE. "
 SECRET = MIB
+SIZE = 40 * MIB
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def remains(tmp_path: Path, rnd: random.Random) -> Path:
 
 def make_ext(tmp_path: Path, rnd: random.Random) -> Case:
     files = make_tree(tmp_path / "tree", rnd, names=100)
-    path = sized(tmp_path / "image", 80 * MIB)
+    path = sized(tmp_path / "image", SIZE)
     run("mke2fs", "-q", "-F", "-t", "ext4", "-d", tmp_path / "tree", path)
     run("debugfs", "-w", "-R", f"write {remains(tmp_path, rnd)} secret", path)
     run("debugfs", "-w", "-R", "rm secret", path)
@@ -82,7 +83,7 @@ def read_tree(target: Path) -> dict[bytes, bytes]:
 
 def make_ntfs(tmp_path: Path, rnd: random.Random) -> Case:
     files = make_tree(tmp_path / "tree", rnd, names=100, links=False)
-    path = sized(tmp_path / "image", 80 * MIB)
+    path = sized(tmp_path / "image", SIZE)
     run("mkntfs", "-F", "-q", "-Q", path)
     with mounted_ntfs(path) as place:
         shutil.copytree(tmp_path / "tree", place, dirs_exist_ok=True)
@@ -98,7 +99,7 @@ def extract_ntfs(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
 
 def make_fat(tmp_path: Path, rnd: random.Random) -> Case:
     files = make_tree(tmp_path / "tree", rnd, names=100, links=False)
-    path = sized(tmp_path / "image", 80 * MIB)
+    path = sized(tmp_path / "image", SIZE)
     run("mkfs.fat", "-F", "32", path)
     run("mcopy", "-s", "-i", path, *(tmp_path / "tree").iterdir(), "::")
     run("mcopy", "-i", path, remains(tmp_path, rnd), "::")
@@ -114,8 +115,8 @@ def extract_fat(case: Case, path: Path, target: Path) -> dict[bytes, bytes]:
 
 def make_xfs(tmp_path: Path, rnd: random.Random) -> Case:
     files = make_tree(tmp_path / "tree", rnd, names=100)
-    path = sized(tmp_path / "image", 300 * MIB)
-    run("mkfs.xfs", "-q", path)
+    path = sized(tmp_path / "image", 64 * MIB)
+    run("mkfs.xfs", "--unsupported", "-q", "-l", "size=8m", path)
     with mounted_xfs(path) as place:
         run("cp", "-a", *(tmp_path / "tree").iterdir(), place)
         shutil.copy(remains(tmp_path, rnd), place / "secret")
@@ -271,8 +272,10 @@ def test_partitions(tmp_path: Path, rnd: random.Random, label: str) -> None:
     dirty = tmp_path / "dirty"
     dirty.write_bytes(case.path.read_bytes())
     run("debugfs", "-w", "-R", "ssv state 0", dirty)
-    first, second = 2048, 2048 + 80 * 2048
-    path = disk(tmp_path, label, [(first, case.path), (second, dirty), (second + 80 * 2048, None)], size=200 * MIB)
+    first, second = 2048, 2048 + SIZE // 512
+    path = disk(
+        tmp_path, label, [(first, case.path), (second, dirty), (second + SIZE // 512, None)], size=2 * SIZE + 8 * MIB
+    )
     out, warnings = command(tmp_path / "r", path, "--image", "a", "--version", "1", "--trim")
     assert "free in partition 1 (ext4), " in out
     assert f"{len(case.files)} files, " in out
@@ -290,8 +293,8 @@ def test_partitions(tmp_path: Path, rnd: random.Random, label: str) -> None:
 
 def test_logical_partitions(tmp_path: Path, rnd: random.Random) -> None:
     case = make_ext(tmp_path, rnd)
-    path = sized(tmp_path / "disk", 100 * MIB)
-    run("sfdisk", "-q", path, text=f"label: dos\nstart=2048, type=5\nstart=4096, size={80 * 2048}\n")
+    path = sized(tmp_path / "disk", SIZE + 8 * MIB)
+    run("sfdisk", "-q", path, text=f"label: dos\nstart=2048, type=5\nstart=4096, size={SIZE // 512}\n")
     with open(path, "r+b") as file:
         file.seek(4096 * 512)
         file.write(case.path.read_bytes())
@@ -304,10 +307,10 @@ def test_logical_partitions(tmp_path: Path, rnd: random.Random) -> None:
 
 def test_overlapping_partitions_are_left_alone(tmp_path: Path, rnd: random.Random) -> None:
     case = make_ext(tmp_path, rnd)
-    path = disk(tmp_path, "dos", [(2048, case.path), (2048 + 80 * 2048, None)], size=100 * MIB)
+    path = disk(tmp_path, "dos", [(2048, case.path), (2048 + SIZE // 512, None)], size=SIZE + 8 * MIB)
     with open(path, "r+b") as file:
         file.seek(446 + 16 + 8)
-        file.write((2048 + 70 * 2048).to_bytes(4, "little"))
+        file.write((2048 + SIZE // 512 - 4096).to_bytes(4, "little"))
     with ImageSource(path) as source:
         found = find_file_systems(source.read, source.size)
     assert [one.problem for one in found] == ["it overlaps another partition"] * 2

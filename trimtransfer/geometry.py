@@ -9,6 +9,7 @@ Sources: UEFI 2.10 section 5 (MBR, GPT); ECMA-119 8.4 (ISO 9660); the file syste
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -28,6 +29,8 @@ _PAGE_SIZES: Final = (4096, 8192, 16384, 65536)
 _EXTENDED: Final = frozenset((0x05, 0x0F, 0x85))
 _PROTECTIVE: Final = 0xEE
 _ISO_DESCRIPTOR: Final = 16 * 2048
+_RAID_MARK: Final = b"\xfc\x4e\x2b\xa9"
+"""Of a member's superblock (Linux, md): at the start, or near the end, in the places of its four versions."""
 _MBR_ENTRY: Final = struct.Struct("<B3xB3xII")
 _GPT_HEADER: Final = struct.Struct("<8s64xQII")
 _GPT_ENTRY: Final = struct.Struct("<16s16xQQ")
@@ -93,7 +96,7 @@ def _recognise(read: Read, size: int) -> str:
         return "MBR"
     if start[1080:1082] == b"\x53\xef":
         return _ext_name(start)
-    if any(read(page - 10, 10) in (b"SWAPSPACE2", b"SWAP-SPACE") for page in _PAGE_SIZES):
+    if _has_swap(read):
         return "swap"
     return "file"
 
@@ -145,7 +148,42 @@ def marks(read: Read, size: int) -> list[str]:
         found.append(_ext_name(start))
     if any(True for _ in _mbr_entries(start, 0, size)):
         found.append("MBR")
+    if read(_ISO_DESCRIPTOR + 1, 5) == b"CD001":
+        found.append("ISO 9660")
+    if _has_swap(read):
+        found.append("swap")
+    places = (0, 4096, (size - 8192) // 4096 * 4096, (size // 65536 - 1) * 65536)
+    if any(read(at, 4) == _RAID_MARK for at in places if at >= 0):
+        found.append("Linux RAID")
     return found
+
+
+def table_doubt(read: Read) -> str:
+    """Return why the GPT of an image may not be the table that counts, or nothing.
+
+    It counts if its checksums are right and the MBR before it protects it. A program that does not know GPT leaves an
+    old one in place, and then the partitions of the MBR count.
+    """
+    entries = [_MBR_ENTRY.unpack_from(read(0, SECTOR).ljust(SECTOR, b"\0"), 446 + 16 * number) for number in range(4)]
+    kinds = {kind for _, kind, _, _ in entries if kind}
+    if kinds != {_PROTECTIVE}:
+        return "its MBR does not protect its GPT, which may be an old one"
+    headers = [sector for sector in (SECTOR, 4096) if read(sector, 8) == b"EFI PART"]
+    if len(headers) != 1:
+        return "it has two GPTs, for sectors of different sizes"
+    header = read(headers[0], SECTOR).ljust(SECTOR, b"\0")
+    length, check = struct.unpack_from("<II", header, 12)
+    table, count, size, entries_check = struct.unpack_from("<QIII", header, 72)
+    blank = header[:16] + bytes(4) + header[20 : min(length, SECTOR)]
+    if not 92 <= length <= SECTOR or zlib.crc32(blank) != check:
+        return "the checksum of its GPT is wrong"
+    if count * size > _MAX_ENTRIES * 4096 or zlib.crc32(read(table * headers[0], count * size)) != entries_check:
+        return "the checksum of its GPT's entries is wrong"
+    return ""
+
+
+def _has_swap(read: Read) -> bool:
+    return any(read(page - 10, 10) in (b"SWAPSPACE2", b"SWAP-SPACE") for page in _PAGE_SIZES)
 
 
 def _partitions(read: Read, size: int, name: str) -> list[tuple[int, int]]:

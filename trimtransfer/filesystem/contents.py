@@ -25,7 +25,6 @@ from trimtransfer.filesystem.volume import Volume
 CLEAN: Final = "clean"
 MAX_FILES: Final = 2_000_000
 MAX_RUNS: Final = 4_000_000
-_NO_EXTENTS: Final = np.zeros((0, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +41,7 @@ class FileEntry:
     extents: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: the table of extents is made once
 class Runs:
     """Pieces of allocated space in order of owner and position in it; all columns of shape (n,), in bytes.
 
@@ -81,21 +80,17 @@ class Runs:
         """Return where in the image all pieces lie, in the owners' order."""
         return ranges_of(self.places, self.lengths)
 
-    def _rows(self, owner: int) -> slice:
-        return slice(
-            int(np.searchsorted(self.owners, owner, side="left")),
-            int(np.searchsorted(self.owners, owner, side="right")),
-        )
+    @cached_property
+    def _table(self) -> NDArray[np.int64]:
+        return np.stack((self.offsets, self.places, self.lengths), axis=1)
 
     def extents(self, owner: int, size: int) -> NDArray[np.int64]:
         """Return the extents (n, 3) of the plain content of ``owner``, up to its length ``size``."""
-        rows = self._rows(owner)
-        offsets, places = self.offsets[rows], self.places[rows]
-        lengths = np.minimum(self.lengths[rows], size - offsets)
-        kept = self.plain[rows] & (lengths > 0)
-        if not kept.any():
-            return _NO_EXTENTS
-        return np.stack((offsets[kept], places[kept], lengths[kept]), axis=1)
+        first, last = int(self.owners.searchsorted(owner)), int(self.owners.searchsorted(owner, side="right"))
+        found = self._table[first:last].copy()
+        np.minimum(found[:, 2], size - found[:, 0], out=found[:, 2])
+        kept = self.plain[first:last] & (found[:, 2] > 0)
+        return found if kept.all() else found[kept]
 
 
 class FileSystem(ABC):

@@ -78,7 +78,7 @@ class Inodes:
         Raises:
             FormatError: it is not in use.
         """
-        at = int(np.searchsorted(self.numbers, number))
+        at = int(self.numbers.searchsorted(number))
         if at == len(self.numbers) or self.numbers[at] != number:
             raise FormatError("ext directory", f"inode {number}", "an inode in use", "a free one")
         return at
