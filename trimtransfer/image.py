@@ -12,13 +12,46 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 from trimtransfer.errors import SourceChanged
 
 _NO_DATA: Final = errno.ENXIO
 """What SEEK_DATA says when only a hole follows (lseek(2))."""
 _UNSUPPORTED: Final = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ESPIPE))
+
+
+class Source(Protocol):
+    """What is published: content of ``size`` bytes that lies in the file ``path``. Thread-safe.
+
+    :class:`ImageSource` is the file's own bytes; ``trimtransfer.disk`` has what the guest of a disk image sees.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        ...
+
+    def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:
+        """Fill ``buffer`` with the bytes from ``offset`` on."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes from ``offset`` on, fewer only at the end."""
+        ...
+
+    def extents(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the parts that may hold data, in order; what lies between is zeros."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise ``SourceChanged`` if it is no longer what was opened."""
+        ...
 
 
 class ImageSource:

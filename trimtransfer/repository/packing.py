@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import CHECK_SIZE, MAX_CHUNK_SIZE, Bytes, chunk_digest, object_check, object_digest
 from trimtransfer.errors import IntegrityError, SourceChanged
-from trimtransfer.image import ImageSource
+from trimtransfer.image import Source
 from trimtransfer.location import FRAME, PackRef
 from trimtransfer.pack import (
     MAX_PACK,
@@ -116,7 +116,7 @@ class Packer:
 
     def __init__(
         self,
-        source: ImageSource,
+        source: Source,
         store: DirectoryStore,
         intent: Intent,
         inventory: Inventory,

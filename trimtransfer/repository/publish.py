@@ -18,7 +18,7 @@ from trimtransfer.chunk import Kind
 from trimtransfer.errors import NotFound, TargetRefused, VersionExists
 from trimtransfer.geometry import Geometry, recognise
 from trimtransfer.head import Head
-from trimtransfer.image import ImageSource
+from trimtransfer.image import ImageSource, Source
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
@@ -177,13 +177,14 @@ def _check_target(store: DirectoryStore) -> None:
 def _publish(job: _Job, store: DirectoryStore, source: ImageSource, watch: Watch) -> PublishReport:
     started = time.monotonic()
     base = _open_base(job, store)
+    content: Source = source
     trimmed: tuple[TrimmedVolume, ...] = ()
     if job.trim:
-        source, trimmed = trim_image(source, watch)
-    geometry = recognise(source.read, source.size, kind=job.kind)
+        content, trimmed = trim_image(source, watch)
+    geometry = recognise(content.read, content.size, kind=job.kind)
     intent = Intent(store, job.image, job.version)
     try:
-        publication = _Publication(job, store, source, base, geometry, intent, watch, trimmed)
+        publication = _Publication(job, store, content, base, geometry, intent, watch, trimmed)
         try:
             report = publication.run(started)
         finally:
@@ -219,7 +220,7 @@ class _Publication:
         self,
         job: _Job,
         store: DirectoryStore,
-        source: ImageSource,
+        source: Source,
         base: _Base,
         geometry: Geometry,
         intent: Intent,

@@ -24,7 +24,7 @@ from trimtransfer.chunk import DIGEST_SIZE, Kind, chunk_digest, region_digest, t
 from trimtransfer.chunker import cut
 from trimtransfer.errors import Cancelled
 from trimtransfer.finder import chunk_keys
-from trimtransfer.image import ImageSource
+from trimtransfer.image import Source
 from trimtransfer.manifest import Manifest, Segment, region_geometry, zero_region_digest
 from trimtransfer.spill import Pieces
 from trimtransfer.table import ZERO, Table
@@ -97,7 +97,7 @@ class Survey:
 
 
 def survey(
-    source: ImageSource,
+    source: Source,
     *,
     kind: Kind,
     segments: tuple[Segment, ...],
@@ -168,7 +168,7 @@ class _Surveyor:
 
     def __init__(
         self,
-        source: ImageSource,
+        source: Source,
         result: Survey,
         known: dict[int, tuple[bytes, bytes]],
         digesters: ThreadPoolExecutor,

@@ -20,7 +20,7 @@ from trimtransfer.filesystem.contents import CLEAN, FileSystem
 from trimtransfer.filesystem.ranges import Ranges, intersection, joined, merged, no_ranges, total
 from trimtransfer.filesystem.volumes import Found, find_file_systems
 from trimtransfer.geometry import Read
-from trimtransfer.image import ImageSource
+from trimtransfer.image import Source
 from trimtransfer.repository.trimmed import TrimmedSource
 from trimtransfer.watch import Watch
 
@@ -47,7 +47,7 @@ class TrimmedVolume:
     kept_bytes: int = 0
 
 
-def trim_image(source: ImageSource, watch: Watch) -> tuple[ImageSource, tuple[TrimmedVolume, ...]]:
+def trim_image(source: Source, watch: Watch) -> tuple[Source, tuple[TrimmedVolume, ...]]:
     """Return the image with the free space of its clean file systems blanked, and what was done to each volume.
 
     Raises:
@@ -77,7 +77,7 @@ class _Look:
     digest: bytes
 
 
-def _look(source: ImageSource, watch: Watch, phase: str) -> list[_Look]:
+def _look(source: Source, watch: Watch, phase: str) -> list[_Look]:
     """Look at all volumes of an image, one file system in memory at a time."""
     found = find_file_systems(source.read, source.size)
     looks: list[_Look] = []
@@ -132,7 +132,7 @@ def _same_free(before: _Look, after: _Look) -> bool:
     return before.free.tobytes() == after.free.tobytes() and before.facts == after.facts
 
 
-def _with_gain(look: _Look, source: ImageSource) -> TrimmedVolume:
+def _with_gain(look: _Look, source: Source) -> TrimmedVolume:
     """Add how much of what was blanked is data of the image file."""
     if not len(look.free):
         return look.facts
