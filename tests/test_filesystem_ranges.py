@@ -11,6 +11,7 @@ from trimtransfer.errors import FormatError
 from trimtransfer.filesystem.contents import Runs, distinct
 from trimtransfer.filesystem.paths import walk
 from trimtransfer.filesystem.ranges import (
+    Cover,
     Ranges,
     difference,
     intersection,
@@ -18,7 +19,6 @@ from trimtransfer.filesystem.ranges import (
     merged,
     of_bits,
     overlap,
-    overlapping,
     total,
 )
 from trimtransfer.filesystem.stream import read_stream
@@ -57,7 +57,7 @@ def test_sets(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
 
 @given(lists, st.integers(0, 70), st.integers(0, 30))
 def test_parts_in_a_range(rows: list[tuple[int, int]], start: int, length: int) -> None:
-    found = overlapping(merged(ranges(rows)), start, length)
+    found = Cover(merged(ranges(rows))).within(start, length)
     assert positions(found) == positions(ranges(rows)) & set(range(start, start + length))
     assert (found[:, 1] > 0).all() or not length
 

@@ -77,14 +77,19 @@ def of_bits(bits: NDArray[np.bool_]) -> Ranges:
     return ranges_of(edges[::2], edges[1::2] - edges[::2])
 
 
-def overlapping(ranges: Ranges, start: int, length: int) -> Ranges:
-    """Return the parts of merged ranges that lie in one range; costs a search and what is found."""
-    ends = ranges[:, 0] + ranges[:, 1]
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ranges[:, 0], start + length, side="left"))
-    low = np.maximum(ranges[first:last, 0], start)
-    high = np.minimum(ends[first:last], start + length)
-    return ranges_of(low, high - low)
+class Cover:
+    """Merged ranges to be asked often which parts of them lie where; an answer costs a search and what is found."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._starts = np.ascontiguousarray(ranges[:, 0])
+        self._ends = self._starts + ranges[:, 1]
+
+    def within(self, start: int, length: int) -> Ranges:
+        """Return the parts that lie in one range, merged."""
+        first = int(self._ends.searchsorted(start, side="right"))
+        last = int(self._starts.searchsorted(start + length))
+        low = np.maximum(self._starts[first:last], start)
+        return ranges_of(low, np.minimum(self._ends[first:last], start + length) - low)
 
 
 def total(ranges: Ranges) -> int:

@@ -4,11 +4,12 @@ What is blanked is what a file system marks free, and only if its reader finds i
 its root or its structures is marked free. The proof comes in two parts. By construction a :class:`TrimmedSource`
 differs from its image in the blanked ranges alone. And what the reader makes of the trimmed image, from scratch, is
 what it made of the image: the same paths, sizes and extents, the same free space, and the same bytes in everything in
-use, hashed in the image's order. That costs two readings of what is in use, wherever it lies, and none of what is free.
+use, hashed in the image's order. That costs two readings of what is in use, wherever it lies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,12 +20,13 @@ from trimtransfer.errors import IntegrityError
 from trimtransfer.filesystem.contents import CLEAN, FileSystem
 from trimtransfer.filesystem.ranges import Ranges, intersection, joined, merged, no_ranges, total
 from trimtransfer.filesystem.volumes import Found, find_file_systems
-from trimtransfer.geometry import Read
 from trimtransfer.image import Source
 from trimtransfer.repository.trimmed import TrimmedSource
 from trimtransfer.watch import Watch
 
 _PIECE: Final = 4 << 20
+_GAP: Final = 64 << 10
+"""Bytes of free space that are read rather than passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,11 @@ def _look(source: Source, watch: Watch, phase: str) -> list[_Look]:
     found = find_file_systems(source.read, source.size)
     looks: list[_Look] = []
     while found:
-        looks.append(_look_at(found.pop(0), source.read, watch, phase))
+        looks.append(_look_at(found.pop(0), source, watch, phase))
     return looks
 
 
-def _look_at(found: Found, read: Read, watch: Watch, phase: str) -> _Look:
+def _look_at(found: Found, source: Source, watch: Watch, phase: str) -> _Look:
     facts = TrimmedVolume(found.volume.name, found.kind, found.volume.start, found.volume.length, found.problem)
     if found.file_system is None:
         return _Look(facts, no_ranges(), b"")
@@ -98,7 +100,7 @@ def _look_at(found: Found, read: Read, watch: Watch, phase: str) -> _Look:
     hasher = blake3()
     free = found.file_system.free()
     files = _hash_listing(found.file_system, hasher)
-    kept = _hash_content(merged(found.file_system.reached()), read, hasher, watch, phase)
+    kept = _hash_content(merged(found.file_system.reached()), source, hasher, watch, phase)
     return _Look(replace(facts, files=files, kept_bytes=kept, free_bytes=total(free)), free, hasher.digest())
 
 
@@ -112,20 +114,36 @@ def _hash_listing(file_system: FileSystem, hasher: blake3) -> int:
     return files
 
 
-def _hash_content(kept: Ranges, read: Read, hasher: blake3, watch: Watch, phase: str) -> int:
+def _hash_content(kept: Ranges, source: Source, hasher: blake3, watch: Watch, phase: str) -> int:
     """Hash what is in use, in the image's order; return its length.
 
     The listing says which of these bytes are which file's, so equal digests mean equal files.
     """
     done, size = 0, total(kept)
     watch.report(phase, done, size)
+    buffer = memoryview(bytearray(_PIECE))
+    for span in _spans(kept):
+        first, last = span[0][0], span[-1][1]
+        source.read_into(buffer[: last - first], first)
+        for start, end in span:
+            hasher.update(buffer[start - first : end - first])
+            done += end - start
+        watch.report(phase, done, size)
+    return size
+
+
+def _spans(kept: Ranges) -> Iterator[list[tuple[int, int]]]:
+    """Yield the ranges as (start, end), those together that are worth one reading; long ones in pieces."""
+    span: list[tuple[int, int]] = []
     for start, length in kept.tolist():
         for at in range(start, start + length, _PIECE):
-            piece = read(at, min(_PIECE, start + length - at))
-            hasher.update(piece)
-            done += len(piece)
-            watch.report(phase, done, size)
-    return size
+            end = min(at + _PIECE, start + length)
+            if span and (at - span[-1][1] > _GAP or end - span[0][0] > _PIECE):
+                yield span
+                span = []
+            span.append((at, end))
+    if span:
+        yield span
 
 
 def _same_free(before: _Look, after: _Look) -> bool:
