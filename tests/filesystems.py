@@ -133,19 +133,25 @@ def mounted_ntfs(path: Path, *options: str) -> Iterator[Path]:
 
 
 @contextmanager
-def mounted_xfs(path: Path, *options: str) -> Iterator[Path]:
-    """Mount an XFS image, or skip the test where that cannot be done; what is written is in it afterwards."""
+def mounted(kind: str, path: Path, *options: str) -> Iterator[Path]:
+    """Let the kernel mount an image, or skip the test where it does not; what is written is in it afterwards."""
     if os.getuid():
-        pytest.skip("mounting XFS needs root")
+        pytest.skip(f"mounting {kind} needs root")
     place = path.with_suffix(".mounted")
     place.mkdir()
-    done = subprocess.run(
-        [program("mount"), "-t", "xfs", "-o", ",".join(("loop", *options)), path, place], capture_output=True
-    )
+    command = [program("mount"), "-t", kind, "-o", ",".join(("loop", *options)), path, place]
+    done = subprocess.run(command, capture_output=True)
     if done.returncode:
-        pytest.skip(f"XFS cannot be mounted: {done.stderr.decode(errors='replace')[:200]}")
+        pytest.skip(f"{kind} cannot be mounted: {done.stderr.decode(errors='replace')[:200]}")
     try:
         yield place
     finally:
         run("umount", place)
         place.rmdir()
+
+
+@contextmanager
+def mounted_xfs(path: Path, *options: str) -> Iterator[Path]:
+    """Mount an XFS image, or skip the test where that cannot be done."""
+    with mounted("xfs", path, *options) as place:
+        yield place

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filesystems import KIB, MIB, check_files, make_tree, run, sized, whole
+from filesystems import KIB, MIB, check_files, make_tree, mounted, run, sized, whole
 
 from trimtransfer.errors import FormatError
 from trimtransfer.filesystem.contents import CLEAN
@@ -111,6 +112,33 @@ def test_scattered_files(tmp_path: Path, rnd: random.Random, options: str) -> No
     files = {str(number).encode(): one for number in range(2, count, 2)} | {b"big": big, b"rest": rest}
     check_files(file_system, files)
     assert max(len(entry.extents) for entry in file_system.files()) > 500
+
+
+@pytest.mark.parametrize("options", ["-t ext4", "-t ext4 -b 1024", "-t ext3", "-t ext2"])
+def test_what_the_kernel_writes(tmp_path: Path, rnd: random.Random, options: str) -> None:
+    """While it is mounted nothing is said about it; afterwards all is as the kernel left it."""
+    files = make_tree(tmp_path / "tree", rnd)
+    path = make(tmp_path / "image", options)
+    with mounted("ext4", path) as place:
+        run("cp", "-a", *(tmp_path / "tree").iterdir(), place)
+        run("sync", "-f", place)
+        for name in ("many/name 00003 of a rather crowded directory", "etc/zeros"):
+            (place / name).unlink()
+            del files[name.encode()]
+        (place / "removed").mkdir()
+        for number in range(300):
+            (place / "removed" / str(number)).write_bytes(b"content" * number)
+        run("sync", "-f", place)
+        shutil.rmtree(place / "removed")
+        copy = tmp_path / "copy"
+        run("sync", "-f", place)
+        shutil.copyfile(path, copy)
+    assert "not unmounted" in ExtFileSystem(whole(copy)).state
+    run("e2fsck", "-fn", path)
+    file_system = ExtFileSystem(whole(path))
+    assert file_system.state == CLEAN
+    assert np.array_equal(file_system.free(), free_by_dumpe2fs(path, file_system.block_size))
+    check_files(file_system, files)
 
 
 def test_the_last_group_is_shorter_and_the_image_longer(tmp_path: Path) -> None:

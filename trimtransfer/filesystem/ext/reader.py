@@ -81,8 +81,8 @@ class ExtFileSystem(FileSystem):
         found: list[tuple[bytes, int]] = []
         for _, place, length in inodes.runs.extents(number, int(inodes.sizes[row])).tolist():
             self._spend(length)
-            check_count("ext directory", len(found), MAX_FILES)
             for at in range(place, place + length, self.block_size):
+                check_count("ext directory", len(found), MAX_FILES)
                 block = self.volume.bytes("ext directory", at, self.block_size)
                 found += entries(block, where=self.start + at, typed=typed)
         return found
