@@ -10,7 +10,7 @@ import random
 import time
 import tracemalloc
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,6 +27,14 @@ SECONDS = 10
 """Most CPU seconds for an image of some MiB; usual is a hundredth of it."""
 MEMORY = 200 << 20
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+WIDE = (0, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+
+
+def extreme(value: int, order: Literal["little", "big"]) -> bytes:
+    """Return an extreme number of four or eight bytes."""
+    if value % 3:
+        return NUMBERS[value % len(NUMBERS)].to_bytes(4, order)
+    return WIDE[value % len(WIDE)].to_bytes(8, order)
 
 
 @cache
@@ -104,8 +112,8 @@ def damaged(name: str, wanted: list[Change]) -> bytearray:
         elif kind == "byte":
             image[at] = value % 256
         elif kind in ("number", "big"):
-            number = NUMBERS[value % len(NUMBERS)].to_bytes(4, "little" if kind == "number" else "big")
-            image[at : at + 4] = number[: len(image) - at]
+            number = extreme(value, "little" if kind == "number" else "big")
+            image[at : at + len(number)] = number[: len(image) - at]
         elif kind == "zeros":
             image[at // 512 * 512 : at // 512 * 512 + 512] = bytes(512)
         else:
@@ -127,8 +135,8 @@ def test_every_field_at_the_start(name: str, rnd: random.Random) -> None:
     early = positions[: int(np.searchsorted(positions, positions[0] + 4096))]
     for at in rnd.sample(early.tolist(), min(60, len(early))):
         image = bytearray(original)
-        value = rnd.choice(NUMBERS).to_bytes(4, rnd.choice(("little", "big")))
-        image[at : at + 4] = value
+        value = extreme(rnd.randrange(1 << 16), "big" if name == "xfs" else "little")
+        image[at : at + len(value)] = value
         survive(image)
 
 

@@ -27,6 +27,7 @@ _SYMLINK: Final = 10
 _EXTENTS: Final = 0x80000
 _INLINE: Final = 0x10000000
 _COMPRESSED: Final = 0x4
+_ENCRYPTED: Final = 0x800
 _MAP: Final = slice(40, 100)
 _ROWS_AT_ONCE: Final = 32768
 """Inodes parsed together: 8 MiB of the usual 256 bytes."""
@@ -34,14 +35,18 @@ _ROWS_AT_ONCE: Final = 32768
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inodes:
-    """All inodes in use, in order: ``numbers``, ``kinds`` (the mode's upper four bits), ``sizes`` in bytes,
-    ``inline`` (content within the inode); their ``runs``, and the ``blocks`` (ranges of block numbers) of trees and
-    attributes."""
+    """All inodes in use, in order.
+
+    ``numbers``, ``kinds`` (the mode's upper four bits), ``sizes`` in bytes, ``inline`` (content within the inode),
+    ``encrypted`` (content, or names of a directory); their ``runs``, and the ``blocks`` (ranges of block numbers) of
+    trees and attributes.
+    """
 
     numbers: Column
     kinds: NDArray[np.uint8]
     sizes: Column
     inline: NDArray[np.bool_]
+    encrypted: NDArray[np.bool_]
     runs: Runs
     blocks: Ranges
 
@@ -58,7 +63,7 @@ class Inodes:
         attributes: list[Column] = []
         for numbers, rows in _batches(volume, groups):
             batch = _Batch(numbers, rows)
-            columns.append((numbers, batch.kinds, batch.sizes, batch.inline))
+            columns.append((numbers, batch.kinds, batch.sizes, batch.inline, batch.encrypted))
             for mapping in batch.mappings(volume, groups.superblock):
                 runs += mapping.runs
                 trees.append(mapping.tree)
@@ -70,7 +75,7 @@ class Inodes:
         joined = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
         extra = np.concatenate((*trees, np.unique(np.concatenate(attributes))))
         blocks = ranges_of(extra, np.ones_like(extra))
-        return cls(joined[0], joined[1], joined[2], joined[3], Runs.of("ext file map", runs), blocks)
+        return cls(joined[0], joined[1], joined[2], joined[3], joined[4], Runs.of("ext file map", runs), blocks)
 
     def find(self, number: int) -> int:
         """Return the row of an inode in use.
@@ -114,6 +119,7 @@ class _Batch:
         high = np.where((self.kinds == REGULAR) | (self.kinds == DIRECTORY), self._field(108, 4), 0)
         self.sizes = self._field(4, 4) | high << 32
         self.inline = (self.flags & _INLINE) != 0
+        self.encrypted = (self.flags & _ENCRYPTED) != 0
         wrong = (self.sizes < 0) | ((self.flags & _COMPRESSED) != 0)
         if wrong.any():
             at = int(np.argmax(wrong))

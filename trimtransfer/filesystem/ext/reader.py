@@ -49,7 +49,7 @@ class ExtFileSystem(FileSystem):
             if inodes.kinds[row] == REGULAR and not seen[row]:
                 seen[row] = True
                 size = int(inodes.sizes[row])
-                found = inodes.runs.extents(number, size)
+                found = inodes.runs.extents(number, 0 if inodes.encrypted[row] else size)
                 found[:, 1] += self.start
                 yield FileEntry(path, size, found)
 
@@ -68,11 +68,18 @@ class ExtFileSystem(FileSystem):
         return ranges_of(blocks[:, 0] * size + self.start, blocks[:, 1] * size)
 
     def _children(self, number: int) -> list[tuple[bytes, int]] | None:
-        """Return (name, inode) of what a directory holds; None for anything else."""
+        """Return (name, inode) of what a directory holds; None for anything else. Encrypted names, which may hold any
+        byte, are given as hexadecimal digits."""
         inodes = self._inodes
         row = inodes.find(number)
         if inodes.kinds[row] != DIRECTORY:
             return None
+        found = self._entries(number, row)
+        return [(name.hex().encode(), inode) for name, inode in found] if inodes.encrypted[row] else found
+
+    def _entries(self, number: int, row: int) -> list[tuple[bytes, int]]:
+        """Return (name, inode) of what a directory holds, as stored."""
+        inodes = self._inodes
         typed = bool(self.superblock.incompatible & FILETYPE)
         if inodes.inline[row]:
             at = self._inode_offset(number)

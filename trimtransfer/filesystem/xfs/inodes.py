@@ -74,7 +74,7 @@ class Inodes:
         Raises:
             FormatError: it is not in use.
         """
-        at = int(self.numbers.searchsorted(number))
+        at = int(self.numbers.searchsorted(min(number, (1 << 63) - 1)))
         if at == len(self.numbers) or self.numbers[at] != number:
             raise FormatError("XFS directory", f"inode {number}", "an inode in use", "a free one")
         return at

@@ -123,6 +123,7 @@ class Superblock:
                 "number of blocks",
             ),
             (self.blocks * size <= volume.length, "number of blocks"),
+            (max(self.root, self.log_start) < 1 << 63, "root or log"),
         )
         for good, name in rules:
             if not good:
