@@ -316,6 +316,24 @@ def test_overlapping_partitions_are_left_alone(tmp_path: Path, rnd: random.Rando
     assert [one.problem for one in found] == ["it overlaps another partition"] * 2
 
 
+def test_tables_that_do_not_count_are_left_alone(tmp_path: Path, rnd: random.Random) -> None:
+    """A protective MBR without its GPT; a GPT that an MBR was written over."""
+    case = make_ext(tmp_path, rnd)
+    path = disk(tmp_path, "gpt", [(2048, case.path)], size=SIZE + 8 * MIB)
+    image = bytearray(path.read_bytes())
+    assert problems(image) == [""]
+    image[450] = 0x83
+    assert problems(image) == ["its MBR does not protect its GPT, which may be an old one"]
+    image[450] = 0xEE
+    image[512:1024] = bytes(512)
+    assert problems(image) == ["its MBR has no partition"]
+
+
+def problems(image: bytes | bytearray) -> list[str]:
+    data = bytes(image)
+    return [found.problem for found in find_file_systems(lambda at, length: data[at : at + length], len(data))]
+
+
 def test_a_file_system_over_another_is_left_alone(tmp_path: Path, rnd: random.Random) -> None:
     case = make_ext(tmp_path, rnd)
     with open(case.path, "r+b") as file:

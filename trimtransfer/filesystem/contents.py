@@ -119,6 +119,7 @@ class FileSystem(ABC):
         except FormatError as error:
             return f"damaged: {error}"
 
+    @abstractmethod
     def files(self) -> Iterator[FileEntry]:
         """Yield the regular files in the order of their paths, directory by directory; one with several names once,
         by the first of them. What is deleted, and the file system's own files, are left out.
@@ -126,7 +127,6 @@ class FileSystem(ABC):
         Raises:
             FormatError: a directory or a file's map of blocks cannot be read.
         """
-        raise NotImplementedError
 
     @abstractmethod
     def free(self) -> Ranges:

@@ -56,6 +56,8 @@ def find_file_systems(read: Read, size: int) -> list[Found]:
     found: list[Found] = []
     end = 0
     table = partitions(read, size, name)
+    if not table:
+        return [Found(Volume(read, 0, size, "whole image"), "", None, f"its {name} has no partition")]
     for number, (start, stop) in enumerate(table, 1):
         volume = Volume(read, start, max(0, stop - start), f"partition {number}")
         following = table[number][0] if number < len(table) else stop
