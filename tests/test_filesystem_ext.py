@@ -116,6 +116,20 @@ def test_scattered_files(tmp_path: Path, rnd: random.Random, options: str) -> No
     assert max(len(entry.extents) for entry in file_system.files()) > 500
 
 
+@pytest.mark.parametrize("options", ["-t ext2 -b 1024", "-t ext4 -b 1024"])
+def test_far_into_a_file(tmp_path: Path, rnd: random.Random, options: str) -> None:
+    """Behind 64 MiB a block map of 1 KiB blocks has three levels."""
+    (tmp_path / "tree").mkdir()
+    with open(tmp_path / "tree" / "far", "wb") as file:
+        for at in (0, 11 * KIB, 13 * KIB, 300 * KIB, 68 * MIB, 69 * MIB + 512):
+            file.seek(at)
+            file.write(rnd.randbytes(3 * KIB))
+    path = make(tmp_path / "image", options, tmp_path / "tree")
+    file_system = ExtFileSystem(whole(path))
+    assert file_system.state == CLEAN
+    check_files(file_system, {b"far": (tmp_path / "tree" / "far").read_bytes()})
+
+
 @pytest.mark.parametrize("options", ["-t ext4", "-t ext4 -b 1024", "-t ext3", "-t ext2"])
 def test_what_the_kernel_writes(tmp_path: Path, rnd: random.Random, options: str) -> None:
     """While it is mounted nothing is said about it; afterwards all is as the kernel left it."""

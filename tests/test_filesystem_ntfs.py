@@ -104,6 +104,29 @@ def test_scattered_files_and_streams(tmp_path: Path, rnd: random.Random) -> None
     assert max(len(entry.extents) for entry in file_system.files()) > 300
 
 
+def test_a_table_in_many_pieces(tmp_path: Path, rnd: random.Random) -> None:
+    """The table of files grows into what is left free in between: its own runs lie in several of its records."""
+    path = make(tmp_path / "image", "-c", 512, size=20 * MIB)
+    with mounted_ntfs(path) as place:
+        count = 0
+        while shutil.disk_usage(place).free > MIB:
+            (place / f"f{count}").write_bytes(rnd.randbytes(8 * KIB))
+            count += 1
+        for number in range(0, count, 2):
+            (place / f"f{number}").unlink()
+        number = 0
+        while shutil.disk_usage(place).free > 3 * MIB:
+            (place / f"t{number}").write_bytes(b"x")
+            number += 1
+        files = {os.fsencode(one.name): one.read_bytes() for one in place.iterdir()}
+    file_system = NtfsFileSystem(whole(path))
+    assert file_system.state == CLEAN
+    assert total(file_system.free()) == free_clusters(path) * 512
+    tiny = tuple(name for name, content in files.items() if len(content) < 2)
+    check_files(file_system, files, elsewhere=tiny)
+    assert len(file_system._extents(0)) > 200
+
+
 def edit(path: Path, at: int, data: bytes) -> None:
     with open(path, "r+b") as file:
         file.seek(at)
