@@ -7,6 +7,8 @@ import random
 import shutil
 import struct
 import subprocess
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtransfer.chunk import Kind
-from trimtransfer.geometry import SECTOR, Geometry, recognise
+from trimtransfer.geometry import SECTOR, Geometry, marks, partitions, recognise, table_doubt
+from trimtransfer.image import ImageSource
 from trimtransfer.manifest import MAX_SEGMENTS
 
 MIB = 1 << 20
@@ -207,3 +210,82 @@ def test_random_tables_are_harmless(noise: bytes, size: int, as_gpt: bool) -> No
     if as_gpt:
         image[512:520] = b"EFI PART"
     look(bytes(image), size=size)
+
+
+def checked_gpt(parts: list[tuple[int, int]], *, sector: int = SECTOR) -> bytearray:
+    """Return the first 64 KiB of a disk with a GPT whose checksums are right."""
+    image = bytearray(64 << 10)
+    put(image, 0, table((0xEE, 1, 0xFFFFFFFF)))
+    entries = b"".join(struct.pack("<16s16xQQ80x", b"type", start, last) for start, last in parts).ljust(1024, b"\0")
+    put(image, 2 * sector, entries)
+    fields = (1, 9, 5, 8, bytes(16), 2, 8, 128, zlib.crc32(entries))
+    header = struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, *fields)
+    header = header[:16] + struct.pack("<I", zlib.crc32(header)) + header[20:]
+    put(image, sector, header)
+    return image
+
+
+def reader(image: bytes | bytearray) -> Callable[[int, int], bytes]:
+    return lambda at, length: bytes(image[at : at + length])
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_a_gpt_that_counts(sector: int) -> None:
+    image = checked_gpt([(40, 99), (10, 29)], sector=sector)
+    read = reader(image)
+    assert recognise(read, 1 << 30).name == "GPT"
+    assert partitions(read, 1 << 30, "GPT") == [(10 * sector, 30 * sector), (40 * sector, 100 * sector)]
+    assert table_doubt(read) == ""
+
+
+@pytest.mark.parametrize(
+    ("at", "data", "reason"),
+    [
+        (450, b"\x83", "does not protect"),
+        (446 + 16, struct.pack("<B3xB3xII", 0, 0x83, 100, 100), "does not protect"),
+        (510, b"\0\0", ""),
+        (4096, b"EFI PART", "two GPTs"),
+        (512 + 40, b"\7", "checksum of its GPT is wrong"),
+        (512 + 12, struct.pack("<I", 1 << 31), "checksum of its GPT is wrong"),
+        (1024 + 33, b"\7", "checksum of its GPT's entries"),
+    ],
+)
+def test_a_gpt_that_may_be_an_old_one(at: int, data: bytes, reason: str) -> None:
+    image = checked_gpt([(40, 99)])
+    put(image, at, data)
+    doubt = table_doubt(reader(image))
+    assert reason in doubt if reason else doubt == ""
+
+
+def test_marks_of_several_things() -> None:
+    image = bytearray(MIB)
+    assert marks(reader(image), MIB) == []
+    put(image, 1080, b"\x53\xef")
+    put(image, 0, b"LUKS\xba\xbe")
+    put(image, 4086, b"SWAPSPACE2")
+    put(image, 32769, b"CD001")
+    for at in (0, 4096, MIB - 8192, MIB - 65536):
+        assert marks(reader(image), MIB) == ["LUKS", "ext2", "ISO 9660", "swap"]
+        raid = image.copy()
+        put(raid, at, b"\xfc\x4e\x2b\xa9")
+        assert marks(reader(raid), MIB)[-1] == "Linux RAID"
+
+
+def test_what_programs_make_has_one_mark(tmp_path: Path) -> None:
+    """A file system made over another leaves none of its marks."""
+    path = tmp_path / "image"
+    path.touch()
+    os.truncate(path, 320 * MIB)
+    makers = {
+        "ext4": ["mke2fs", "-q", "-F", "-t", "ext4"],
+        "FAT": ["mkfs.vfat", "-F", "32"],
+        "NTFS": ["mkfs.ntfs", "-q", "-F", "-Q"],
+        "XFS": ["mkfs.xfs", "-q", "-f"],
+    }
+    for name in ("ext4", "XFS", "NTFS", "FAT", "XFS", "ext4", "FAT", "ext4"):
+        program = shutil.which(makers[name][0], path=PATH)
+        if program is None:
+            pytest.skip(f"{makers[name][0]} is not installed")
+        subprocess.run([program, *makers[name][1:], path], check=True, capture_output=True)
+        with ImageSource(path) as source:
+            assert marks(source.read, source.size) == [name]

@@ -9,6 +9,7 @@ Sources: UEFI 2.10 section 5 (MBR, GPT); ECMA-119 8.4 (ISO 9660); the file syste
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -28,6 +29,8 @@ _PAGE_SIZES: Final = (4096, 8192, 16384, 65536)
 _EXTENDED: Final = frozenset((0x05, 0x0F, 0x85))
 _PROTECTIVE: Final = 0xEE
 _ISO_DESCRIPTOR: Final = 16 * 2048
+_RAID_MARK: Final = b"\xfc\x4e\x2b\xa9"
+"""Of a member's superblock (Linux, md): at the start, or near the end, in the places of its four versions."""
 _MBR_ENTRY: Final = struct.Struct("<B3xB3xII")
 _GPT_HEADER: Final = struct.Struct("<8s64xQII")
 _GPT_ENTRY: Final = struct.Struct("<16s16xQQ")
@@ -93,7 +96,7 @@ def _recognise(read: Read, size: int) -> str:
         return "MBR"
     if start[1080:1082] == b"\x53\xef":
         return _ext_name(start)
-    if any(read(page - 10, 10) in (b"SWAPSPACE2", b"SWAP-SPACE") for page in _PAGE_SIZES):
+    if _has_swap(read):
         return "swap"
     return "file"
 
@@ -122,16 +125,71 @@ def _ext_name(start: bytes) -> str:
     return "ext3" if compatible & 0x4 else "ext2"
 
 
-def _partitions(read: Read, size: int, name: str) -> list[tuple[int, int]]:
-    """Return (start, end) in bytes of the partitions, in order; those out of range or over another are left out."""
+def partitions(read: Read, size: int, name: str) -> list[tuple[int, int]]:
+    """Return (start, end) in bytes of all partitions of an image of ``size`` bytes that was recognised as ``name``.
+
+    They come in order and as the table has them: hostile ones overlap, or end where they do not begin.
+    """
     if name == "GPT":
-        found = list(_gpt_partitions(read))
-    elif name == "MBR":
-        found = list(_mbr_partitions(read, size))
-    else:
-        return []
+        return sorted(_gpt_partitions(read))
+    return sorted(_mbr_partitions(read, size)) if name == "MBR" else []
+
+
+def marks(read: Read, size: int) -> list[str]:
+    """Return the names of all file systems and the like whose marks a volume of ``size`` bytes bears.
+
+    More than one is a sign of something that was made over another; a table of partitions counts as ``MBR``.
+    """
+    start = read(0, 4096)
+    found = [name for name, offset, mark in _MAGIC if read(offset, len(mark)) == mark]
+    if _is_fat(start):
+        found.append("FAT")
+    if start[1080:1082] == b"\x53\xef":
+        found.append(_ext_name(start))
+    if any(True for _ in _mbr_entries(start, 0, size)):
+        found.append("MBR")
+    if read(_ISO_DESCRIPTOR + 1, 5) == b"CD001":
+        found.append("ISO 9660")
+    if _has_swap(read):
+        found.append("swap")
+    places = (0, 4096, (size - 8192) // 4096 * 4096, (size // 65536 - 1) * 65536)
+    if any(read(at, 4) == _RAID_MARK for at in places if at >= 0):
+        found.append("Linux RAID")
+    return found
+
+
+def table_doubt(read: Read) -> str:
+    """Return why the GPT of an image may not be the table that counts, or nothing.
+
+    It counts if its checksums are right and the MBR before it protects it. A program that does not know GPT leaves an
+    old one in place, and then the partitions of the MBR count.
+    """
+    entries = [_MBR_ENTRY.unpack_from(read(0, SECTOR).ljust(SECTOR, b"\0"), 446 + 16 * number) for number in range(4)]
+    kinds = {kind for _, kind, _, _ in entries if kind}
+    if kinds != {_PROTECTIVE}:
+        return "its MBR does not protect its GPT, which may be an old one"
+    headers = [sector for sector in (SECTOR, 4096) if read(sector, 8) == b"EFI PART"]
+    if len(headers) != 1:
+        return "it has two GPTs, for sectors of different sizes"
+    header = read(headers[0], SECTOR).ljust(SECTOR, b"\0")
+    length, check = struct.unpack_from("<II", header, 12)
+    table, count, size, entries_check = struct.unpack_from("<QIII", header, 72)
+    blank = header[:16] + bytes(4) + header[20 : min(length, SECTOR)]
+    if not 92 <= length <= SECTOR or zlib.crc32(blank) != check:
+        return "the checksum of its GPT is wrong"
+    if count * size > _MAX_ENTRIES * 4096 or zlib.crc32(read(table * headers[0], count * size)) != entries_check:
+        return "the checksum of its GPT's entries is wrong"
+    return ""
+
+
+def _has_swap(read: Read) -> bool:
+    return any(read(page - 10, 10) in (b"SWAPSPACE2", b"SWAP-SPACE") for page in _PAGE_SIZES)
+
+
+def _partitions(read: Read, size: int, name: str) -> list[tuple[int, int]]:
+    """Return the partitions that count for segments: those out of range or over another are left out."""
     kept: list[tuple[int, int]] = []
-    for start, end in sorted(found):
+    for start, end in partitions(read, size, name):
         if 0 < start < end <= size and (not kept or start >= kept[-1][1]):
             kept.append((start, end))
     return kept
@@ -187,15 +245,18 @@ def _logical_partitions(read: Read, size: int, extended: int) -> Iterator[tuple[
 
 
 def _gpt_partitions(read: Read) -> Iterator[tuple[int, int]]:
-    """Partitions of a disk of 512-byte sectors. With 4 KiB sectors all of them lie on the grid anyway."""
-    header = read(SECTOR, _GPT_HEADER.size)
-    if len(header) < _GPT_HEADER.size or header[:8] != b"EFI PART":
+    """Partitions of a disk of 512-byte sectors, else of one of 4 KiB sectors."""
+    for sector in (SECTOR, 4096):
+        header = read(sector, _GPT_HEADER.size)
+        if len(header) == _GPT_HEADER.size and header[:8] == b"EFI PART":
+            break
+    else:
         return
     _, table, count, entry_size = _GPT_HEADER.unpack(header)
     if not _GPT_ENTRY.size <= entry_size <= 4096 or table > 1 << 40:
         return
-    entries = read(table * SECTOR, min(count, _MAX_ENTRIES) * entry_size)
+    entries = read(table * sector, min(count, _MAX_ENTRIES) * entry_size)
     for at in range(0, len(entries) - _GPT_ENTRY.size + 1, entry_size):
         kind, first, last = _GPT_ENTRY.unpack_from(entries, at)
         if any(kind):
-            yield first * SECTOR, (last + 1) * SECTOR
+            yield first * sector, (last + 1) * sector

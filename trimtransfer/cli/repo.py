@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trimtransfer.repository.deltas import DeltaReport
     from trimtransfer.repository.publish import PublishReport
     from trimtransfer.repository.reading import ImageSummary, VersionDetails
+    from trimtransfer.repository.trim import TrimmedVolume
 
 EXIT_DAMAGED: Final = 6
 _LEVEL: Final = 16
@@ -89,6 +90,11 @@ def repo() -> None:
     metavar="V",
     help="Make deltas from this version, too. May be given several times.",
 )
+@click.option(
+    "--trim",
+    is_flag=True,
+    help="Blank the free blocks of clean file systems (deleted files' remains too); nothing in use changes.",
+)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
 @output_options
 def publish(output: Output, /, repository: str, file: str, image: str, kind: str, format: str, **options: Any) -> None:
@@ -98,6 +104,10 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
     published; any other file; or a block device. Nothing may write to it meanwhile.
     REPO is a directory, made if missing. Only content that the image's newest version lacks is stored; and deltas, from
     which clients that have that version make most of it.
+
+    With --trim, what the clean file systems of the image (ext2/3/4, NTFS, FAT, XFS; with or without partitions) mark
+    free is published as zeros. Before, it is proven that all files and structures stay as they are. A file system that
+    is not clean, or not known, is published as it is, with a warning.
 
     The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
     can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
@@ -119,6 +129,9 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
         progress=output.progress,
         **options,
     )
+    for volume in report.trimmed:
+        if volume.problem:
+            output.warn(f"not trimmed: {volume.name}{_kind_text(volume)}: {volume.problem}")
     output.result(report.to_dict(), _published(report))
 
 
@@ -246,6 +259,12 @@ def _published(report: PublishReport) -> str:
         f"  repeated   {size_text(report.repeated_bytes):>10}",
         f"  new        {size_text(report.new_bytes):>10}  {count_text(report.new_chunks, 'chunk')}",
     ]
+    for volume in report.trimmed:
+        if not volume.problem:
+            gain, kept = size_text(volume.blanked_bytes), f"{size_text(volume.kept_bytes)} in use proven unchanged"
+            place = f"free in {volume.name}{_kind_text(volume)}, {gain} of it data"
+            files = count_text(volume.files, "file")
+            lines.append(f"  trimmed    {size_text(volume.free_bytes):>10}  {place}; {files}, {kept}")
     if report.again_bytes:
         lines.append(f"  known, stored again to keep downloads compact: {size_text(report.again_bytes)}")
     stored = f"{size_text(report.stored_bytes)} in {count_text(report.packs, 'pack')}"
@@ -265,6 +284,10 @@ def _made(report: DeltaReport) -> str:
     made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"
     saved = f"{size_text(report.stored_bytes)} instead of {size_text(report.plain_bytes)}"
     return f"Deltas from {report.base}: {made} in {saved}; {report.seconds:.1f} s"
+
+
+def _kind_text(volume: TrimmedVolume) -> str:
+    return f" ({volume.file_system})" if volume.file_system else ""
 
 
 def _listed(images: list[ImageSummary]) -> str:

@@ -19,6 +19,7 @@ from trimtransfer.disk.source import DiskSource, open_disk
 from trimtransfer.errors import NotFound, TargetRefused, VersionExists
 from trimtransfer.geometry import Geometry, recognise
 from trimtransfer.head import Head
+from trimtransfer.image import Source
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
@@ -31,6 +32,7 @@ from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
+from trimtransfer.repository.trim import TrimmedVolume, trim_image
 from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.table import Table
 from trimtransfer.watch import Progress, Watch
@@ -50,7 +52,8 @@ class PublishReport:
     ``zero_bytes``, ``new_bytes`` (content stored for the first time), ``known_bytes`` (content that known packs have,
     counted once) and ``repeated_bytes`` (further occurrences of either) add up to ``length``. ``again_bytes`` of the
     known content are stored again to keep downloads compact. ``stored_bytes`` in ``packs`` new packs and
-    ``metadata_bytes`` are what the repository grew by, but for ``deltas``; ``kept_packs`` it had already.
+    ``metadata_bytes`` are what the repository grew by, but for ``deltas``; ``kept_packs`` it had already. ``trimmed``
+    tells what ``trim`` did to each volume of the image (empty: not asked for).
     """
 
     image: str
@@ -78,6 +81,7 @@ class PublishReport:
     read_bytes: int
     seconds: float
     deltas: tuple[DeltaReport, ...] = ()
+    trimmed: tuple[TrimmedVolume, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -97,6 +101,7 @@ class _Job:
     flat: bool
     deltas: bool
     delta_from: tuple[str, ...]
+    trim: bool
     workers: int
     pack_limit: int
     limits: Limits
@@ -126,6 +131,7 @@ def publish(
     flat: bool = False,
     deltas: bool = True,
     delta_from: Sequence[str] = (),
+    trim: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
@@ -139,10 +145,12 @@ def publish(
 
     The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
     newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
-    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``deltas`` are made from the parent,
-    and from the versions of ``delta_from``. ``workers`` threads compress (all cores by default). Memory: two regions of
-    64 MiB, 4 MiB a column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB
-    per worker; then for deltas 200 MiB, and as much for each of at most four workers.
+    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file
+    systems mark free, see ``trim_image``; else every byte is published. ``deltas`` are made from the parent, and from
+    the versions of ``delta_from``. ``workers`` threads compress (all cores by default). Memory: two regions of 64 MiB,
+    4 MiB a column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB per
+    worker; with ``trim`` before that 200 bytes per file; then for deltas 200 MiB, and as much for each of at most four
+    workers.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
@@ -163,8 +171,9 @@ def publish(
         check_name("version", name)
     workers = workers or len(os.sched_getaffinity(0))
     job = _Job(
-        image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), workers, _pack_limit, _limits
-    )
+        image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), trim, workers, _pack_limit,
+        _limits,
+    )  # fmt: skip
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with open_disk(path, format=format) as source, space_errors(store.path):
@@ -187,10 +196,14 @@ def _check_target(store: DirectoryStore) -> None:
 def _publish(job: _Job, store: DirectoryStore, source: DiskSource, watch: Watch) -> PublishReport:
     started = time.monotonic()
     base = _open_base(job, store)
-    geometry = recognise(source.read, source.size, kind=job.kind)
+    content: Source = source
+    trimmed: tuple[TrimmedVolume, ...] = ()
+    if job.trim:
+        content, trimmed = trim_image(source, watch)
+    geometry = recognise(content.read, content.size, kind=job.kind)
     intent = Intent(store, job.image, job.version)
     try:
-        publication = _Publication(job, store, source, base, geometry, intent, watch)
+        publication = _Publication(job, store, content, source.format, base, geometry, intent, watch, trimmed)
         try:
             report = publication.run(started)
         finally:
@@ -228,14 +241,17 @@ class _Publication:
         self,
         job: _Job,
         store: DirectoryStore,
-        source: DiskSource,
+        source: Source,
+        format: str,
         base: _Base,
         geometry: Geometry,
         intent: Intent,
         watch: Watch,
+        trimmed: tuple[TrimmedVolume, ...],
     ) -> None:
         self._job, self._store, self._source, self._base = job, store, source, base
-        self._geometry, self._intent, self._watch = geometry, intent, watch
+        self._format = format
+        self._geometry, self._intent, self._watch, self._trimmed = geometry, intent, watch, trimmed
         self._directory = store.scratch()
         self._packs = Packs()
         self._open = contextlib.ExitStack()
@@ -303,7 +319,7 @@ class _Publication:
         """Write tables and locations; return the manifest, not written yet, and the bytes written."""
         job, base = self._job, self._base
         parent = base.parent.manifest.version if base.parent else ""
-        names = Names(job.image, job.version, parent, base.sequence, _now(), self._source.format)
+        names = Names(job.image, job.version, parent, base.sequence, _now(), self._format)
         with MetadataWriter(self._store, found, base.parent, self._directory) as writer:
             for index in range(len(found)):
                 if found.same[index] and not deduped.again_chunks:
@@ -359,7 +375,7 @@ class _Publication:
             digest=manifest.image_digest().hex(),
             flat=manifest.flat.hex() if manifest.flat else "",
             length=manifest.length,
-            format=self._source.format,
+            format=self._format,
             kind=manifest.kind.name.lower(),
             recognised=self._geometry.name,
             zero_bytes=manifest.length - inventory.occurrence_bytes,
@@ -377,6 +393,7 @@ class _Publication:
             read_bytes=surveyed_bytes + deduped.new_bytes + deduped.again_bytes,
             seconds=round(time.monotonic() - started, 3),
             deltas=deltas,
+            trimmed=self._trimmed,
         )
 
 
