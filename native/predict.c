@@ -1,0 +1,225 @@
+#include "predict.h"
+
+#include <string.h>
+
+#include "cpu.h"
+
+/* Levels 1 to 9 of zlib and gzip: search, good, lazy, nice, chain. */
+static const uint16_t LEVELS[9][5] = {
+    {TT_GREEDY, 4, 4, 8, 4},     {TT_GREEDY, 4, 5, 16, 8},      {TT_GREEDY, 4, 6, 32, 32},
+    {TT_LAZY, 4, 4, 16, 16},     {TT_LAZY, 8, 16, 32, 32},      {TT_LAZY, 8, 16, 128, 128},
+    {TT_LAZY, 8, 32, 128, 256},  {TT_LAZY, 32, 128, 258, 1024}, {TT_LAZY, 32, 258, 258, 4096},
+};
+
+enum { STRATEGY_FILTERED = 1, STRATEGY_RUNS = 2, STRATEGY_NO_MATCHES = 3 };
+enum { EARLY_STEP = 4096 }; /* tokens after which a block may end early */
+
+int tt_compressor_read(tt_compressor *by, const uint8_t *bytes)
+{
+    unsigned level = bytes[0] & 15, strategy = bytes[0] >> 4 & 3, hash = bytes[1] & 15, window = bytes[1] >> 4;
+    if (level < 1 || level > 9 || hash > 8 || window < 9 || window > 15 || bytes[2] < 7 || bytes[2] > 15)
+        return 0;
+    const uint16_t *row = LEVELS[level - 1];
+    by->search = strategy >= STRATEGY_RUNS ? strategy : row[0];
+    by->good = row[1];
+    by->lazy = row[2];
+    by->nice = row[3];
+    by->chain = row[4];
+    by->filtered = strategy == STRATEGY_FILTERED;
+    by->early = bytes[0] >> 6 & 1;
+    by->independent = bytes[0] >> 7;
+    by->hash_bits = hash + 8;
+    by->farthest = (1u << window) - TT_LOOKAHEAD;
+    by->block = (1u << bytes[2]) - 1;
+    return 1;
+}
+
+void tt_predict_begin(tt_predictor *p, const tt_compressor *by, const uint8_t *data, uint64_t length)
+{
+    p->by = *by;
+    p->data = data;
+    p->length = length;
+    p->position = p->start = p->end = p->floor = p->next = 0;
+    p->carries = p->foresees = 0;
+    p->shift = (by->hash_bits + 2) / 3;
+    p->mask = (1u << by->hash_bits) - 1;
+    memset(p->before, 0, sizeof p->before);
+    memset(p->last, 0, sizeof p->last);
+}
+
+/* Enters positions into their chains; each has three bytes of content before its end. */
+static void enter(tt_predictor *p, uint32_t first, uint32_t end)
+{
+    const uint8_t *data = p->data;
+    const unsigned shift = p->shift;
+    for (uint32_t at = first; at < end; at++) {
+        uint32_t hash = (uint32_t)data[at] << 2 * shift ^ (uint32_t)data[at + 1] << shift ^ data[at + 2];
+        uint32_t *last = &p->last[hash & p->mask];
+        uint32_t distance = at - *last;
+        p->before[at % TT_WINDOW] = (uint16_t)(distance < TT_WINDOW ? distance : 0);
+        *last = at;
+    }
+}
+
+void tt_predict_segment(tt_predictor *p, uint32_t end)
+{
+    const uint32_t size = p->position - p->start;
+    p->start = p->position;
+    p->end = end;
+    p->carries = p->foresees = 0;
+    if (p->by.independent) {
+        p->floor = p->next = p->position;
+    } else if (p->by.search == TT_GREEDY && p->length - p->position >= TT_MIN_MATCH) {
+        /* The last two positions of a segment had too few bytes behind them; now they have more. */
+        uint32_t last = p->position - (size < 2 ? size : 2);
+        enter(p, last < p->next ? last : p->next, p->position);
+        p->next = p->position;
+    }
+}
+
+static unsigned common(const uint8_t *a, const uint8_t *b, unsigned most)
+{
+    unsigned n = 0;
+    for (; n + 8 <= most; n += 8) {
+        uint64_t differs = tt_read64(a + n) ^ tt_read64(b + n);
+        if (differs != 0) {
+#if defined(__GNUC__) || defined(__clang__)
+            return n + (unsigned)__builtin_ctzll(differs) / 8;
+#else
+            break;
+#endif
+        }
+    }
+    while (n < most && a[n] == b[n])
+        n++;
+    return n;
+}
+
+/* The longest match at `at`, a position in the chains, that has more than `best` bytes; length 0 if there is none. Of
+ * equal ones the nearest. A candidate that has no more than `best` is ruled out by one comparison: of the last four bytes
+ * that it would have, or, where `best` is 2, of the first three, which are read as four if there are so many. */
+static tt_token longest(const tt_predictor *p, uint32_t at, unsigned best)
+{
+    tt_token found = {0, 0};
+    const uint32_t ahead = p->end - at;
+    const unsigned most = ahead < TT_MAX_MATCH ? (unsigned)ahead : TT_MAX_MATCH;
+    const unsigned nice = p->by.nice < most ? p->by.nice : most;
+    unsigned left = best >= p->by.good ? p->by.chain >> 2 : p->by.chain;
+    const uint8_t *here = p->data + at;
+    uint32_t distance = p->before[at % TT_WINDOW], farthest = p->by.farthest;
+    if (best >= most || distance == 0 || distance > farthest || distance >= at - p->floor)
+        return found;
+    for (;;) {
+        const uint8_t *there = here - distance;
+        int may = 1;
+        if (best >= 3)
+            may = tt_read32(there + best - 3) == tt_read32(here + best - 3);
+        else if (most > 3)
+            may = ((tt_read32(there) ^ tt_read32(here)) & 0xFFFFFF) == 0;
+        if (may) {
+            unsigned length = common(there, here, most);
+            if (length > best) {
+                best = length;
+                found = (tt_token){(uint16_t)length, (uint16_t)distance};
+                if (length >= nice)
+                    break;
+            }
+        }
+        unsigned step = p->before[(at - distance) % TT_WINDOW];
+        distance += step;
+        if (step == 0 || distance >= farthest || distance >= at - p->floor || --left == 0)
+            break;
+    }
+    return found;
+}
+
+/* The match at `at` that the compressor knows of when it has one of `best` bytes at the position before (2: none). */
+static tt_token found_at(tt_predictor *p, uint32_t at, unsigned best)
+{
+    tt_token none = {0, 0};
+    if (p->end - at < TT_MIN_MATCH)
+        return none;
+    if (p->next <= at) {
+        enter(p, p->next, at + 1);
+        p->next = at + 1;
+    }
+    tt_token found = longest(p, at, best);
+    if (p->by.search != TT_LAZY)
+        return found;
+    if (found.length == TT_MIN_MATCH && found.distance > TT_TOO_FAR)
+        return none;
+    return p->by.filtered && found.length < TT_FILTERED_LEAST ? none : found;
+}
+
+static tt_token run_at(const tt_predictor *p)
+{
+    const uint8_t *here = p->data + p->position;
+    const uint32_t ahead = p->end - p->position;
+    tt_token token = {0, 0};
+    if (ahead < TT_MIN_MATCH || p->position == p->floor)
+        return token;
+    unsigned length = common(here - 1, here, ahead < TT_MAX_MATCH ? (unsigned)ahead : TT_MAX_MATCH);
+    return length < TT_MIN_MATCH ? token : (tt_token){(uint16_t)length, 1};
+}
+
+static tt_token lazy_at(tt_predictor *p)
+{
+    tt_token found = p->carries ? p->carried : found_at(p, p->position, TT_MIN_MATCH - 1);
+    if (found.length == 0 || found.length >= p->by.lazy || p->end - p->position < 2)
+        return found;
+    p->after = found_at(p, p->position + 1, found.length);
+    p->foresees = p->after.length > 0;
+    return p->foresees ? (tt_token){0, 0} : found;
+}
+
+tt_token tt_predict(tt_predictor *p)
+{
+    tt_token token = {0, 0};
+    p->foresees = 0;
+    if (p->by.search == TT_LAZY)
+        token = lazy_at(p);
+    else if (p->by.search == TT_GREEDY)
+        token = found_at(p, p->position, TT_MIN_MATCH - 1);
+    else if (p->by.search == TT_RUNS)
+        token = run_at(p);
+    if (token.length == 0)
+        token.distance = p->data[p->position];
+    return token;
+}
+
+void tt_predict_accept(tt_predictor *p, tt_token token)
+{
+    const uint32_t end = p->position + tt_token_size(token);
+    p->carries = token.length == 0 && p->foresees;
+    p->carried = p->after;
+    p->foresees = 0;
+    if (p->by.search == TT_GREEDY && token.length > 0 && p->next < end) {
+        /* The inner positions of long matches stay out of the chains. */
+        if (token.length <= p->by.lazy && p->end - end >= TT_MIN_MATCH)
+            enter(p, p->next, end);
+        p->next = end;
+    }
+    p->position = end;
+}
+
+void tt_predict_skip(tt_predictor *p, uint32_t size)
+{
+    p->position += size;
+    p->carries = p->foresees = 0;
+}
+
+int tt_block_add(tt_block *block, const tt_compressor *by, uint32_t position, tt_token token)
+{
+    block->tokens++;
+    if (token.length > 0) {
+        block->matches++;
+        block->bits += 5u + tt_code_distance(token.distance).bits;
+    }
+    if (by->early && block->tokens % EARLY_STEP == 0) {
+        uint64_t out = (block->tokens * (uint64_t)8 + block->bits) >> 3;
+        uint64_t in = position - block->start + (by->search == TT_LAZY);
+        if (block->matches < block->tokens / 2 && out < in / 2)
+            return 1;
+    }
+    return block->tokens == by->block;
+}
