@@ -13,6 +13,7 @@ static const uint16_t LEVELS[9][5] = {
 
 enum { STRATEGY_FILTERED = 1, STRATEGY_RUNS = 2, STRATEGY_NO_MATCHES = 3 };
 enum { EARLY_STEP = 4096 }; /* tokens after which a block may end early */
+enum { DEEP = 128 };        /* chains of so many candidates and more are searched by quads */
 
 int tt_compressor_read(tt_compressor *by, const uint8_t *bytes)
 {
@@ -39,12 +40,15 @@ void tt_predict_begin(tt_predictor *p, const tt_compressor *by, const uint8_t *d
     p->by = *by;
     p->data = data;
     p->length = length;
-    p->position = p->start = p->end = p->floor = p->next = 0;
+    p->position = p->start = p->end = p->floor = p->next = p->ahead = 0;
     p->carries = p->foresees = 0;
     p->shift = (by->hash_bits + 2) / 3;
     p->mask = (1u << by->hash_bits) - 1;
     memset(p->before, 0, sizeof p->before);
+    memset(p->order, 0, sizeof p->order);
     memset(p->last, 0, sizeof p->last);
+    memset(p->quads, 0, sizeof p->quads);
+    memset(p->last_quad, 0, sizeof p->last_quad);
 }
 
 /* Enters positions into their chains; each has three bytes of content before its end. */
@@ -56,6 +60,7 @@ static void enter(tt_predictor *p, uint32_t first, uint32_t end)
         uint32_t hash = (uint32_t)data[at] << 2 * shift ^ (uint32_t)data[at + 1] << shift ^ data[at + 2];
         uint32_t *last = &p->last[hash & p->mask];
         uint32_t distance = at - *last;
+        p->order[at % TT_WINDOW] = (uint16_t)(p->order[*last % TT_WINDOW] + 1);
         p->before[at % TT_WINDOW] = (uint16_t)(distance < TT_WINDOW ? distance : 0);
         *last = at;
     }
@@ -95,42 +100,127 @@ static unsigned common(const uint8_t *a, const uint8_t *b, unsigned most)
     return n;
 }
 
-/* The longest match at `at`, a position in the chains, that has more than `best` bytes; length 0 if there is none. Of
- * equal ones the nearest. A candidate that has no more than `best` is ruled out by one comparison: of the last four bytes
- * that it would have, or, where `best` is 2, of the first three, which are read as four if there are so many. */
-static tt_token longest(const tt_predictor *p, uint32_t at, unsigned best)
+/* A search for the longest match at a position in the chains that has more than `best` bytes; of equally long ones the
+ * nearest. Candidates are the positions of its chain, nearest first, up to `chain` of them; the first that has `nice`
+ * bytes ends the search. */
+typedef struct {
+    const uint8_t *here;
+    uint32_t at, distance;     /* of the candidate */
+    uint32_t nearest, beyond;  /* distance of the first candidate, and a distance that no other reaches */
+    unsigned best, most, nice, chain;
+    tt_token found;
+} search;
+
+/* Returns 0 if there is no candidate, or none can be better. */
+static int begin_search(search *s, const tt_predictor *p, uint32_t at, unsigned best)
 {
-    tt_token found = {0, 0};
-    const uint32_t ahead = p->end - at;
-    const unsigned most = ahead < TT_MAX_MATCH ? (unsigned)ahead : TT_MAX_MATCH;
-    const unsigned nice = p->by.nice < most ? p->by.nice : most;
-    unsigned left = best >= p->by.good ? p->by.chain >> 2 : p->by.chain;
-    const uint8_t *here = p->data + at;
-    uint32_t distance = p->before[at % TT_WINDOW], farthest = p->by.farthest;
-    if (best >= most || distance == 0 || distance > farthest || distance >= at - p->floor)
-        return found;
-    for (;;) {
-        const uint8_t *there = here - distance;
-        int may = 1;
-        if (best >= 3)
-            may = tt_read32(there + best - 3) == tt_read32(here + best - 3);
-        else if (most > 3)
-            may = ((tt_read32(there) ^ tt_read32(here)) & 0xFFFFFF) == 0;
-        if (may) {
-            unsigned length = common(there, here, most);
-            if (length > best) {
-                best = length;
-                found = (tt_token){(uint16_t)length, (uint16_t)distance};
-                if (length >= nice)
-                    break;
-            }
+    const uint32_t ahead = p->end - at, behind = at - p->floor;
+    s->here = p->data + at;
+    s->at = at;
+    s->nearest = s->distance = p->before[at % TT_WINDOW];
+    s->beyond = behind < p->by.farthest ? behind : p->by.farthest;
+    s->best = best;
+    s->most = ahead < TT_MAX_MATCH ? (unsigned)ahead : TT_MAX_MATCH;
+    s->nice = p->by.nice < s->most ? p->by.nice : s->most;
+    s->chain = best >= p->by.good ? p->by.chain >> 2 : p->by.chain;
+    s->found = (tt_token){0, 0};
+    /* The first candidate may lie at the farthest distance, the others may not. */
+    return best < s->most && s->nearest > 0 && s->nearest < behind && s->nearest <= p->by.farthest;
+}
+
+/* Compares the candidate; tells whether it is better. */
+static inline int better(search *s)
+{
+    unsigned length = common(s->here - s->distance, s->here, s->most);
+    if (length <= s->best)
+        return 0;
+    s->best = length;
+    s->found = (tt_token){(uint16_t)length, (uint16_t)s->distance};
+    return 1;
+}
+
+/* Whether the candidate may be better: by the last four bytes that it would have, or, if that is three bytes, by those,
+ * which are read as four if there are so many. */
+static inline int may_be_better(const search *s)
+{
+    const uint8_t *here = s->here, *there = here - s->distance;
+    if (s->best >= TT_MIN_MATCH)
+        return tt_read32(there + s->best - 3) == tt_read32(here + s->best - 3);
+    return s->most == TT_MIN_MATCH || ((tt_read32(there) ^ tt_read32(here)) & 0xFFFFFF) == 0;
+}
+
+/* Tries one candidate after the other, until one has `enough` bytes; returns whether one has. */
+static int walk(search *s, const tt_predictor *p, unsigned enough)
+{
+    for (unsigned left = s->chain;;) {
+        if (may_be_better(s) && better(s) && s->best >= enough)
+            return 1;
+        unsigned step = p->before[(s->at - s->distance) % TT_WINDOW];
+        s->distance += step;
+        if (step == 0 || s->distance >= s->beyond || --left == 0)
+            return 0;
+    }
+}
+
+/* Enters all positions before `end` into the chains of quads. */
+static void enter_quads(tt_predictor *p, uint32_t end)
+{
+    for (; p->ahead < end; p->ahead++) {
+        uint32_t *last = &p->last_quad[tt_read32(p->data + p->ahead) * 0x9E3779B1u >> (32 - TT_QUADS)];
+        uint32_t distance = p->ahead - *last;
+        p->quads[p->ahead % (2 * TT_WINDOW)] = (uint16_t)(distance < TT_WINDOW ? distance : 0);
+        *last = p->ahead;
+    }
+}
+
+/* Which of the quads that a better match must have was seen last the longest ago, or never. */
+static unsigned rarest_quad(const search *s, const tt_predictor *p)
+{
+    unsigned found = s->best - 3, farthest = p->quads[(s->at + found) % (2 * TT_WINDOW)];
+    for (unsigned i = found; farthest > 0 && i-- > 0;) {
+        unsigned step = p->quads[(s->at + i) % (2 * TT_WINDOW)];
+        if (step > farthest || step == 0) {
+            farthest = step;
+            found = i;
         }
-        unsigned step = p->before[(at - distance) % TT_WINDOW];
-        distance += step;
-        if (step == 0 || distance >= farthest || distance >= at - p->floor || --left == 0)
-            break;
     }
     return found;
+}
+
+/* Looks for the next better candidate beyond the distance `reached` by the places of one quad: a better match has all
+ * of them. Only of those that begin right the order in the chain means something, and is needed. */
+static int next_by_quad(search *s, const tt_predictor *p, uint32_t reached)
+{
+    const uint32_t at = s->at + rarest_quad(s, p), begin = tt_read32(s->here);
+    for (s->distance = 0;;) {
+        unsigned step = p->quads[(at - s->distance) % (2 * TT_WINDOW)];
+        s->distance += step;
+        if (step == 0 || (s->distance >= s->beyond && s->distance != s->nearest))
+            return 0;
+        if (s->distance <= reached || tt_read32(s->here - s->distance) != begin)
+            continue;
+        uint16_t number = (uint16_t)(p->order[s->at % TT_WINDOW] - p->order[(s->at - s->distance) % TT_WINDOW]);
+        if (number > s->chain)
+            return 0;
+        if (may_be_better(s) && better(s))
+            return 1;
+    }
+}
+
+/* The same as `walk` to the end, but in long chains many times as fast: it finds all matches of four bytes and more by
+ * the rarest quad. */
+static void search_by_quads(search *s, tt_predictor *p)
+{
+    const uint32_t last = (uint32_t)p->length - 3, reach = s->at + TT_MAX_MATCH;
+    uint32_t reached = 0;
+    if (s->best < TT_MIN_MATCH) {
+        if (!walk(s, p, TT_MIN_MATCH))
+            return;
+        reached = s->distance;
+    }
+    enter_quads(p, last < reach ? last : reach);
+    while (s->best < s->nice && next_by_quad(s, p, reached))
+        reached = s->distance;
 }
 
 /* The match at `at` that the compressor knows of when it has one of `best` bytes at the position before (2: none). */
@@ -143,9 +233,18 @@ static tt_token found_at(tt_predictor *p, uint32_t at, unsigned best)
         enter(p, p->next, at + 1);
         p->next = at + 1;
     }
-    tt_token found = longest(p, at, best);
-    if (p->by.search != TT_LAZY)
-        return found;
+    search s;
+    if (!begin_search(&s, p, at, best))
+        return none;
+    if (p->by.search != TT_LAZY) {
+        walk(&s, p, s.nice);
+        return s.found;
+    }
+    if (p->by.chain >= DEEP)
+        search_by_quads(&s, p);
+    else
+        walk(&s, p, s.nice);
+    tt_token found = s.found;
     if (found.length == TT_MIN_MATCH && found.distance > TT_TOO_FAR)
         return none;
     return p->by.filtered && found.length < TT_FILTERED_LEAST ? none : found;

@@ -15,6 +15,7 @@ enum {
     TT_TOO_FAR = 4096,                              /* lazy: a match of 3 bytes from further back is not taken */
     TT_FILTERED_LEAST = 6,                          /* filtered: shorter matches are not taken */
     TT_HASH_BITS = 16,                              /* the most */
+    TT_QUADS = 15,                                  /* bits of the hash of four bytes */
 };
 
 /* What a record says of the compressor. */
@@ -34,14 +35,19 @@ typedef struct {
     uint32_t position;    /* where the next token begins */
     uint32_t start, end;  /* of the segment: matches end in it */
     uint32_t floor;       /* candidates lie behind it */
-    uint32_t next;        /* first position that is not in the chains; lazy only */
+    uint32_t next;        /* first position that is not in the chains */
+    uint32_t ahead;       /* first position that is not in those of quads */
     tt_token carried;     /* found already at `position`, if `carries` */
     tt_token after;       /* found at `position` + 1 by the prediction of a literal, if `foresees` */
     int carries, foresees;
     unsigned shift;
     uint32_t mask;
     uint16_t before[TT_WINDOW];       /* by position mod 2^15: distance to the one before it in its chain, or 0 */
+    uint16_t order[TT_WINDOW];        /* by position: how many came before it in its chain, modulo 2^16 */
     uint32_t last[1 << TT_HASH_BITS]; /* by hash: the last position, or 0 */
+    /* Chains of positions whose next four bytes (a quad) have one hash; they reach ahead of the position. */
+    uint16_t quads[2 * TT_WINDOW];
+    uint32_t last_quad[1 << TT_QUADS];
 } tt_predictor;
 
 /* What a block holds so far, for the rule that ends it. */
