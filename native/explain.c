@@ -282,7 +282,7 @@ static int explain_block(explanation *e)
 
 int tt_explain(void *work, const uint8_t *in, uint64_t length, const uint8_t *content, uint64_t content_length,
                const uint64_t *flushes, uint64_t count, const uint8_t *compressor, uint64_t stop, uint8_t *record,
-               uint64_t capacity, uint64_t *size)
+               uint64_t capacity, uint64_t *sizes)
 {
     explanation *e = work;
     tt_compressor by;
@@ -294,10 +294,12 @@ int tt_explain(void *work, const uint8_t *in, uint64_t length, const uint8_t *co
     e->flushes = flushes;
     e->count = count;
     e->stop = stop > content_length ? content_length + 1 : stop;
+    sizes[1] = 0;
     do {
+        sizes[1]++;
         if (tt_inflate_block(&e->stream) != 0 || !explain_block(e))
             return TT_BAD;
     } while (!e->stream.final && !e->record.full && e->predictor.position < e->stop);
-    *size = e->record.at;
+    sizes[0] = e->record.at;
     return e->record.full ? TT_ROOM : TT_DONE;
 }

@@ -33,12 +33,12 @@ void tt_inflate_start(void *work, const uint8_t *in, uint64_t length);
  * flushes, and 1 if a match reaches back over a flush. */
 int tt_inflate(void *work, uint8_t *out, uint64_t capacity, uint64_t *flushes, uint64_t most, uint64_t *sizes);
 
-/* Writes the record of a stream that tt_inflate has accepted, for a compressor given by three bytes; of its content
- * and flushes. TT_ROOM: it does not fit. It stops behind `stop` bytes of content; what it has written by then is
- * merely long or short. */
+/* Writes the record of a stream that tt_inflate has accepted, with that content and those flushes, for a compressor
+ * given by three bytes. TT_ROOM: it does not fit. It stops behind `stop` bytes of content; what it has written by then
+ * is merely long or short. `sizes`: bytes of the record, and blocks: where all is as predicted both are equal. */
 int tt_explain(void *work, const uint8_t *in, uint64_t length, const uint8_t *content, uint64_t content_length,
                const uint64_t *flushes, uint64_t count, const uint8_t *compressor, uint64_t stop, uint8_t *record,
-               uint64_t capacity, uint64_t *size);
+               uint64_t capacity, uint64_t *sizes);
 
 /* Begins to rebuild a stream from the whole content and the record. TT_BAD: there is no such compressor. */
 int tt_rebuild_start(void *work, const uint8_t *content, uint64_t content_length, const uint8_t *compressor,

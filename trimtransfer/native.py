@@ -154,18 +154,18 @@ def _inflate(
     return state
 
 
-def explain(data: Bytes, by: Inflated, compressor: bytes, *, stop: int, room: int) -> bytes | None:
+def explain(data: Bytes, by: Inflated, compressor: bytes, *, stop: int, room: int) -> tuple[bytes, bool] | None:
     """Return the record of the stream ``data``, which is ``by`` decoded, for a compressor given by three bytes.
 
-    None if it has more than ``room`` bytes. Only so much is looked at as ``stop`` bytes of content need; a record that
-    ends before the content does is good for its length alone.
+    And whether all was as predicted. None if the record has more than ``room`` bytes. Only so much is looked at as
+    ``stop`` bytes of content need; a record that ends before the content does is good for its length alone.
     """
     view = ffi.from_buffer("uint8_t[]", data)
     work, record = np.empty(lib.tt_explain_memory() // 8 + 1, np.uint64), np.empty(room, np.uint8)
-    size = ffi.new("uint64_t *")
+    sizes = ffi.new("uint64_t[2]")
     content, flushes = (_u8(by.content), len(by.content)), (_u64(by.flushes), len(by.flushes))
-    state = lib.tt_explain(_u64(work), view, len(view), *content, *flushes, compressor, stop, _u8(record), room, size)
-    return record[: size[0]].tobytes() if state == lib.TT_DONE else None
+    state = lib.tt_explain(_u64(work), view, len(view), *content, *flushes, compressor, stop, _u8(record), room, sizes)
+    return (record[: sizes[0]].tobytes(), sizes[0] == sizes[1]) if state == lib.TT_DONE else None
 
 
 class Rebuilder:
