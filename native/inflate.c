@@ -60,7 +60,9 @@ static void enter(tt_decoder *d, unsigned code, unsigned bits, unsigned symbol)
         d->fast[at] = (uint16_t)(symbol << 4 | bits);
 }
 
-/* Prepares a code; returns 0 if it is neither complete nor has at most one code, of one bit. */
+enum { WRONG, PARTIAL, COMPLETE };
+
+/* Prepares a code; WRONG if it is neither complete nor has at most one code, of one bit. */
 static int prepare(tt_decoder *d, const uint8_t *lengths, unsigned symbols)
 {
     uint16_t place[TT_CODE_BITS + 2] = {0};
@@ -74,7 +76,7 @@ static int prepare(tt_decoder *d, const uint8_t *lengths, unsigned symbols)
     for (int bits = 1; bits <= TT_CODE_BITS; bits++) {
         left = 2 * left - d->count[bits];
         if (left < 0)
-            return 0;
+            return WRONG;
         longest = d->count[bits] > 0 ? bits : longest;
         place[bits + 1] = (uint16_t)(place[bits] + d->count[bits]);
         code[bits + 1] = (code[bits] + d->count[bits]) << 1;
@@ -88,7 +90,7 @@ static int prepare(tt_decoder *d, const uint8_t *lengths, unsigned symbols)
             enter(d, code[bits], bits, i);
         code[bits]++;
     }
-    return left == 0 || longest <= 1;
+    return left == 0 ? COMPLETE : longest <= 1 ? PARTIAL : WRONG;
 }
 
 /* Decodes a symbol of a code with more bits than the table has; the bits at hand may be too few. Returns -1. */
@@ -118,7 +120,7 @@ static inline int decode(tt_inflater *s, const tt_decoder *d)
     return (int)(entry >> 4);
 }
 
-static int fixed_block(tt_inflater *s)
+static void fixed_block(tt_inflater *s)
 {
     tt_code_lengths fixed;
     uint8_t five[TT_DISTANCES + 2];
@@ -127,9 +129,8 @@ static int fixed_block(tt_inflater *s)
     memset(fixed.literal + 256, 7, 24);
     memset(fixed.literal + 280, 8, 8);
     memset(five, 5, sizeof five);
-    return prepare(&s->literal, fixed.literal, TT_FIXED_LITERALS) && prepare(&s->distance, five, TT_DISTANCES + 2)
-               ? 0
-               : TT_MALFORMED;
+    prepare(&s->literal, fixed.literal, TT_FIXED_LITERALS);
+    prepare(&s->distance, five, TT_DISTANCES + 2);
 }
 
 /* Reads the numbers of code lengths and the code that they are written with. */
@@ -149,7 +150,7 @@ static int table_head(tt_inflater *s)
             return TT_MALFORMED;
         h->code[TT_LENGTH_ORDER[i]] = (uint8_t)bits;
     }
-    return prepare(&s->literal, h->code, TT_LENGTHS) ? 0 : TT_MALFORMED;
+    return prepare(&s->literal, h->code, TT_LENGTHS) == COMPLETE ? 0 : TT_MALFORMED;
 }
 
 /* Reads the code lengths of a dynamic block and prepares its codes. */
@@ -177,9 +178,9 @@ static int dynamic_block(tt_inflater *s)
     }
     if (lengths[TT_END] == 0)
         return TT_MALFORMED;
-    return prepare(&s->literal, lengths, h->literals) && prepare(&s->distance, lengths + h->literals, h->distances)
-               ? 0
-               : TT_MALFORMED;
+    int literal = prepare(&s->literal, lengths, h->literals);
+    int distance = prepare(&s->distance, lengths + h->literals, h->distances);
+    return literal == WRONG || distance == WRONG ? TT_MALFORMED : 0;
 }
 
 static int stored_block(tt_inflater *s)
@@ -211,7 +212,9 @@ int tt_inflate_block(tt_inflater *s)
     s->type = head >> 1;
     if (s->type == TT_STORED)
         return stored_block(s);
-    return s->type == TT_FIXED ? fixed_block(s) : s->type == TT_DYNAMIC ? dynamic_block(s) : TT_MALFORMED;
+    if (s->type == TT_FIXED)
+        fixed_block(s);
+    return s->type == TT_FIXED ? 0 : s->type == TT_DYNAMIC ? dynamic_block(s) : TT_MALFORMED;
 }
 
 /* Reads the rest of a match: the extra bits of its length, and its distance. At least 41 bits, or all, are at hand. */

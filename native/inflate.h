@@ -1,7 +1,7 @@
 /* A strict decoder of raw deflate streams (RFC 1951) that keeps what others forget: tokens, blocks, tables, padding.
  *
- * It accepts what is well-formed: codes that are complete (or have a single code of one bit, or none), a code for the
- * end of every block, symbols that exist, distances that lie within the content so far. */
+ * It accepts what zlib accepts: codes that are complete (those of literals and distances may have a single code of one
+ * bit, or none), a code for the end of every block, symbols that exist, distances within the content so far. */
 #ifndef TT_INFLATE_H
 #define TT_INFLATE_H
 #include <stdint.h>

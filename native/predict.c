@@ -27,12 +27,24 @@ int tt_compressor_read(tt_compressor *by, const uint8_t *bytes)
     by->nice = row[3];
     by->chain = row[4];
     by->filtered = strategy == STRATEGY_FILTERED;
-    by->early = bytes[0] >> 6 & 1;
+    by->gnu = bytes[0] >> 6 & 1;
+    by->early = by->gnu && level > 2;
     by->independent = bytes[0] >> 7;
     by->hash_bits = hash + 8;
     by->farthest = (1u << window) - TT_LOOKAHEAD;
     by->block = (1u << bytes[2]) - 1;
     return 1;
+}
+
+/* GNU gzip moves its buffer on by half when it is full; what it holds when the input ends stays where it is, and near
+ * its end no match is looked for. Returns where that begins in the content, if it comes to that. */
+static uint32_t tail_of(uint64_t length)
+{
+    uint64_t half = TT_GNU_BUFFER / 2, moves = length <= TT_GNU_BUFFER ? 0 : (length - half - 1) / half;
+    uint64_t held = length - moves * half;
+    if (held <= TT_GNU_LAST || held >= TT_GNU_BUFFER - 1)
+        return UINT32_MAX;
+    return (uint32_t)(moves * half + TT_GNU_LAST + 1);
 }
 
 void tt_predict_begin(tt_predictor *p, const tt_compressor *by, const uint8_t *data, uint64_t length)
@@ -41,6 +53,7 @@ void tt_predict_begin(tt_predictor *p, const tt_compressor *by, const uint8_t *d
     p->data = data;
     p->length = length;
     p->position = p->start = p->end = p->floor = p->next = p->ahead = 0;
+    p->tail = by->gnu ? tail_of(length) : UINT32_MAX;
     p->carries = p->foresees = 0;
     p->shift = (by->hash_bits + 2) / 3;
     p->mask = (1u << by->hash_bits) - 1;
@@ -234,7 +247,7 @@ static tt_token found_at(tt_predictor *p, uint32_t at, unsigned best)
         p->next = at + 1;
     }
     search s;
-    if (!begin_search(&s, p, at, best))
+    if (at >= p->tail || !begin_search(&s, p, at, best))
         return none;
     if (p->by.search != TT_LAZY) {
         walk(&s, p, s.nice);

@@ -14,6 +14,8 @@ enum {
     TT_LOOKAHEAD = TT_MIN_MATCH + TT_MAX_MATCH + 1, /* a match lies less far back than the window by so much */
     TT_TOO_FAR = 4096,                              /* lazy: a match of 3 bytes from further back is not taken */
     TT_FILTERED_LEAST = 6,                          /* filtered: shorter matches are not taken */
+    TT_GNU_LAST = 65274,                            /* gnu: last place in the buffer where a match may begin, */
+    TT_GNU_BUFFER = 65536,                          /* of its bytes */
     TT_HASH_BITS = 16,                              /* the most */
     TT_QUADS = 15,                                  /* bits of the hash of four bytes */
 };
@@ -22,7 +24,8 @@ enum {
 typedef struct {
     uint32_t search;                  /* TT_GREEDY and so on */
     uint32_t good, lazy, nice, chain; /* of its level */
-    uint32_t filtered, independent, early; /* 0 or 1 */
+    uint32_t filtered, independent, gnu; /* 0 or 1 */
+    uint32_t early;                   /* 0 or 1: a block may end before it is full */
     uint32_t hash_bits;               /* 8 to 16 */
     uint32_t farthest;                /* largest distance */
     uint32_t block;                   /* tokens that fill a block */
@@ -35,6 +38,7 @@ typedef struct {
     uint32_t position;    /* where the next token begins */
     uint32_t start, end;  /* of the segment: matches end in it */
     uint32_t floor;       /* candidates lie behind it */
+    uint32_t tail;        /* from here on no match is looked for */
     uint32_t next;        /* first position that is not in the chains */
     uint32_t ahead;       /* first position that is not in those of quads */
     tt_token carried;     /* found already at `position`, if `carries` */

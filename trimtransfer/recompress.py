@@ -156,11 +156,12 @@ class _Rewrapping:
             raise FormatError(_WHAT, start, "a stream's compressor and blocks", str(error)) from None
 
     def _take(self) -> memoryview:
-        """Take content: as much as a number says, or the rest for 0."""
-        size, left = self._number(), len(self._content) - self._taken
+        """Take content: the rest for 0, else one byte less than a number says."""
+        said, left = self._number(), len(self._content) - self._taken
+        size = said - 1 if said else left
         if size > left:
             self._refuse(f"at most {left} bytes of content", size)
-        taken = self._content[self._taken : self._taken + (size or left)]
+        taken = self._content[self._taken : self._taken + size]
         self._taken += len(taken)
         return taken
 

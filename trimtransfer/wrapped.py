@@ -15,7 +15,7 @@ from trimtransfer.recompress import GZIP_HEAD, UNIX, Part, gzip_check, number, r
 
 SHARE: Final = 8
 """A record pays if it has at most one of so many bytes of the stream."""
-_SAMPLE: Final = 1 << 20
+_STAGES: Final = (1 << 16, 1 << 20, 1 << 23)
 """Bytes of content by which compressors are compared before one of them explains all."""
 _SHORT: Final = 64
 """Bytes that go to the record; more of them go to the content, where a delta may find them again."""
@@ -86,7 +86,7 @@ class _Unwrapping:
         if len(piece) > _SHORT:
             self.content.append(piece)
             self._left -= len(piece)
-            self.parts += bytes([Part.COPIED]) + number(len(piece))
+            self.parts += bytes([Part.COPIED]) + number(len(piece) + 1)
         elif piece:
             self.parts += bytes([Part.RAW]) + number(len(piece)) + piece
         self._copied = end
@@ -112,7 +112,12 @@ class _Unwrapping:
         return self._add(start, end + len(ending), content, explained, check)
 
     def _add(
-        self, start: int, end: int, content: Bytes, explained: tuple[bytes, bytes], check: Callable[[Bytes], bytes] | None
+        self,
+        start: int,
+        end: int,
+        content: Bytes,
+        explained: tuple[bytes, bytes],
+        check: Callable[[Bytes], bytes] | None,
     ) -> bool:
         compressor, record = explained
         head = self.view[self._copied : start]
@@ -123,8 +128,8 @@ class _Unwrapping:
         if len(content) > self._left:
             return False
         # The rest of the content is the content of the last part, whose size is then not needed.
-        whole = end == len(self.view) and len(content) > 0
-        stream = compressor + number(0 if whole else len(content)) + number(len(record)) + record
+        size = 0 if end == len(self.view) else len(content) + 1
+        stream = compressor + number(size) + number(len(record)) + record
         self.parts += bytes([Part.MEMBER, head[8]]) if kept else bytes([Part.DEFLATE])
         self.parts += stream
         if check and not kept:
@@ -181,50 +186,61 @@ def _zip_entry(opened: _Unwrapping, at: int) -> int | None:
         return None
     flags, method, size = (int.from_bytes(head[a:b], "little") for a, b in ((6, 8), (8, 10), (18, 22)))
     start = at + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-    streamed = bool(flags & 8)
-    if method == 8 and not flags & 1 and start < len(view) and opened.take(start, None, size=None if streamed else size):
+    streamed = bool(flags & 8) or size == 0xFFFFFFFF
+    if (
+        method == 8
+        and not flags & 1
+        and start < len(view)
+        and opened.take(start, None, size=None if streamed else size)
+    ):
         return opened.at
     return None if streamed or start + size > len(view) else start + size
 
 
 def explain(stream: Bytes, by: native.Inflated) -> tuple[bytes, bytes] | None:
-    """Return the compressor that explains a deflate stream best, and its record; None if no record pays."""
+    """Return the compressor that explains a deflate stream best, and its record; None if no record pays.
+
+    Compressors are compared by ever longer parts of the content, so that few of them have to explain all.
+    """
     flag = _INDEPENDENT if len(by.flushes) and not by.crossing else 0
-    best: tuple[bytes, bytes] | None = None
+    compressors = [bytes([one[0] | flag]) + one[1:] for one in COMPRESSORS]
     room = len(stream) // SHARE + 16
-    for compressors in _trials(stream, by, flag, room):
-        for compressor in compressors:
-            found = native.explain(stream, by, compressor, stop=len(by.content) + 1, room=room)
-            if found is None:
-                continue
+    for stop in _STAGES:
+        if stop >= len(by.content):
+            break
+        compressors, right = _best(stream, by, compressors, stop, room)
+        if right is not None:
+            return right
+    best: tuple[bytes, bytes] | None = None
+    for compressor in compressors:
+        found = native.explain(stream, by, compressor, stop=len(by.content) + 1, room=room)
+        if found is not None:
             best, room = (compressor, found[0]), len(found[0])
-            if found[1]:
-                return best
+        if found is not None and found[1]:
+            break
     return best
 
 
-def _trials(stream: Bytes, by: native.Inflated, flag: int, room: int) -> Iterator[list[bytes]]:
-    """Yield the compressors that do best on the first part of the content: one that errs nowhere as soon as it is
-    found, then those that are as good as any."""
-    tried: list[tuple[int, bytes]] = []
-    if len(by.content) <= _SAMPLE:
-        yield from ([_with(compressor, flag)] for compressor in COMPRESSORS)
-        return
-    for compressor in (_with(one, flag) for one in COMPRESSORS):
-        found = native.explain(stream, by, compressor, stop=_SAMPLE, room=room)
+def _best(
+    stream: Bytes, by: native.Inflated, compressors: list[bytes], stop: int, room: int
+) -> tuple[list[bytes], tuple[bytes, bytes] | None]:
+    """Return the compressors that are about as good as the best at the first ``stop`` bytes, the best first.
+
+    And the first that is right everywhere there, with its record, if it is right about all of the content, too.
+    """
+    scored: list[tuple[int, int]] = []
+    least, tried = room, False
+    for index, compressor in enumerate(compressors):
+        found = native.explain(stream, by, compressor, stop=stop, room=min(room, least + least // 4 + 8))
         if found is None:
             continue
-        record, right = found
-        if right:
-            yield [compressor]
-        elif len(record) <= room:
-            tried.append((len(record), compressor))
-        room = len(record)
-    yield [compressor for size, compressor in tried if size == room]
-
-
-def _with(compressor: bytes, flag: int) -> bytes:
-    return bytes([compressor[0] | flag]) + compressor[1:]
+        if found[1] and not tried:
+            tried, whole = True, native.explain(stream, by, compressor, stop=len(by.content) + 1, room=room)
+            if whole is not None and whole[1]:
+                return [], (compressor, whole[0])
+        scored.append((len(found[0]), index))
+        least = min(least, len(found[0]))
+    return [compressors[index] for size, index in sorted(scored) if size <= least + least // 4 + 8], None
 
 
 def _compressors() -> Iterator[bytes]:
@@ -233,7 +249,7 @@ def _compressors() -> Iterator[bytes]:
     FORMAT.md, "Recompression", has the meaning of the bytes.
     """
     for level in (9, 6, 8, 7, 5, 4, 3, 2, 1):
-        yield bytes([level | (0x40 if level > 2 else 0), 0xF7, 15])
+        yield bytes([level | 0x40, 0xF7, 15])
         yield bytes([level, 0xF7, 14])
         yield bytes([level, 0xF8, 15])
     for strategy, levels in ((1, (9, 6, 4)), (2, (6,)), (3, (6,))):
