@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import reference
+from deflating import Twin, deflated
 from vectors import DISK, KINDS, content, load, make
 
 NATIVE = Path(__file__).parent.parent / "native"
@@ -55,7 +57,41 @@ def match(data: bytes) -> str:
     return " ".join(f"{offset}:{rows[key]}" for offset, key in enumerate(here) if key in rows)
 
 
-TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk, "bytes": chunks, "scan": scan, "match": match}
+def inflate(data: bytes) -> str:
+    """What the driver prints for the decoder: sizes of stream and content, if the data is a stream."""
+    stream = zlib.decompressobj(-15)
+    try:
+        content = stream.decompress(data)
+    except zlib.error:
+        return ""
+    return f"{len(data) - len(stream.unused_data)} {len(content)}" if stream.eof else ""
+
+
+PREDICTED = ["01f70e", "43f70f", "04970e", "06f70e", "49f70f", "09f007", "19f80f", "26f70e", "36f70e"]
+
+
+def recompress(data: bytes) -> str:
+    """What the driver prints for the predictor: how many tokens, and a sum of them."""
+    size = min(len(data), 4000)
+    start = min(len(data) // 3, len(data) - size)
+    found = []
+    for by in PREDICTED[len(data) % 3 :: 3]:
+        tokens = Twin(data[start : start + size], bytes.fromhex(by)).tokens()
+        total = 0
+        for token in tokens:
+            total = (total * 31 + token.length * 32771 + token.value) % 2**32
+        found.append(f"{len(tokens)}:{total}")
+    return " ".join(found)
+
+
+TWINS: dict[str, Callable[[bytes], str]] = {
+    "disk": disk,
+    "bytes": chunks,
+    "scan": scan,
+    "match": match,
+    "inflate": inflate,
+    "recompress": recompress,
+}
 
 
 def inputs(seed: int) -> dict[str, bytes]:
@@ -66,6 +102,12 @@ def inputs(seed: int) -> dict[str, bytes]:
     for number in range(24):
         pieces = [[rng.choice(kinds), rng.randint(1, 40), rng.randint(0, 99)] for _ in range(rng.randint(1, 5))]
         found[f"random-{number}"] = make(pieces, length=rng.randint(0, 4096 * sum(piece[1] for piece in pieces)))
+    for number in range(8):
+        text = make([[rng.choice(kinds), rng.randint(1, 20), number], ["words", 3, number]])
+        stream = bytearray(deflated([text[:7000], text[7000:]], level=rng.randint(0, 9), flush=zlib.Z_SYNC_FLUSH))
+        if number % 2:
+            stream[rng.randrange(len(stream))] ^= 1 << rng.randrange(8)
+        found[f"stream-{number}"] = bytes(stream)
     for number, vector in enumerate(load(DISK).values()):
         if vector["length"] < 5 << 20:
             found[f"vector-{number}"] = content(vector)
