@@ -200,40 +200,68 @@ static unsigned rarest_quad(const search *s, const tt_predictor *p)
     return found;
 }
 
+/* The number of a position at this distance in the chain, counted from the nearest: 1. */
+static unsigned number_in_chain(const search *s, const tt_predictor *p, uint32_t distance)
+{
+    return (uint16_t)(p->order[s->at % TT_WINDOW] - p->order[(s->at - distance) % TT_WINDOW]);
+}
+
+enum { NONE, BETTER, TIRED };
+
 /* Looks for the next better candidate beyond the distance `reached` by the places of one quad: a better match has all
- * of them. Only of those that begin right the order in the chain means something, and is needed. */
-static int next_by_quad(search *s, const tt_predictor *p, uint32_t reached)
+ * of them. Only of those that begin right the number in the chain means something, and is needed. TIRED once *steps
+ * have been made. */
+static int next_by_quad(search *s, const tt_predictor *p, uint32_t reached, unsigned *steps)
 {
     const uint32_t at = s->at + rarest_quad(s, p), begin = tt_read32(s->here);
-    for (s->distance = 0;;) {
+    for (s->distance = 0; *steps > 0; --*steps) {
         unsigned step = p->quads[(at - s->distance) % (2 * TT_WINDOW)];
         s->distance += step;
         if (step == 0 || (s->distance >= s->beyond && s->distance != s->nearest))
-            return 0;
+            return NONE;
         if (s->distance <= reached || tt_read32(s->here - s->distance) != begin)
             continue;
-        uint16_t number = (uint16_t)(p->order[s->at % TT_WINDOW] - p->order[(s->at - s->distance) % TT_WINDOW]);
-        if (number > s->chain)
-            return 0;
+        if (number_in_chain(s, p, s->distance) > s->chain)
+            return NONE;
         if (may_be_better(s) && better(s))
-            return 1;
+            return BETTER;
     }
+    return TIRED;
+}
+
+/* Goes on as `walk` does behind the candidate at the distance `reached`, or from the first if that is 0. */
+static void walk_on(search *s, const tt_predictor *p, uint32_t reached)
+{
+    s->distance = s->nearest;
+    if (reached > 0) {
+        unsigned number = number_in_chain(s, p, reached), step = p->before[(s->at - reached) % TT_WINDOW];
+        s->distance = reached + step;
+        if (step == 0 || s->distance >= s->beyond || number >= s->chain)
+            return;
+        s->chain -= number;
+    }
+    walk(s, p, s->nice);
 }
 
 /* The same as `walk` to the end, but in long chains many times as fast: it finds all matches of four bytes and more by
- * the rarest quad. */
+ * the rarest quad. Where quads are no rarer than the chain is long it walks after all, so that it never takes more than
+ * twice as many steps. */
 static void search_by_quads(search *s, tt_predictor *p)
 {
     const uint32_t last = (uint32_t)p->length - 3, reach = s->at + TT_MAX_MATCH;
     uint32_t reached = 0;
+    unsigned steps = s->chain;
     if (s->best < TT_MIN_MATCH) {
         if (!walk(s, p, TT_MIN_MATCH))
             return;
         reached = s->distance;
     }
     enter_quads(p, last < reach ? last : reach);
-    while (s->best < s->nice && next_by_quad(s, p, reached))
-        reached = s->distance;
+    for (int found = BETTER; s->best < s->nice && found == BETTER; reached = s->distance) {
+        found = next_by_quad(s, p, reached, &steps);
+        if (found == TIRED)
+            walk_on(s, p, reached);
+    }
 }
 
 /* The match at `at` that the compressor knows of when it has one of `best` bytes at the position before (2: none). */
@@ -253,7 +281,7 @@ static tt_token found_at(tt_predictor *p, uint32_t at, unsigned best)
         walk(&s, p, s.nice);
         return s.found;
     }
-    if (p->by.chain >= DEEP)
+    if (s.chain >= DEEP)
         search_by_quads(&s, p);
     else
         walk(&s, p, s.nice);

@@ -5,9 +5,9 @@
  * specifies every byte of it.
  *
  * All of these read and write the caller's buffers only and allocate nothing; `work` is memory for one stream, aligned
- * to 8 bytes, whatever it holds when they begin. Content is limited to TT_CONTENT_MOST bytes. Time: of each position
- * at most `chain` candidates are looked at and 258 bytes of each compared, which is what the compressors themselves
- * may need at worst. */
+ * to 8 bytes, whatever it holds when they begin. Content is limited to TT_CONTENT_MOST bytes. Time: at each position
+ * at most 2 * `chain` candidates are looked at and 258 bytes of each compared; at worst the compressors themselves need
+ * half of that. */
 #ifndef TT_RECOMPRESS_H
 #define TT_RECOMPRESS_H
 #include <stdint.h>

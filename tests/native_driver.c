@@ -200,7 +200,7 @@ static int check_record(const uint8_t *content, uint64_t size, const uint8_t *by
     return state;
 }
 
-/* The tokens that compressors of three kinds are predicted to choose for 4,000 bytes, as a sum; and the streams that are
+/* The tokens that compressors of three kinds are predicted to choose for 2,500 bytes, as a sum; and the streams that are
  * made of them, in a fixed and in a dynamic block. Then the data as a record, which is hostile. */
 static void check_recompress(const uint8_t *data, uint64_t length, FILE *out)
 {
@@ -208,7 +208,7 @@ static void check_recompress(const uint8_t *data, uint64_t length, FILE *out)
         {0x01, 0xF7, 14}, {0x43, 0xF7, 15}, {0x04, 0x97, 14}, {0x06, 0xF7, 14}, {0x49, 0xF7, 15}, {0x09, 0xF0, 7},
         {0x19, 0xF8, 15}, {0x26, 0xF7, 14}, {0x36, 0xF7, 14},
     };
-    enum { MOST = 4000 };
+    enum { MOST = 2500 };
     const uint64_t size = length < MOST ? length : MOST, start = length / 3 < length - size ? length / 3 : length - size;
     uint8_t *content = copy_of(data + start, size);
     for (size_t i = length % 3; i < sizeof compressors / sizeof *compressors; i += 3) {

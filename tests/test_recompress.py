@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -509,6 +510,14 @@ def test_real_files(rnd: random.Random) -> None:
         assert made.content == gzip.decompress(data)
         whole, records = whole + len(data), records + len(made.record)
     assert records * 200 <= whole
+
+
+def test_the_example_of_the_format(mixed: bytes) -> None:
+    page = (Path(native.__file__).parent / "FORMAT.md").read_text()
+    (found,) = re.findall(r"one block, all as predicted: `([0-9a-f ]+)`", page)
+    record, data = bytes.fromhex(found), mixed[:3000]
+    assert rewrap(data, record, limit=3000) == gnu_gzip(data, 9)
+    assert round_trip(gnu_gzip(data, 9)).record == record
 
 
 def golden() -> dict[str, dict[str, Any]]:

@@ -72,7 +72,7 @@ PREDICTED = ["01f70e", "43f70f", "04970e", "06f70e", "49f70f", "09f007", "19f80f
 
 def recompress(data: bytes) -> str:
     """What the driver prints for the predictor: how many tokens, and a sum of them."""
-    size = min(len(data), 4000)
+    size = min(len(data), 2500)
     start = min(len(data) // 3, len(data) - size)
     found = []
     for by in PREDICTED[len(data) % 3 :: 3]:
