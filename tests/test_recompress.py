@@ -303,6 +303,52 @@ def test_what_is_not_unwrapped(mixed: bytes, rnd: random.Random) -> None:
     assert unwrap(gzip_head() + stream + gzip_check(content), limit=ALL) is None
 
 
+def test_what_nobody_predicts_is_given_up_soon(mixed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of shortened matches: every compressor is tried on the first bytes only."""
+    rng, content, at = random.Random(1), mixed[:180_000], 0
+    tokens: list[tuple[int, int]] = []
+    while at < len(content):
+        size, start = min(rng.randint(3, 5), len(content) - at), max(0, at - 4000)
+        back = at - start - content[start:at].rfind(content[at : at + size])
+        tokens.append((size, back) if size >= 3 and back <= at - start else (1, 0))
+        at += tokens[-1][0]
+    stream = fixed_block(content, tokens)
+    looked: list[int] = []
+    real = native.explain
+
+    def look(*arguments: Any, stop: int, room: int) -> tuple[bytes, bool] | None:
+        looked.append(stop)
+        return real(*arguments, stop=stop, room=room)
+
+    monkeypatch.setattr(native, "explain", look)
+    found = native.inflate(stream, limit=ALL)
+    assert found is not None
+    assert explain(stream, found) is None
+    assert max(looked) <= 1 << 16
+
+
+def fixed_block(content: bytes, tokens: list[tuple[int, int]]) -> bytes:
+    """Write a stream of one fixed block: sizes and distances of tokens, 1 for literals."""
+    bits, out, at = Bits().put(3, 3), bytearray(), 0
+    for size, back in tokens:
+        if size == 1:
+            bits.literal(content[at])
+        else:
+            code = (
+                back - 1
+                if back <= 4
+                else 2 * ((back - 1).bit_length() - 1) + (back - 1 >> (back - 1).bit_length() - 2 & 1)
+            )
+            extra = max(0, code // 2 - 1)
+            bits.literal(257 + size - 3).code(code, 5).put(back - 1 & (1 << extra) - 1, extra)
+        at += size
+        if bits.size > 4096:
+            whole = bits.size // 8
+            out += (bits.value & (1 << 8 * whole) - 1).to_bytes(whole, "little")
+            bits.value, bits.size = bits.value >> 8 * whole, bits.size - 8 * whole
+    return bytes(out) + bits.literal(256).to_bytes()
+
+
 def gzip_head() -> bytes:
     return GZIP_HEAD + bytes([0, UNIX])
 

@@ -62,8 +62,8 @@ def rewrap(content: Bytes, record: Bytes, *, limit: int) -> bytes:
 def rewrap_pieces(content: Bytes, record: Bytes, *, limit: int) -> Iterator[bytes]:
     """Yield the file that ``content`` and ``record`` stand for, in pieces of at most a MiB.
 
-    ``content`` may be a mapped file: it is read in order, and never more than 64 KiB before the last byte read. Beside
-    it and the record some 3 MiB are needed, however large the file is.
+    ``content`` may be a mapped file: each stream's is read in order, never more than 64 KiB before the last byte read,
+    and once more in order for its check. Beside it and the record some 3 MiB are needed, however large the file is.
 
     Raises:
         FormatError: the record breaks a rule, or the file has more than ``limit`` bytes.

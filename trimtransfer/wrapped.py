@@ -17,6 +17,8 @@ SHARE: Final = 8
 """A record pays if it has at most one of so many bytes of the stream."""
 _STAGES: Final = (1 << 16, 1 << 20, 1 << 23)
 """Bytes of content by which compressors are compared before one of them explains all."""
+_KEPT: Final = 8
+"""Compressors that go on to the next stage, at most."""
 _SHORT: Final = 64
 """Bytes that go to the record; more of them go to the content, where a delta may find them again."""
 _GZIP: Final = b"\x1f\x8b\x08"
@@ -200,7 +202,8 @@ def _zip_entry(opened: _Unwrapping, at: int) -> int | None:
 def explain(stream: Bytes, by: native.Inflated) -> tuple[bytes, bytes] | None:
     """Return the compressor that explains a deflate stream best, and its record; None if no record pays.
 
-    Compressors are compared by ever longer parts of the content, so that few of them have to explain all.
+    Compressors are compared by ever longer parts of the content, so that few of them have to explain all; those whose
+    record would be too long by twice are given up at once.
     """
     flag = _INDEPENDENT if len(by.flushes) and not by.crossing else 0
     compressors = [bytes([one[0] | flag]) + one[1:] for one in COMPRESSORS]
@@ -208,7 +211,8 @@ def explain(stream: Bytes, by: native.Inflated) -> tuple[bytes, bytes] | None:
     for stop in _STAGES:
         if stop >= len(by.content):
             break
-        compressors, right = _best(stream, by, compressors, stop, room)
+        fair = 2 * room * stop // len(by.content) + 64
+        compressors, right = _best(stream, by, compressors, stop, min(fair, room))
         if right is not None:
             return right
     best: tuple[bytes, bytes] | None = None
@@ -235,12 +239,13 @@ def _best(
         if found is None:
             continue
         if found[1] and not tried:
-            tried, whole = True, native.explain(stream, by, compressor, stop=len(by.content) + 1, room=room)
+            most = len(stream) // SHARE + 16
+            tried, whole = True, native.explain(stream, by, compressor, stop=len(by.content) + 1, room=most)
             if whole is not None and whole[1]:
                 return [], (compressor, whole[0])
         scored.append((len(found[0]), index))
         least = min(least, len(found[0]))
-    return [compressors[index] for size, index in sorted(scored) if size <= least + least // 4 + 8], None
+    return [compressors[index] for size, index in sorted(scored)[:_KEPT] if size <= least + least // 4 + 8], None
 
 
 def _compressors() -> Iterator[bytes]:
