@@ -94,40 +94,6 @@ static void check_scan(const uint8_t *data, uint64_t length, FILE *out)
     print_scan(other != NULL ? other : scan, data, length, out);
 }
 
-static int compare_keys(const void *a, const void *b)
-{
-    uint64_t first = *(const uint64_t *)a, second = *(const uint64_t *)b;
-    return first < second ? -1 : first > second;
-}
-
-/* The data's own blocks of 48 bytes, looked for in its first 20,000 bytes, seven places at a time. */
-static void check_match(const uint8_t *data, uint64_t length, FILE *out)
-{
-    enum { SIZE = 48, BITS = 12, ROOM = 7 };
-    uint64_t count = length / SIZE, *keys = room(count * sizeof *keys);
-    tt_match_keys(data, count, SIZE, keys);
-    qsort(keys, count, sizeof *keys, compare_keys);
-    uint64_t *filter = room(sizeof *filter << (BITS - 6));
-    uint32_t *starts = room(sizeof *starts * ((1 << (BITS - 5)) + 1));
-    tt_match_prepare(keys, count, BITS, filter, starts);
-    const tt_blocks blocks = {SIZE, count, BITS, keys, filter, starts};
-    uint64_t *offsets = room(ROOM * sizeof *offsets);
-    uint32_t *rows = room(ROOM * sizeof *rows);
-    uint8_t *part = room(length < 20000 ? length : 20000);
-    memcpy(part, data, length < 20000 ? length : 20000);
-    for (uint64_t position = 0, found = ROOM; found == ROOM;) {
-        found = tt_match(part, length < 20000 ? length : 20000, &blocks, &position, offsets, rows, ROOM);
-        for (uint64_t i = 0; i < found; i++)
-            fprintf(out, " %llu:%u", (unsigned long long)offsets[i], (unsigned)rows[i]);
-    }
-    free(keys);
-    free(filter);
-    free(starts);
-    free(offsets);
-    free(rows);
-    free(part);
-}
-
 /* A copy in a block of its own, without a byte to spare. */
 static void *copy_of(const void *data, uint64_t size)
 {
@@ -248,16 +214,50 @@ static void check_recompress(const uint8_t *data, uint64_t length, FILE *out)
     free(content);
 }
 
+static int compare_keys(const void *a, const void *b)
+{
+    uint64_t first = *(const uint64_t *)a, second = *(const uint64_t *)b;
+    return first < second ? -1 : first > second;
+}
+
+/* The data's own blocks of 48 bytes, looked for in its first 20,000 bytes, seven places at a time. */
+static void check_match(const uint8_t *data, uint64_t length, FILE *out)
+{
+    enum { SIZE = 48, BITS = 12, ROOM = 7 };
+    uint64_t count = length / SIZE, *keys = room(count * sizeof *keys);
+    tt_match_keys(data, count, SIZE, keys);
+    qsort(keys, count, sizeof *keys, compare_keys);
+    uint64_t *filter = room(sizeof *filter << (BITS - 6));
+    uint32_t *starts = room(sizeof *starts * ((1 << (BITS - 5)) + 1));
+    tt_match_prepare(keys, count, BITS, filter, starts);
+    const tt_blocks blocks = {SIZE, count, BITS, keys, filter, starts};
+    uint64_t *offsets = room(ROOM * sizeof *offsets);
+    uint32_t *rows = room(ROOM * sizeof *rows);
+    uint8_t *part = room(length < 20000 ? length : 20000);
+    memcpy(part, data, length < 20000 ? length : 20000);
+    for (uint64_t position = 0, found = ROOM; found == ROOM;) {
+        found = tt_match(part, length < 20000 ? length : 20000, &blocks, &position, offsets, rows, ROOM);
+        for (uint64_t i = 0; i < found; i++)
+            fprintf(out, " %llu:%u", (unsigned long long)offsets[i], (unsigned)rows[i]);
+    }
+    free(keys);
+    free(filter);
+    free(starts);
+    free(offsets);
+    free(rows);
+    free(part);
+}
+
 static const struct {
     const char *name;
     check *run;
 } checks[] = {
     {"disk", check_disk},
+    {"inflate", check_inflate},
+    {"recompress", check_recompress},
     {"bytes", check_bytes},
     {"scan", check_scan},
     {"match", check_match},
-    {"inflate", check_inflate},
-    {"recompress", check_recompress},
 };
 
 static char *result_of(check *run, const uint8_t *data, uint64_t length)

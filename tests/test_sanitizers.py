@@ -13,9 +13,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import deflating
 import pytest
 import reference
-from deflating import Twin, deflated
 from vectors import DISK, KINDS, content, load, make
 
 NATIVE = Path(__file__).parent.parent / "native"
@@ -57,6 +57,31 @@ def match(data: bytes) -> str:
     return " ".join(f"{offset}:{rows[key]}" for offset, key in enumerate(here) if key in rows)
 
 
+TWINS: dict[str, Callable[[bytes], str]] = {"disk": disk, "bytes": chunks, "scan": scan, "match": match}
+
+
+def inputs(seed: int) -> dict[str, bytes]:
+    """Contents of all kinds at the edge lengths and at random ones, and the golden vectors that are not large."""
+    rng = random.Random(seed)
+    kinds = sorted(KINDS)
+    found = {f"edge-{size}": make([[rng.choice(kinds), size // 4096 + 1, seed]], length=size) for size in EDGES}
+    for number in range(8):
+        text = make([[rng.choice(kinds), rng.randint(1, 20), number], ["words", 3, number]])
+        stream = bytearray(
+            deflating.deflated([text[:7000], text[7000:]], level=rng.randint(0, 9), flush=zlib.Z_SYNC_FLUSH)
+        )
+        if number % 2:
+            stream[rng.randrange(len(stream))] ^= 1 << rng.randrange(8)
+        found[f"stream-{number}"] = bytes(stream)
+    for number in range(24):
+        pieces = [[rng.choice(kinds), rng.randint(1, 40), rng.randint(0, 99)] for _ in range(rng.randint(1, 5))]
+        found[f"random-{number}"] = make(pieces, length=rng.randint(0, 4096 * sum(piece[1] for piece in pieces)))
+    for number, vector in enumerate(load(DISK).values()):
+        if vector["length"] < 5 << 20:
+            found[f"vector-{number}"] = content(vector)
+    return found
+
+
 def inflate(data: bytes) -> str:
     """What the driver prints for the decoder: sizes of stream and content, if the data is a stream."""
     stream = zlib.decompressobj(-15)
@@ -76,7 +101,7 @@ def recompress(data: bytes) -> str:
     start = min(len(data) // 3, len(data) - size)
     found = []
     for by in PREDICTED[len(data) % 3 :: 3]:
-        tokens = Twin(data[start : start + size], bytes.fromhex(by)).tokens()
+        tokens = deflating.Twin(data[start : start + size], bytes.fromhex(by)).tokens()
         total = 0
         for token in tokens:
             total = (total * 31 + token.length * 32771 + token.value) % 2**32
@@ -84,34 +109,7 @@ def recompress(data: bytes) -> str:
     return " ".join(found)
 
 
-TWINS: dict[str, Callable[[bytes], str]] = {
-    "disk": disk,
-    "bytes": chunks,
-    "scan": scan,
-    "match": match,
-    "inflate": inflate,
-    "recompress": recompress,
-}
-
-
-def inputs(seed: int) -> dict[str, bytes]:
-    """Contents of all kinds at the edge lengths and at random ones, and the golden vectors that are not large."""
-    rng = random.Random(seed)
-    kinds = sorted(KINDS)
-    found = {f"edge-{size}": make([[rng.choice(kinds), size // 4096 + 1, seed]], length=size) for size in EDGES}
-    for number in range(24):
-        pieces = [[rng.choice(kinds), rng.randint(1, 40), rng.randint(0, 99)] for _ in range(rng.randint(1, 5))]
-        found[f"random-{number}"] = make(pieces, length=rng.randint(0, 4096 * sum(piece[1] for piece in pieces)))
-    for number in range(8):
-        text = make([[rng.choice(kinds), rng.randint(1, 20), number], ["words", 3, number]])
-        stream = bytearray(deflated([text[:7000], text[7000:]], level=rng.randint(0, 9), flush=zlib.Z_SYNC_FLUSH))
-        if number % 2:
-            stream[rng.randrange(len(stream))] ^= 1 << rng.randrange(8)
-        found[f"stream-{number}"] = bytes(stream)
-    for number, vector in enumerate(load(DISK).values()):
-        if vector["length"] < 5 << 20:
-            found[f"vector-{number}"] = content(vector)
-    return found
+TWINS |= {"inflate": inflate, "recompress": recompress}
 
 
 def build(compiler: str, flags: list[str], target: Path) -> None:
