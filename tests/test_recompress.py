@@ -27,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vectors import content as content_of
 
+import trimtransfer.recompress
 from trimtransfer import native
 from trimtransfer.errors import FormatError
 from trimtransfer.recompress import (
@@ -277,6 +278,13 @@ def test_zlib_and_zip_files(mixed: bytes) -> None:
     code = "import sys, zipfile; zipfile.ZipFile(sys.stdout.buffer, 'w', 8).writestr('a', repr(list(range(9999))))"
     streamed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
     assert repr(list(range(9999))).encode() in round_trip(streamed).content
+
+
+def test_files_of_too_many_parts_are_not_unwrapped(mixed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = b"".join(gzip_member(mixed[:5000], flags=8) for _ in range(4))
+    assert len(round_trip(members).content) == 20_000
+    monkeypatch.setattr(trimtransfer.recompress, "MAX_PARTS", 11)
+    assert unwrap(members, limit=ALL) is None
 
 
 def test_what_is_not_unwrapped(mixed: bytes, rnd: random.Random) -> None:

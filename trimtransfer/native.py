@@ -144,6 +144,8 @@ def inflate(data: Bytes, *, limit: int, expected: int = 0) -> Inflated | None:
     if state != lib.TT_DONE:
         return None
     consumed, size, count, crossing = sizes.tolist()
+    if size < len(content) // 2:
+        content = content[:size].copy()  # else the room that was not needed would be kept
     return Inflated(content[:size], consumed, flushes[:count].copy(), bool(crossing))
 
 

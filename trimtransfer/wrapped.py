@@ -11,6 +11,7 @@ from typing import Final
 
 from trimtransfer import native
 from trimtransfer.chunk import Bytes
+from trimtransfer.errors import FormatError
 from trimtransfer.recompress import GZIP_HEAD, UNIX, Part, gzip_check, number, rewrap_pieces, sealed, zlib_check
 
 SHARE: Final = 8
@@ -59,11 +60,15 @@ def unwrap(data: Bytes, *, limit: int) -> Unwrapped | None:
 
 
 def _comes_again(unwrapped: Unwrapped, view: memoryview) -> bool:
+    """Tell whether the file is rebuilt exactly; a record may be refused if it has too many parts."""
     at = 0
-    for piece in rewrap_pieces(unwrapped.content, unwrapped.record, limit=len(view)):
-        if piece != view[at : at + len(piece)]:
-            return False
-        at += len(piece)
+    try:
+        for piece in rewrap_pieces(unwrapped.content, unwrapped.record, limit=len(view)):
+            if piece != view[at : at + len(piece)]:
+                return False
+            at += len(piece)
+    except FormatError:
+        return False
     return at == len(view)
 
 
@@ -100,7 +105,7 @@ class _Unwrapping:
         False if it is damaged or its record does not pay; then nothing has changed.
         """
         rest = self.view[start:]
-        hint = int.from_bytes(rest[-4:], "little")
+        hint = int.from_bytes(rest[-4:], "little") if check is gzip_check else 0
         limit = min(self._left, native.CONTENT_MOST)
         found = native.inflate(rest, limit=limit, expected=hint if hint >> 10 <= len(rest) else 0)
         if found is None or size not in (None, found.consumed):
