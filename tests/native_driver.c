@@ -14,6 +14,9 @@
 #include "delta.h"
 #include "hints.h"
 #include "match.h"
+#include "predict.h"
+#include "recompress.h"
+#include "record.h"
 #include "search.h"
 #include "search_scan.h"
 
@@ -91,6 +94,126 @@ static void check_scan(const uint8_t *data, uint64_t length, FILE *out)
     print_scan(scan, data, length, out);
     fprintf(out, " /");
     print_scan(other != NULL ? other : scan, data, length, out);
+}
+
+/* A copy in a block of its own, without a byte to spare. */
+static void *copy_of(const void *data, uint64_t size)
+{
+    void *copied = room(size);
+    memcpy(copied, data, size);
+    return copied;
+}
+
+/* Decodes a raw deflate stream with room for so much at first; NULL if it is malformed. */
+static uint8_t *inflated(const uint8_t *in, uint64_t length, uint64_t capacity, uint64_t *sizes)
+{
+    void *work = room(tt_inflate_memory());
+    uint64_t *flushes = room(4 * sizeof *flushes);
+    uint8_t *out = room(capacity);
+    int state;
+    tt_inflate_start(work, in, length);
+    while ((state = tt_inflate(work, out, capacity, flushes, 4, sizes)) == TT_ROOM) {
+        uint8_t *more = room(capacity = 2 * capacity + 100);
+        memcpy(more, out, sizes[1]);
+        free(out);
+        out = more;
+    }
+    free(work);
+    free(flushes);
+    if (state == TT_DONE)
+        return out;
+    free(out);
+    return NULL;
+}
+
+/* What zlib would say of data that is no stream, but for chance; and of the sizes if it is one. */
+static void check_inflate(const uint8_t *data, uint64_t length, FILE *out)
+{
+    uint64_t sizes[4] = {0};
+    uint8_t *content = inflated(data, length, 10, sizes);
+    if (content != NULL)
+        fprintf(out, " %llu %llu", (unsigned long long)sizes[0], (unsigned long long)sizes[1]);
+    free(content);
+}
+
+/* Rebuilds a stream and, if `expected`, explains it again and compares the records. Returns what tt_rebuild did. */
+static int check_record(const uint8_t *content, uint64_t size, const uint8_t *by, const uint8_t *record, uint64_t length,
+                        int expected)
+{
+    void *work = room(tt_rebuild_memory());
+    uint64_t capacity = 2 * (uint64_t)TT_REBUILD_ROOM + 2 * size, written = 0, sizes[4];
+    uint8_t *stream = room(capacity);
+    int state = tt_rebuild_start(work, content, size, by, record, length);
+    if (state == TT_DONE)
+        state = tt_rebuild(work, stream, capacity, &written);
+    free(work);
+    if (expected) {
+        uint8_t *exact = copy_of(stream, written), *again = inflated(exact, written, size, sizes);
+        if (state != TT_DONE || again == NULL || sizes[1] != size || memcmp(again, content, size) != 0)
+            exit(4);
+        void *explanation = room(tt_explain_memory());
+        uint8_t *second = room(length);
+        if (tt_explain(explanation, exact, written, content, size, NULL, 0, by, ~(uint64_t)0, second, length, sizes) !=
+                TT_DONE || sizes[0] != length || memcmp(second, record, length) != 0)
+            exit(5);
+        if (tt_explain(explanation, exact, written, content, size, NULL, 0, by, size / 2, second, length / 2, sizes) ==
+            TT_BAD)
+            exit(6);
+        free(explanation);
+        free(exact);
+        free(again);
+        free(second);
+    }
+    free(stream);
+    return state;
+}
+
+/* The tokens that compressors of three kinds are predicted to choose for 2,500 bytes, as a sum; and the streams that are
+ * made of them, in a fixed and in a dynamic block. Then the data as a record, which is hostile. */
+static void check_recompress(const uint8_t *data, uint64_t length, FILE *out)
+{
+    static const uint8_t compressors[][3] = {
+        {0x01, 0xF7, 14}, {0x43, 0xF7, 15}, {0x04, 0x97, 14}, {0x06, 0xF7, 14}, {0x49, 0xF7, 15}, {0x09, 0xF0, 7},
+        {0x19, 0xF8, 15}, {0x26, 0xF7, 14}, {0x36, 0xF7, 14},
+    };
+    enum { MOST = 2500 };
+    const uint64_t size = length < MOST ? length : MOST, start = length / 3 < length - size ? length / 3 : length - size;
+    uint8_t *content = copy_of(data + start, size);
+    for (size_t i = length % 3; i < sizeof compressors / sizeof *compressors; i += 3) {
+        uint8_t *by = copy_of(compressors[i], 3);
+        tt_predictor *p = room(sizeof *p);
+        tt_compressor read;
+        uint32_t sum = 0, tokens = 0;
+        tt_compressor_read(&read, by);
+        tt_predict_begin(p, &read, content, size);
+        for (tt_predict_segment(p, (uint32_t)size); p->position < size; tokens++) {
+            tt_token token = tt_predict(p);
+            tt_predict_accept(p, token);
+            sum = sum * 31 + token.length * 32771u + token.distance;
+        }
+        free(p);
+        fprintf(out, " %u:%u", (unsigned)tokens, (unsigned)sum);
+        for (int type = TT_FIXED; type <= TT_DYNAMIC; type++) {
+            uint8_t head[8] = {(uint8_t)(type | TT_FINAL)};
+            tt_record_writer record = {head, sizeof head, 1, 0};
+            if (tokens >= read.block) {
+                head[0] |= TT_SIZE;
+                tt_add_number(&record, tokens);
+            }
+            uint8_t *exact = copy_of(head, record.at);
+            if (tokens != read.block)
+                check_record(content, size, by, exact, record.at, 1);
+            free(exact);
+        }
+        uint64_t hostile = size < 600 ? size : 600;
+        for (uint64_t at = 0; at < hostile; at += 1 + hostile / 2) {
+            uint8_t *record = copy_of(content + at, hostile - at);
+            check_record(content, size, by, record, hostile - at, 0);
+            free(record);
+        }
+        free(by);
+    }
+    free(content);
 }
 
 static int compare_keys(const void *a, const void *b)
@@ -209,6 +332,8 @@ static const struct {
     check *run;
 } checks[] = {
     {"disk", check_disk},
+    {"inflate", check_inflate},
+    {"recompress", check_recompress},
     {"bytes", check_bytes},
     {"scan", check_scan},
     {"match", check_match},

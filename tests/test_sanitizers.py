@@ -9,9 +9,11 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import deflating
 import pytest
 import reference
 from test_delta import programs
@@ -82,6 +84,14 @@ def inputs(seed: int) -> dict[str, bytes]:
     rng = random.Random(seed)
     kinds = sorted(KINDS)
     found = {f"edge-{size}": make([[rng.choice(kinds), size // 4096 + 1, seed]], length=size) for size in EDGES}
+    for number in range(8):
+        text = make([[rng.choice(kinds), rng.randint(1, 20), number], ["words", 3, number]])
+        stream = bytearray(
+            deflating.deflated([text[:7000], text[7000:]], level=rng.randint(0, 9), flush=zlib.Z_SYNC_FLUSH)
+        )
+        if number % 2:
+            stream[rng.randrange(len(stream))] ^= 1 << rng.randrange(8)
+        found[f"stream-{number}"] = bytes(stream)
     for number in range(24):
         pieces = [[rng.choice(kinds), rng.randint(1, 40), rng.randint(0, 99)] for _ in range(rng.randint(1, 5))]
         found[f"random-{number}"] = make(pieces, length=rng.randint(0, 4096 * sum(piece[1] for piece in pieces)))
@@ -91,6 +101,36 @@ def inputs(seed: int) -> dict[str, bytes]:
         if vector["length"] < 5 << 20:
             found[f"vector-{number}"] = content(vector)
     return found
+
+
+def inflate(data: bytes) -> str:
+    """What the driver prints for the decoder: sizes of stream and content, if the data is a stream."""
+    stream = zlib.decompressobj(-15)
+    try:
+        content = stream.decompress(data)
+    except zlib.error:
+        return ""
+    return f"{len(data) - len(stream.unused_data)} {len(content)}" if stream.eof else ""
+
+
+PREDICTED = ["01f70e", "43f70f", "04970e", "06f70e", "49f70f", "09f007", "19f80f", "26f70e", "36f70e"]
+
+
+def recompress(data: bytes) -> str:
+    """What the driver prints for the predictor: how many tokens, and a sum of them."""
+    size = min(len(data), 2500)
+    start = min(len(data) // 3, len(data) - size)
+    found = []
+    for by in PREDICTED[len(data) % 3 :: 3]:
+        tokens = deflating.Twin(data[start : start + size], bytes.fromhex(by)).tokens()
+        total = 0
+        for token in tokens:
+            total = (total * 31 + token.length * 32771 + token.value) % 2**32
+        found.append(f"{len(tokens)}:{total}")
+    return " ".join(found)
+
+
+TWINS |= {"inflate": inflate, "recompress": recompress}
 
 
 def build(compiler: str, flags: list[str], target: Path) -> None:

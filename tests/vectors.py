@@ -78,6 +78,14 @@ def _counter(size: int, seed: bytes) -> bytes:
     return b"".join((int(seed) + k).to_bytes(4, "little") for k in range(size // 4))
 
 
+def _words(size: int, seed: bytes) -> bytes:
+    """Words of a small language in random order, the common ones more often: it compresses as text does."""
+    words = [_random(2 + number % 9, b"word %d " % number + seed).hex().encode() for number in range(400)]
+    draws = _random(size // 2, b"order" + seed)
+    pairs = zip(draws[::2], draws[1::2], strict=False)
+    return b" ".join(words[first * second // 164] for first, second in pairs)[:size].ljust(size, b".")
+
+
 KINDS: dict[str, Callable[[int, bytes], bytes]] = {
     "random": _random,
     "zeros": _zeros,
@@ -87,6 +95,7 @@ KINDS: dict[str, Callable[[int, bytes], bytes]] = {
     "text": _text,
     "periodic": _periodic,
     "counter": _counter,
+    "words": _words,
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,10 @@ except ModuleNotFoundError:  # a checkout that is not installed hides the packag
     ) from None
 
 VARIABLE: Final = "TRIMTRANSFER_SIMD"
+CONTENT_MOST: Final[int] = lib.TT_CONTENT_MOST
+"""Bytes of content in a deflate stream that can be explained and rebuilt."""
+REBUILD_ROOM: Final[int] = lib.TT_REBUILD_ROOM
+COMPRESSOR_SIZE: Final = 3
 
 
 class Simd(IntEnum):
@@ -111,6 +115,85 @@ def search(data: Bytes, by: object, cuts: NDArray[np.uint64], *, final: bool) ->
     view = ffi.from_buffer("uint8_t[]", data)
     count: int = lib.tt_search(view, len(view), final, by, _u64(cuts), len(cuts))
     return count
+
+
+class Inflated(NamedTuple):
+    """A raw deflate stream, decoded: its content; its own size in bytes; where its compressor flushed, as offsets in
+    the content; whether a match reaches back over such a place."""
+
+    content: NDArray[np.uint8]
+    consumed: int
+    flushes: NDArray[np.uint64]
+    crossing: bool
+
+
+def inflate(data: Bytes, *, limit: int, expected: int = 0) -> Inflated | None:
+    """Decode the raw deflate stream that ``data`` begins with (``native/recompress.h``).
+
+    None if it is malformed or has more than ``limit`` bytes of content, which is at most ``CONTENT_MOST``. Where its
+    content is of the ``expected`` size nothing is copied.
+    """
+    view = ffi.from_buffer("uint8_t[]", data)
+    work, sizes = np.empty(lib.tt_inflate_memory() // 8 + 1, np.uint64), np.zeros(4, np.uint64)
+    flushes = np.empty(len(view) // 4 + 1, np.uint64)
+    content = np.empty(min(max(expected, 4096), limit), np.uint8)
+    lib.tt_inflate_start(_u64(work), view, len(view))
+    while (state := _inflate(work, content, flushes, sizes)) == lib.TT_ROOM and len(content) < limit:
+        more = np.empty(min(2 * len(content), limit), np.uint8)
+        more[: int(sizes[1])] = content[: int(sizes[1])]
+        content = more
+    if state != lib.TT_DONE:
+        return None
+    consumed, size, count, crossing = sizes.tolist()
+    if size < len(content) // 2:
+        content = content[:size].copy()  # else the room that was not needed would be kept
+    return Inflated(content[:size], consumed, flushes[:count].copy(), bool(crossing))
+
+
+def _inflate(
+    work: NDArray[np.uint64], content: NDArray[np.uint8], flushes: NDArray[np.uint64], sizes: NDArray[np.uint64]
+) -> int:
+    state: int = lib.tt_inflate(_u64(work), _u8(content), len(content), _u64(flushes), len(flushes), _u64(sizes))
+    return state
+
+
+def explain(data: Bytes, by: Inflated, compressor: bytes, *, stop: int, room: int) -> tuple[bytes, bool] | None:
+    """Return the record of the stream ``data``, which is ``by`` decoded, for a compressor given by three bytes.
+
+    And whether all was as predicted. None if the record has more than ``room`` bytes. Only so much is looked at as
+    ``stop`` bytes of content need; a record that ends before the content does is good for its length alone.
+    """
+    view = ffi.from_buffer("uint8_t[]", data)
+    work, record = np.empty(lib.tt_explain_memory() // 8 + 1, np.uint64), np.empty(room, np.uint8)
+    sizes = ffi.new("uint64_t[2]")
+    content, flushes = (_u8(by.content), len(by.content)), (_u64(by.flushes), len(by.flushes))
+    state = lib.tt_explain(_u64(work), view, len(view), *content, *flushes, compressor, stop, _u8(record), room, sizes)
+    return (record[: sizes[0]].tobytes(), sizes[0] == sizes[1]) if state == lib.TT_DONE else None
+
+
+class Rebuilder:
+    """A raw deflate stream that comes again from its content and its record, piece by piece."""
+
+    def __init__(self, content: Bytes, compressor: bytes, record: Bytes) -> None:
+        """Raise ``ValueError`` if the three bytes describe no compressor, or the content is too large."""
+        self._work = np.empty(lib.tt_rebuild_memory() // 8 + 1, np.uint64)
+        # The work memory holds plain pointers to these.
+        self._kept = ffi.from_buffer("uint8_t[]", content), ffi.from_buffer("uint8_t[]", record)
+        sizes = len(self._kept[0]), len(self._kept[1])
+        start = _u64(self._work), self._kept[0], sizes[0], compressor, self._kept[1], sizes[1]
+        if len(compressor) != COMPRESSOR_SIZE or lib.tt_rebuild_start(*start) != lib.TT_DONE:
+            raise ValueError(f"compressor {compressor.hex()}, {sizes[0]} bytes of content")
+
+    def write(self, piece: NDArray[np.uint8]) -> tuple[int, bool]:
+        """Write what comes next, and return its size and whether there is more; at least ``REBUILD_ROOM`` is needed.
+
+        Raises ``ValueError``, whose first argument is the place in the record, where it breaks a rule.
+        """
+        size = ffi.new("uint64_t *")
+        state = lib.tt_rebuild(_u64(self._work), _u8(piece), len(piece), size)
+        if state == lib.TT_BAD:
+            raise ValueError(size[0])
+        return size[0], state == lib.TT_ROOM
 
 
 def block_keys(data: Bytes, size: int) -> NDArray[np.uint64]:

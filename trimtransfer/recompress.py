@@ -1,0 +1,197 @@
+"""Recompression: compressed files as their content and a short record, from which the very same bytes come again.
+
+The content of two versions of a gzip file is alike where the files are not. So what is compared, sent and stored as a
+difference is the content, and the file is rebuilt on arrival. Nothing is hoped for: the compressor is part of this
+format (``native/predict.h``; FORMAT.md, "Recompression"), not of the environment, and a publisher gets a record only
+after the file came again from it.
+
+A file is a sequence of parts: deflate streams, and bytes beside them. What a client needs is :func:`rewrap_pieces`;
+``wrapped.py`` finds the streams in gzip, zlib and zip files.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+
+from trimtransfer import codec, native
+from trimtransfer.chunk import Bytes
+from trimtransfer.errors import FormatError
+
+VERSION: Final = 1
+"""Of the record and of the predictor behind it."""
+MAX_PARTS: Final = 65_536
+"""Each may cost the time to begin a stream, a tenth of a millisecond."""
+GZIP_HEAD: Final = bytes.fromhex("1f8b080000000000")
+"""Of a file without name and time: then the level's mark and the system follow."""
+UNIX: Final = 3
+_PIECE: Final = 1 << 20
+_WHAT: Final = "record of recompression"
+
+
+class Part(IntEnum):
+    """What a part of a file is made from."""
+
+    RAW = 1
+    """Bytes in the record."""
+    COPIED = 2
+    """Bytes of the content."""
+    DEFLATE = 3
+    """A deflate stream: compressor, content, record."""
+    GZIP_CHECK = 4
+    """CRC-32 and size of the content of the stream before."""
+    ZLIB_CHECK = 5
+    """Adler-32 of it."""
+    MEMBER = 6
+    """A gzip member with a head of ten bytes, the stream, and its check."""
+
+
+def rewrap(content: Bytes, record: Bytes, *, limit: int) -> bytes:
+    """Return the file that ``content`` and ``record`` stand for, of at most ``limit`` bytes.
+
+    Raises:
+        FormatError: the record breaks a rule. One that breaks none may still be another file's: compare a digest.
+    """
+    return b"".join(rewrap_pieces(content, record, limit=limit))
+
+
+def rewrap_pieces(content: Bytes, record: Bytes, *, limit: int) -> Iterator[bytes]:
+    """Yield the file that ``content`` and ``record`` stand for, in pieces of at most a MiB.
+
+    ``content`` may be a mapped file: each stream's is read in order, never more than 64 KiB before the last byte read,
+    and once more in order for its check. Beside it and the record some 3 MiB are needed, however large the file is.
+
+    Raises:
+        FormatError: the record breaks a rule, or the file has more than ``limit`` bytes.
+    """
+    written = 0
+    for piece in _Rewrapping(content, _body(record, limit)).pieces():
+        written += len(piece)
+        if written > limit:
+            raise FormatError(_WHAT, "its end", f"a file of up to {limit} bytes", "more")
+        yield piece
+
+
+def sealed(body: Bytes) -> bytes:
+    """Return a record from its parts, compressed where that makes it shorter."""
+    packed = codec.compress(body, 19)
+    return bytes([VERSION << 4 | 1]) + packed if len(packed) < len(body) else bytes([VERSION << 4]) + bytes(body)
+
+
+def _body(record: Bytes, limit: int) -> bytes:
+    """Return the parts of a record; they have at most a quarter of what is rebuilt, and a little."""
+    kind, most = bytes(record[:1]), limit // 4 + 4096
+    if kind == bytes([VERSION << 4 | 1]):
+        return codec.decompress(memoryview(record)[1:], most, _WHAT)
+    if kind != bytes([VERSION << 4]):
+        raise FormatError(_WHAT, 0, f"version {VERSION}", kind.hex() or "nothing")
+    if len(record) > most:
+        raise FormatError(_WHAT, 0, f"at most {most} bytes", len(record))
+    return bytes(record[1:])
+
+
+def number(value: int) -> bytes:
+    """Return a number in groups of seven bits, lowest first, all but the last with bit 7 set."""
+    groups = bytearray()
+    while value >= 128:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    return bytes(groups) + bytes([value])
+
+
+class _Rewrapping:
+    """Reads a record part by part and takes the content on the way."""
+
+    def __init__(self, content: Bytes, body: bytes) -> None:
+        self._content, self._body = memoryview(content).cast("B"), body
+        self._at = self._taken = 0
+        self._stream = self._content[:0]
+        """Content of the last deflate stream."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes of all parts."""
+        for _ in range(MAX_PARTS):
+            if self._at == len(self._body):
+                break
+            yield from self._part()
+        if self._at < len(self._body) or self._taken < len(self._content):
+            self._refuse("all parts and all content used up", f"{len(self._content) - self._taken} bytes left")
+
+    def _part(self) -> Iterator[bytes]:
+        kind = self._byte()
+        if kind == Part.RAW:
+            yield self._bytes(self._number())
+        elif kind == Part.COPIED:
+            taken = self._take()
+            yield from (bytes(taken[at : at + _PIECE]) for at in range(0, len(taken), _PIECE))
+        elif kind == Part.DEFLATE:
+            yield from self._deflate()
+        elif kind == Part.GZIP_CHECK:
+            yield gzip_check(self._stream)
+        elif kind == Part.ZLIB_CHECK:
+            yield zlib_check(self._stream)
+        elif kind == Part.MEMBER:
+            yield GZIP_HEAD + bytes([self._byte(), UNIX])
+            yield from self._deflate()
+            yield gzip_check(self._stream)
+        else:
+            self._refuse("a part", kind)
+
+    def _deflate(self) -> Iterator[bytes]:
+        compressor = self._bytes(native.COMPRESSOR_SIZE)
+        self._stream = self._take()
+        start, size = self._at, self._number()
+        try:
+            rebuilder = native.Rebuilder(self._stream, compressor, self._bytes(size))
+            more = True
+            while more:
+                piece = np.empty(_PIECE, np.uint8)
+                count, more = rebuilder.write(piece)
+                yield piece[:count].tobytes()
+        except ValueError as error:
+            raise FormatError(_WHAT, start, "a stream's compressor and blocks", str(error)) from None
+
+    def _take(self) -> memoryview:
+        """Take content: the rest for 0, else one byte less than a number says."""
+        said, left = self._number(), len(self._content) - self._taken
+        size = said - 1 if said else left
+        if size > left:
+            self._refuse(f"at most {left} bytes of content", size)
+        taken = self._content[self._taken : self._taken + size]
+        self._taken += len(taken)
+        return taken
+
+    def _byte(self) -> int:
+        return self._bytes(1)[0]
+
+    def _bytes(self, size: int) -> bytes:
+        if size > len(self._body) - self._at:
+            self._refuse(f"{size} bytes", f"{len(self._body) - self._at} bytes left")
+        self._at += size
+        return self._body[self._at - size : self._at]
+
+    def _number(self) -> int:
+        value = 0
+        for shift in range(0, 63, 7):
+            group = self._byte()
+            value |= (group & 127) << shift
+            if group < 128:
+                return value
+        return self._refuse("a number below 2^63", "a longer one")
+
+    def _refuse(self, expected: object, got: object) -> int:
+        raise FormatError(_WHAT, self._at, expected, got)
+
+
+def gzip_check(content: Bytes) -> bytes:
+    """Return what ends a gzip member with this content (RFC 1952)."""
+    return zlib.crc32(content).to_bytes(4, "little") + (len(content) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def zlib_check(content: Bytes) -> bytes:
+    """Return what ends a zlib stream with this content (RFC 1950)."""
+    return zlib.adler32(content).to_bytes(4, "big")
