@@ -699,6 +699,7 @@ def test_kills(place: Place, victim: Victim, rnd: random.Random, write: str) -> 
             assert write == "in-place" or output.read_bytes() in place.images[:2]
         ended = victim.sync(place.repository, "disk", version="2", output=output, write=write)
         assert ended.error is None
+        assert ended.result is not None
         assert output.read_bytes() == place.images[1]
         assert leftovers(output) == set()
         made = ended.result["deltas"]

@@ -158,6 +158,40 @@ def test_in_place_is_finished_without_the_repository(scene: Scene, victim: Victi
     assert finished > 3
 
 
+def test_a_new_file_that_lost_its_journal_is_not_taken_for_the_old_image(
+    tmp_path: Path, rng: np.random.Generator, victim: Victim
+) -> None:
+    """Killed before there was a journal, and again when the new file was complete: it is what takes the name."""
+    old, new = (image[:4_000_000] for image in make_images(rng))  # of one length
+    publish_all(tmp_path / "repository", [old, new])
+    output = tmp_path / "work" / "disk.img"
+    side = SideDirectory(output)
+
+    def killed(*moments: int) -> int:
+        """Kill runs that update a new copy of the old version; return the calls of the last one."""
+        shutil.rmtree(output.parent, ignore_errors=True)
+        output.parent.mkdir()
+        victim.sync(tmp_path / "repository", "disk", version="1", output=output)
+        for moment in moments:
+            ended = victim.sync(tmp_path / "repository", "disk", output=output, write="new", kill_at=moment)
+        return ended.calls
+
+    total = killed(1 << 30)
+    for early in range(total):
+        killed(early)
+        if side.partial.exists() and not side.journal.exists():
+            break
+    for late in range(total, 0, -1):
+        killed(early, late)
+        if side.partial.exists():
+            break
+    assert output.read_bytes() == old
+    ended = victim.sync(tmp_path / "repository", "disk", output=output, write="new")
+    assert ended.error is None
+    assert output.read_bytes() == new
+    assert leftovers(output) == set()
+
+
 def test_an_image_swapped_while_a_redo_file_waits_is_not_mixed(scene: Scene, victim: Victim) -> None:
     """A redo file belongs to one file; another one that took its name is left alone and looked at."""
     output = scene.fresh()
