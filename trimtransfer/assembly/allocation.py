@@ -22,11 +22,15 @@ _ID_SIZE: Final = 16
 
 
 def layout_for(
-    remote: Remote, windows: Iterable[Sequence[Region]], base: Callable[[int], Table | None], format: str, output: str
+    remote: Remote,
+    windows: Iterable[Sequence[Region]],
+    base: Callable[[int], Table | None] | None,
+    format: str,
+    output: str,
 ) -> Layout:
     """Return the layout of a version's container; ``windows`` are its regions that are not all zero, in order.
 
-    The same version always has the same layout. ``base`` returns tables that others are differences to.
+    The same version always has the same layout. ``base`` is that of :meth:`Remote.tables`.
 
     Raises:
         TargetRefused: the format has no disk of that size.
@@ -46,7 +50,7 @@ def layout_for(
 
 
 def _filled(
-    remote: Remote, regions: Sequence[Region], base: Callable[[int], Table | None]
+    remote: Remote, regions: Sequence[Region], base: Callable[[int], Table | None] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where the parts that are not zero begin and end, those with little between them as one."""
     _, window = read_window(remote, regions, base)

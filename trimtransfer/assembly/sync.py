@@ -175,7 +175,7 @@ class _Sync:
         """Return the layout of the container that is written; the tables that it takes are kept."""
         base = old.image if old is not None and comes_from_parent(remote.manifest, old) else None
         filled = windows(remote.manifest, np.flatnonzero(~remote.manifest.zero).tolist())
-        tables = base.table_at if base is not None else lambda start: None
+        tables = base.table_at if base is not None else None
         return layout_for(remote, filled, tables, self._format, str(self._side.output))
 
     def _check_room(self, remote: Remote, tables: TableFile, choice: Choice, old: Old | None) -> None:
