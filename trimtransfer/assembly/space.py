@@ -83,7 +83,7 @@ def check_room(
     needs, instead = copied(remote.manifest, choice.copyable, old, choice.way.target.done), Needs()
     image = old.source if old is not None else None
     in_place = isinstance(choice.way, InPlace)
-    base = old.image.table_at if old is not None and old.image is not None and from_parent else lambda start: None
+    base = old.image.table_at if old is not None and old.image is not None and from_parent else None
     done = 0
     for regions in windows:
         watch.report("plan", done, 0)
