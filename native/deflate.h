@@ -11,7 +11,7 @@ enum {
     TT_MAX_MATCH = 258,
     TT_ODD_MATCH = 259,     /* 258 bytes, written as code 284 with extra bits 31 */
     TT_WINDOW = 32768,      /* a match lies at most so far back */
-    TT_LITERALS = 286,      /* symbols of literals, the block's end and lengths */
+    TT_SYMBOLS = 286,      /* symbols of literals, the block's end and lengths */
     TT_DISTANCES = 30,
     TT_LENGTHS = 19,        /* symbols that code lengths are written with */
     TT_END = 256,           /* symbol that ends a block */
@@ -35,8 +35,8 @@ typedef struct {
     uint16_t lengths;           /* 4 to 19 */
     uint16_t count;             /* symbols below: 1 to literals + distances */
     uint8_t code[TT_LENGTHS];   /* length of the code of each symbol: 0 to 7, by symbol */
-    uint8_t symbols[TT_LITERALS + TT_DISTANCES];
-    uint8_t extra[TT_LITERALS + TT_DISTANCES];
+    uint8_t symbols[TT_SYMBOLS + TT_DISTANCES];
+    uint8_t extra[TT_SYMBOLS + TT_DISTANCES];
 } tt_table_head;
 
 /* Lengths of the codes of a block. */

@@ -4,12 +4,12 @@
 
 static const uint8_t REPEAT_BITS[3] = {2, 3, 7}, REPEAT_LEAST[3] = {3, 3, 11};
 
-enum { NODES = 2 * TT_LITERALS };
+enum { NODES = 2 * TT_SYMBOLS };
 
 /* A Huffman tree in the making: leaves are numbered by symbol, inner nodes from `symbols` on. */
 typedef struct {
     uint32_t weight[NODES];
-    uint16_t parent[NODES], heap[TT_LITERALS + 1], removed[NODES];
+    uint16_t parent[NODES], heap[TT_SYMBOLS + 1], removed[NODES];
     uint8_t depth[NODES], bits[NODES];
     unsigned size, removals;
 } tree;
@@ -183,9 +183,9 @@ void tt_expected_head(const tt_counts *counts, tt_table_head *head)
 {
     tt_code_lengths lengths;
     uint32_t occurs[TT_LENGTHS] = {0};
-    tt_code_lengths_of(counts->literal, TT_LITERALS, TT_CODE_BITS, lengths.literal);
+    tt_code_lengths_of(counts->literal, TT_SYMBOLS, TT_CODE_BITS, lengths.literal);
     tt_code_lengths_of(counts->distance, TT_DISTANCES, TT_CODE_BITS, lengths.distance);
-    head->literals = (uint16_t)used(lengths.literal, TT_LITERALS);
+    head->literals = (uint16_t)used(lengths.literal, TT_SYMBOLS);
     head->distances = (uint16_t)used(lengths.distance, TT_DISTANCES);
     head->count = 0;
     add_lengths(head, lengths.literal, head->literals);
@@ -223,9 +223,9 @@ static void assign(const uint8_t *lengths, unsigned symbols, uint16_t *codes)
 
 int tt_codes_of(const tt_table_head *head, tt_codes *codes)
 {
-    uint8_t lengths[TT_LITERALS + TT_DISTANCES];
+    uint8_t lengths[TT_SYMBOLS + TT_DISTANCES];
     unsigned total = (unsigned)head->literals + head->distances, done = 0;
-    if (head->literals < 257 || head->literals > TT_LITERALS || head->distances < 1 ||
+    if (head->literals < 257 || head->literals > TT_SYMBOLS || head->distances < 1 ||
         head->distances > TT_DISTANCES || head->lengths < 4 || head->lengths > TT_LENGTHS)
         return 0;
     for (unsigned i = 0; i < head->count; i++) {

@@ -9,7 +9,7 @@
 
 /* Frequencies of a block's symbols. */
 typedef struct {
-    uint32_t literal[TT_LITERALS];
+    uint32_t literal[TT_SYMBOLS];
     uint32_t distance[TT_DISTANCES];
 } tt_counts;
 

@@ -138,7 +138,7 @@ static int table_head(tt_inflater *s)
 {
     tt_table_head *h = &s->head;
     int literals = take(s, 5), distances = take(s, 5), lengths = take(s, 4);
-    if (lengths < 0 || literals + 257 > TT_LITERALS || distances + 1 > TT_DISTANCES)
+    if (lengths < 0 || literals + 257 > TT_SYMBOLS || distances + 1 > TT_DISTANCES)
         return TT_MALFORMED;
     h->literals = (uint16_t)(literals + 257);
     h->distances = (uint16_t)(distances + 1);
@@ -158,7 +158,7 @@ static int dynamic_block(tt_inflater *s)
 {
     static const uint8_t bits[3] = {2, 3, 7}, least[3] = {3, 3, 11};
     tt_table_head *h = &s->head;
-    uint8_t lengths[TT_LITERALS + TT_DISTANCES];
+    uint8_t lengths[TT_SYMBOLS + TT_DISTANCES];
     if (table_head(s) != 0)
         return TT_MALFORMED;
     unsigned total = (unsigned)h->literals + h->distances, done = 0;
@@ -248,7 +248,7 @@ int tt_inflate_token(tt_inflater *s, tt_token *token)
 {
     refill(s);
     int symbol = decode(s, &s->literal);
-    if (symbol < 0 || symbol >= TT_LITERALS)
+    if (symbol < 0 || symbol >= TT_SYMBOLS)
         return TT_MALFORMED;
     if (symbol > TT_END)
         return match(s, (unsigned)symbol, token);

@@ -112,7 +112,7 @@ static inline void tt_get_head(tt_record_reader *r, tt_table_head *head)
     head->distances = (uint16_t)(tt_get_byte(r) + 1);
     head->lengths = (uint16_t)(tt_get_byte(r) + 4);
     head->count = 0;
-    r->bad |= head->literals > TT_LITERALS || head->distances > TT_DISTANCES || head->lengths > TT_LENGTHS;
+    r->bad |= head->literals > TT_SYMBOLS || head->distances > TT_DISTANCES || head->lengths > TT_LENGTHS;
     for (unsigned i = 0; i < TT_LENGTHS; i++)
         head->code[i] = 0;
     for (unsigned i = 0; i < head->lengths && !r->bad; i++) {

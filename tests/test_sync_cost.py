@@ -56,7 +56,7 @@ def test_what_each_case_asks_for(site: Site, rng: np.random.Generator, tmp_path:
     assert len(asked) <= 5
     report, asked, size = site.sync("disk", output)
     assert report.content.fetched > 0
-    assert len(asked) <= 7, "head, manifest, tables, locations, pack; index of deltas, pack of deltas"
+    assert len(asked) <= 8, "head, manifest, tables, locations, pack; index of deltas, packs of deltas"
     new = sum(path.stat().st_size for path in site.nginx.root.rglob("packs/*/*.bin"))
     assert size < new / 2
     report, asked, size = site.sync("disk", output)

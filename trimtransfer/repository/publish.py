@@ -106,6 +106,15 @@ class _Job:
     pack_limit: int
     limits: Limits
 
+    def check(self) -> None:
+        """Raise ``ValueError`` for a level that zstd does not have, ``FormatError`` for a name that is none."""
+        if not 1 <= self.level <= MAX_LEVEL:
+            raise ValueError(f"level {self.level}: zstd has levels 1 to {MAX_LEVEL}")
+        for name in (self.image, *self.like):
+            check_name("image", name)
+        for name in (self.version, *self.delta_from):
+            check_name("version", name)
+
 
 @dataclass(frozen=True, slots=True)
 class _Base:
@@ -163,17 +172,12 @@ def publish(
         TargetRefused: the directory holds other things than a repository.
         Cancelled: as asked; nothing was published.
     """
-    if not 1 <= level <= MAX_LEVEL:
-        raise ValueError(f"level {level}: zstd has levels 1 to {MAX_LEVEL}")
-    for name in (image, *like):
-        check_name("image", name)
-    for name in (version, *delta_from):
-        check_name("version", name)
     workers = workers or len(os.sched_getaffinity(0))
     job = _Job(
         image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), trim, workers, _pack_limit,
         _limits,
     )  # fmt: skip
+    job.check()
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with open_disk(path, format=format) as source, space_errors(store.path):

@@ -29,7 +29,7 @@ _MOST: Final = 24
 """At most about 2^24 anchors are kept, of 8 bytes each, in a mapped file; they are thinned out for larger versions."""
 _SPARSEST: Final = 16
 """But never below one in 2^16 places, which is as few as there can be: above 1 TiB there are more of them."""
-_COMMON: Final = 8
+_COMMON: Final = 32
 """A key that more chunks have tells nothing: a licence, a table of zeros with a pattern."""
 _LEAST: Final = 1.5
 """Votes a chunk needs. One is often chance: a vote is split among all chunks that have the key."""
