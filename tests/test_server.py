@@ -227,8 +227,9 @@ def test_escaped_letters_and_queries_name_the_same_file(client: httpx.Client) ->
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        b"GET /empty.bin HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\nConnection: close\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        # Not complete, so that it does not depend on how many bytes arrive together whether they are too many.
+        b"GET /empty.bin HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000,
+        b"GET /" + b"a" * 40_000,
         b"nonsense\r\n\r\n",
         b"get /empty.bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     ],
