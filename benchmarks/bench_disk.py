@@ -12,21 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import run
+from measure import PUBLISH, SYNC, run
 
 from trimtransfer.disk.source import open_disk
 
 MIB = 1 << 20
 REGION = 64 * MIB
-SYNC = (sys.executable, "-c", "from trimtransfer.cli.sync import medv_sync; medv_sync()")
-PUBLISH = (sys.executable, "-c", "from trimtransfer.cli.repo import repo; repo()", "publish")
 PLAIN = {"qcow2": "qcow2", "vhd": "vpc", "vhdx": "vhdx", "vmdk": "vmdk"}
 COMPRESSED = {
     "qcow2 zlib": ["-O", "qcow2", "-c"],

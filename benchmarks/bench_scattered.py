@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +22,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from measure import run
+from measure import PUBLISH, SYNC, run
 
 PAGE: Final = 4096
 SETTLE_SECONDS: Final = 2.5
 """An image is believed to be what was recorded of it once its time of change lies two seconds back."""
-PUBLISH: Final = (sys.executable, "-c", "from trimtransfer.cli.repo import repo; repo()", "publish")
-SYNC: Final = (sys.executable, "-c", "from trimtransfer.cli.sync import medv_sync; medv_sync()")
 WORDS: Final = [f"{word}{number:03}" for word in ("invoice", "customer", "article", "remark") for number in range(250)]
 
 
@@ -106,24 +103,14 @@ def published(scratch: Path, version: str, level: int) -> dict[str, Any]:
     """Publish the database as the next version and return what that cost."""
     options = ["--image", "database", "--version", version, "--level", str(level), "--kind", "disk"]
     command = [*PUBLISH, scratch / "repository", scratch / "database", *options, "--json", "--no-progress"]
-    return program(command, scratch)
+    return run(command, log=scratch / "log").to_dict()
 
 
 def synced(scratch: Path) -> dict[str, Any]:
     """Sync and return what it cost, with the bytes and requests of its report."""
     command = [*SYNC, scratch / "repository", "database", "-o", scratch / "copy", "--json", "--no-progress"]
-    cost = program([*command, "--no-host-index"], scratch)
+    cost = run([*command, "--no-host-index"], log=scratch / "log").to_dict()
     return {**json.loads((scratch / "log").read_text())["network"], **cost}
-
-
-def program(command: list[Any], scratch: Path) -> dict[str, Any]:
-    """Run a program and return what it cost."""
-    cost = run(command, log=scratch / "log")
-    return {
-        "seconds": round(cost.wall_seconds, 2),
-        "cpu_seconds": round(cost.cpu_seconds, 2),
-        "peak_bytes": cost.peak_bytes,
-    }
 
 
 if __name__ == "__main__":

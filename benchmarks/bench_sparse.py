@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import run
+from measure import PUBLISH, SYNC, run
 
 MIB = 1 << 20
-PUBLISH = (sys.executable, "-c", "from trimtransfer.cli.repo import repo; repo()", "publish")
-SYNC = (sys.executable, "-c", "from trimtransfer.cli.sync import medv_sync; medv_sync()")
 
 
 def main() -> None:
@@ -46,15 +43,14 @@ def bench(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         file.truncate(options.gib << 30)
     report: dict[str, Any] = {}
     write(source, rng, options.content_mib)
-    report["publish"] = program([*PUBLISH, scratch / "repository", source, *published("1", options.level)], scratch)
+    report["publish"] = published(scratch, "1", options.level)
     report["first download"] = synced(scratch)
     write(source, rng, options.changes)
-    report["publish update"] = program(
-        [*PUBLISH, scratch / "repository", source, *published("2", options.level)], scratch
-    )
+    report["publish update"] = published(scratch, "2", options.level)
     report["update"] = synced(scratch)
     report["unchanged"] = synced(scratch)
-    report["verify"] = program([*SYNC, "verify", scratch / "copy.img", "--json", "--no-progress"], scratch)
+    command = [*SYNC, "verify", scratch / "copy.img", "--json", "--no-progress"]
+    report["verify"] = run(command, log=scratch / "log").to_dict()
     return report
 
 
@@ -65,28 +61,19 @@ def write(image: Path, rng: np.random.Generator, count: int) -> None:
             os.pwrite(file.fileno(), rng.bytes(MIB), place * MIB)
 
 
-def published(version: str, level: int) -> list[str]:
-    """Return the options of a publish."""
-    common = ["--image", "huge", "--kind", "disk", "--json", "--no-progress"]
-    return ["--version", version, "--level", str(level), *common]
+def published(scratch: Path, version: str, level: int) -> dict[str, Any]:
+    """Publish the image as the next version and return what that cost."""
+    options = ["--image", "huge", "--version", version, "--level", str(level), "--kind", "disk"]
+    command = [*PUBLISH, scratch / "repository", scratch / "source.img", *options, "--json", "--no-progress"]
+    return run(command, log=scratch / "log").to_dict()
 
 
 def synced(scratch: Path) -> dict[str, Any]:
     """Sync and return what it cost, with the bytes and requests of its report."""
     command = [*SYNC, scratch / "repository", "huge", "-o", scratch / "copy.img", "--json", "--no-progress"]
-    cost = program([*command, "--no-host-index"], scratch)
+    cost = run([*command, "--no-host-index"], log=scratch / "log").to_dict()
     report = json.loads((scratch / "log").read_text())
     return {**report["network"], **cost, "wrote": report["wrote"]}
-
-
-def program(command: list[Any], scratch: Path) -> dict[str, Any]:
-    """Run a program and return what it cost."""
-    cost = run(command, log=scratch / "log")
-    return {
-        "seconds": round(cost.wall_seconds, 2),
-        "cpu_seconds": round(cost.cpu_seconds, 2),
-        "peak_bytes": cost.peak_bytes,
-    }
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+PUBLISH = (sys.executable, "-c", "from trimtransfer.cli.repo import repo; repo()", "publish")
+SYNC = (sys.executable, "-c", "from trimtransfer.cli.sync import medv_sync; medv_sync()")
+"""The programs of this checkout, whatever is installed."""
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
@@ -30,6 +33,11 @@ class Cost:
     cpu_seconds: float
     wall_seconds: float
     peak_bytes: int
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures for JSON, with few digits."""
+        seconds = {"seconds": round(self.wall_seconds, 2), "cpu_seconds": round(self.cpu_seconds, 2)}
+        return {**seconds, "peak_bytes": self.peak_bytes}
 
     def __add__(self, other: Cost) -> Cost:
         """The cost of one after the other."""

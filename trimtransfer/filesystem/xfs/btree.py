@@ -5,6 +5,7 @@ All trees of one kind are read together; a block that is named twice is an error
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,16 +61,16 @@ class Leaves:
     places: Column
 
 
-class Walker:
+class Walker(ABC):
     """Reads trees of one kind. ``locate(owners, pointers)`` checks pointers and returns where they lead, in bytes."""
 
     def __init__(self, volume: Volume, kind: Kind, *, version: int, block_size: int) -> None:
         self._volume, self._kind, self._size = volume, kind, block_size
         self._version, self._head = version, kind.head(version)
 
+    @abstractmethod
     def locate(self, owners: Column, pointers: Column) -> Column:
         """Return where blocks lie that a tree points to; to be defined by the kind of pointer."""
-        raise NotImplementedError
 
     def read(self, roots: Nodes) -> Leaves:
         """Return all records below these roots.
