@@ -293,6 +293,17 @@ def test_a_file_without_tables_gets_them(
     assert report.network.bytes < without.network.bytes / 2
 
 
+def place_with(tmp_path: Path, *disks: bytearray) -> Place:
+    """Publish partitioned disks as versions 1, 2 ... and return a place for them."""
+    images = []
+    for number, image in enumerate(disks, 1):
+        image[:512] = partition_table(len(image))
+        images.append(bytes(image))
+        write_sparse(tmp_path / "source.img", images[-1])
+        publish(tmp_path / "made", tmp_path / "source.img", image="disk", version=str(number), kind=Kind.DISK)
+    return Place(tmp_path, Source(tmp_path / "made", images))
+
+
 def test_tables_are_not_fetched_to_save_less(tmp_path: Path, rng: np.random.Generator, rnd: random.Random) -> None:
     """A small change of a file without tables: fetching these would cost more than the delta saves."""
     old = bytearray(STARTS[-1] * 512 + 1_200_000)
@@ -301,13 +312,7 @@ def test_tables_are_not_fetched_to_save_less(tmp_path: Path, rng: np.random.Gene
     new = bytearray(old)
     at = STARTS[1] * 512 + BLOCK
     put(new, at, edited(bytes(new[at : at + 2000]), rnd, 1000))
-    images = []
-    for number, image in enumerate((old, new), 1):
-        image[:512] = partition_table(len(image))
-        images.append(bytes(image))
-        write_sparse(tmp_path / "source.img", images[-1])
-        publish(tmp_path / "made", tmp_path / "source.img", image="disk", version=str(number), kind=Kind.DISK)
-    place = Place(tmp_path, Source(tmp_path / "made", images))
+    place = place_with(tmp_path, old, new)
     units = units_of(DeltaIndex(place.index().read_bytes()), 1)
     for costly in (False, True):
         if costly:  # the other version's tables take more
@@ -317,7 +322,7 @@ def test_tables_are_not_fetched_to_save_less(tmp_path: Path, rng: np.random.Gene
             cheap = Units.of(units.packs, rows, units.targets, units.bases)
             place.index().write_bytes(encode_index(index.target, index.base, [(1, cheap)]))
         output = tmp_path / f"{costly}.img"
-        write_sparse(output, images[0])
+        write_sparse(output, place.images[0])
         place.sync("1", output=output)
         report = place.sync("2", output=output)
         assert (report.made.units == 0) == costly
@@ -351,13 +356,7 @@ def test_a_chunk_in_several_places_is_made_once(tmp_path: Path, rng: np.random.G
     new, changed = bytearray(old), edited(files[0], rnd, 700)
     for at in (places[0], places[0] + 100 * BLOCK, places[2]):
         put(new, at, changed)
-    images = []
-    for number, image in enumerate((old, new), 1):
-        image[:512] = partition_table(len(image))
-        images.append(bytes(image))
-        write_sparse(tmp_path / "source.img", images[-1])
-        publish(tmp_path / "made", tmp_path / "source.img", image="disk", version=str(number), kind=Kind.DISK)
-    place = Place(tmp_path, Source(tmp_path / "made", images))
+    place = place_with(tmp_path, old, new)
     for regions in (1, 32):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sync_module, "WINDOW_REGIONS", regions)

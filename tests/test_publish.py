@@ -34,9 +34,11 @@ from trimtransfer.errors import (
     TargetRefused,
     VersionExists,
 )
+from trimtransfer.names import deltas_name
 from trimtransfer.repository import metadata
 from trimtransfer.repository.again import Limits
 from trimtransfer.repository.audit import audit
+from trimtransfer.repository.deltas import add_deltas
 from trimtransfer.repository.intent import repository_lock
 from trimtransfer.repository.packing import FIRST_FRAMES
 from trimtransfer.repository.publish import PublishReport, publish
@@ -707,3 +709,21 @@ def test_fragmentation_stays_bounded(tmp_path: Path, seed: int) -> None:
     changed = blocks // 10 * 4096
     assert report.stored_bytes + report.metadata_bytes <= 1.6 * changed  # however fragmented what is left has become
     assert read_image(tmp_path / "r", "a") == data.tobytes()
+
+
+def test_deltas_that_are_made_again_replace_the_others(tmp_path: Path, rnd: random.Random) -> None:
+    for version, data in (("1", rnd.randbytes(MIB)), ("2", rnd.randbytes(MIB))):
+        publish_bytes(tmp_path, data, version)
+    index = tmp_path / "r" / deltas_name("a", "2", "1")
+    assert not index.exists(), "noise resembles nothing"
+    index.write_bytes(b"an index of long ago")
+    assert add_deltas(tmp_path / "r", "a", base="1", level=1).units == 0
+    assert not index.exists()
+
+
+def test_a_version_that_deltas_should_start_from_is_named_when_it_is_not_there(tmp_path: Path) -> None:
+    publish_bytes(tmp_path, b"x" * 5000, "1")
+    asked: tuple[dict[str, Any], ...] = ({"delta_from": ["9"]}, {"parent": "9"})
+    for options in asked:
+        with pytest.raises(NotFound, match="version 9 of image a"):
+            publish_bytes(tmp_path, b"y" * 5000, "2", **options)

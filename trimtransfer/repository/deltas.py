@@ -283,15 +283,16 @@ class _Maker:
         self._store.put(name, data)
 
     def _finish(self) -> int:
-        """Write the last pack and the index; return the latter's length."""
+        """Write the last pack and the index; return the latter's length. Without units there is no index any more."""
+        target, base = self._target, self._base
+        name = deltas_name(target.image, target.version, base.version)
         if not self._made.count:
+            self._store.delete(name)
             return 0
         if not self._builder.empty:
             self._close_pack()
-        target, base = self._target, self._base
         regions = ((index, _units(self._made.units[index], self._made.packs)) for index in sorted(self._made.units))
         data = encode_index(target.digest(), base.digest(), regions)
-        name = deltas_name(target.image, target.version, base.version)
         self._intent.add(name)
         self._store.put(name, data)
         return len(data)
