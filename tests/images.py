@@ -1,9 +1,10 @@
 """Real disk images for tests and benchmarks: ext4 from distribution packages, before and after an upgrade.
 
 Packages are fetched from the distribution's archive in an older and a newer version, unpacked and put into ext4 file
-systems; the upgrade happens inside the file system (``debugfs``), so freed blocks keep what was in them, as on a real
-disk. No root, no mount, no installed package is touched. Everything is kept in the directory that
-``TRIMTRANSFER_TEST_CACHE`` names (default ``tests/.cache``), so a set is built once.
+systems. The upgrade happens inside the file system (``debugfs``), as the package manager would do it: archives are
+fetched into the file system, new files appear beside old ones and take their names, archives are deleted at the end. So
+freed blocks keep what was in them, as on a real disk. No root, no mount, no installed package is touched. Everything is
+kept in the directory that ``TRIMTRANSFER_TEST_CACHE`` names (default ``tests/.cache``), so a set is built once.
 
 Run as a program it builds a set: ``python tests/images.py [small|large|desktop]``.
 """
@@ -29,8 +30,9 @@ from pathlib import Path
 TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mke2fs", "debugfs", "e2fsck")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _RECORD = "packages.json"
-_BUILDER = 5
+_BUILDER = 6
 """Counts the changes of this file that make other images of the same recipe."""
+_FETCHED, _FRESH = "fetched-", ".dpkg-new"
 _UUID = "6d656476-0000-4000-8000-000000000001"
 _EPOCH = 1_700_000_000
 """Creation time of every file system, so that two builds from the same packages are alike."""
@@ -157,14 +159,17 @@ def _build(recipe: Recipe, images: ImageSet, folder: Path) -> None:
         _link_tree(upgraded, complete)
         packages.unpack(chosen["installed"] - chosen["image"], complete)
         packages.unpack(chosen["host"], images.host)
-        size = max(_tree_size(images.tree), _tree_size(complete)) * 14 // 10 + (64 << 20)
+        fetched = sum(path.stat().st_size for path in packages.archives(set().union(*chosen.values())))
+        size = max(_tree_size(images.tree), _tree_size(complete)) * 14 // 10 + fetched + (64 << 20)
         if recipe.closed:
             install(images.tree, images.old, packages.paths(before), size=size)
         else:
             make_ext4(images.tree, images.old, size=size)
         make_ext4(upgraded, images.rebuilt, size=size)
-        upgrade(images.old, images.new, images.tree, upgraded)
-        upgrade(images.new, images.installed, upgraded, complete)
+        new = packages.archives(chosen["image"] - same)
+        upgrade(images.old, images.new, images.tree, upgraded, archives=new)
+        new = packages.archives(chosen["installed"] - chosen["image"])
+        upgrade(images.new, images.installed, upgraded, complete, archives=new)
     # Written last, so that a build that was interrupted starts again.
     record = {"builder": _BUILDER, "recipe": asdict(recipe), "versions": packages.versions}
     (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -196,10 +201,13 @@ def install(tree: Path, image: Path, paths: Iterable[str], *, size: int) -> None
     _debugfs(image, commands)
 
 
-def upgrade(old: Path, new: Path, before: Path, after: Path) -> None:
-    """Copy the image ``old`` to ``new`` and turn the tree ``before`` in it into ``after``, file by file."""
+def upgrade(old: Path, new: Path, before: Path, after: Path, *, archives: Sequence[Path] = ()) -> None:
+    """Copy the image ``old`` to ``new`` and turn the tree ``before`` in it into ``after``, file by file, out of
+    ``archives`` that are there meanwhile."""
     _run(["cp", "--sparse=always", "--", str(old), str(new)])
-    _debugfs(new, _changes(before, after))
+    fetched = [f'write "{path}" "/{_FETCHED}{number}.deb"' for number, path in enumerate(archives)]
+    cleaned = [f'rm "/{_FETCHED}{number}.deb"' for number in range(len(archives))]
+    _debugfs(new, [*fetched, *_changes(before, after), *cleaned])
 
 
 def _debugfs(image: Path, commands: Iterable[str]) -> None:
@@ -221,11 +229,14 @@ def _changes(before: Path, after: Path) -> Iterator[str]:
             if not _is_folder(old):
                 yield f'mkdir "/{path}"'
             continue
-        if _exists(old):
-            if _same(old, new):
-                continue
+        if not _exists(old):
+            yield _written(new, path)
+        elif not _same(old, new):
+            # A name is a directory entry: ln and unlink leave the count of links alone, together they rename.
+            yield _written(new, f"{path}{_FRESH}")
             yield f'rm "/{path}"'
-        yield _written(new, path)
+            yield f'ln "/{path}{_FRESH}" "/{path}"'
+            yield f'unlink "/{path}{_FRESH}"'
 
 
 def _written(source: Path, path: str) -> str:
@@ -292,6 +303,10 @@ class Packages:
             with tarfile.open(fileobj=io.BytesIO(content)) as files:
                 paths = [os.path.normpath(entry.name) for entry in files]
             yield from (path for path in paths if path != "." and '"' not in path and "\n" not in path)
+
+    def archives(self, names: Iterable[str]) -> list[Path]:
+        """Return the newest archives of packages."""
+        return [path for name in sorted(names) for path in self._files(name, self.versions[name][1])]
 
     def _files(self, name: str, version: str) -> list[Path]:
         return list(self._folder.glob(f"{name}_{version.replace(':', '%3a')}_*.deb"))
