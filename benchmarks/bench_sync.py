@@ -5,13 +5,13 @@
 The images come from distribution packages (``tests/images.py``). Bytes and requests are what nginx logged while the
 client ran, bodies only, everything that a client fetches included; with TLS where the client can be told whom to
 trust. CPU seconds, peak memory and wall time are the client's. Every result is compared with the original byte by
-byte. The tables are Markdown.
+byte (with ``--trim``, this project's but for blocks that e2fsprogs calls free, which are zeros). The tables are
+Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import filecmp
 import json
 import os
 import platform
@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
+from compare import same  # noqa: E402
 from images import SETS, ImageSet, image_set  # noqa: E402
 from measure import Cost, Failed, Nginx  # noqa: E402
 from peers import CASES, PEERS, Case, Lab, Peer  # noqa: E402
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--cases", help="names, comma-separated (default: all)")
     parser.add_argument("--level", type=int, default=19, help="this project's compression level (default 19)")
     parser.add_argument("--no-delta", action="store_true", help="this project publishes without deltas")
+    parser.add_argument("--trim", action="store_true", help="this project publishes with --trim")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds after which a program is stopped")
     parser.add_argument("--scratch", type=Path, help="where to work; kept (default: a temporary directory)")
     parser.add_argument("--json", type=Path, help="write everything that was measured there")
@@ -63,7 +65,7 @@ def bench(images: ImageSet, scratch: Path, options: argparse.Namespace) -> dict[
             images={name: getattr(images, name) for name, _ in PUBLISHED},
             host_tree=images.host, host_tar=make_tar(images.host, scratch / "host.tar"),
             server=server, served=served, scratch=scratch, timeout=options.timeout, level=options.level,
-            deltas=not options.no_delta,
+            deltas=not options.no_delta, trim=options.trim,
         )  # fmt: skip
         report: dict[str, Any] = {
             "machine": machine(),
@@ -120,7 +122,7 @@ def run_case(peer: Peer, case: Case) -> dict[str, Any]:
             "requests": traffic.requests,
             **figures(cost),
             "server_cpu_seconds": round(peer.server_cpu_seconds, 2),
-            "identical": filecmp.cmp(output, lab.images[case.wanted], shallow=False),
+            "identical": same(output, lab.images[case.wanted], trimmed=peer.trims),
         }
 
 

@@ -57,6 +57,7 @@ class Lab:
     timeout: float
     level: int
     deltas: bool = True
+    trim: bool = False
 
     def run(self, *command: str | Path) -> Cost:
         """Run a program; it trusts the server's certificate."""
@@ -85,6 +86,11 @@ class Peer(ABC):
         self.folder = lab.served / type(self).__name__.lower()
         self.url = f"{lab.server.tls_url if self.tls else lab.server.url}/{self.folder.name}"
         self.folder.mkdir(exist_ok=True)
+
+    @property
+    def trims(self) -> bool:
+        """Whether it publishes free blocks as zeros."""
+        return False
 
     @classmethod
     def missing(cls) -> list[str]:
@@ -133,12 +139,17 @@ class Trimtransfer(Peer):
 
         return version("trimtransfer")
 
+    @property
+    def trims(self) -> bool:
+        """As asked for."""
+        return self.lab.trim
+
     def publish(self, image: str, parent: str | None) -> Cost:
         """Publish into the repository of the image's line; the rebuilt image follows the old one in one of its own."""
         cost = self.lab.run(
             self._commands / "medv-repo", "publish", self.folder / ("again" if image == "rebuilt" else "disk"),
             self.lab.images[image], "--image", "disk", "--version", image, "--level", str(self.lab.level), "--quiet",
-            "--delta" if self.lab.deltas else "--no-delta",
+            "--delta" if self.lab.deltas else "--no-delta", *(["--trim"] if self.trims else []),
         )  # fmt: skip
         if image == "old":
             shutil.copytree(self.folder / "disk", self.folder / "again", copy_function=os.link)
