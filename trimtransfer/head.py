@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from trimtransfer.chunk import DIGEST_SIZE, MAX_IMAGE_SIZE, Bytes
 from trimtransfer.errors import FormatError
-from trimtransfer.names import check_name
+from trimtransfer.names import MAX_DISKS, check_name
 
 MAX_HEAD: Final = 1024
 """Longest head in bytes."""
@@ -21,7 +21,8 @@ _MAX_NUMBER: Final = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Newest version of an image: names, sequence number, digests, and lengths in bytes."""
+    """Newest version of an image: names, sequence number, digests, and lengths in bytes; how many ``disks`` there are
+    beside the first, which all else is about."""
 
     image: str
     version: str
@@ -30,6 +31,7 @@ class Head:
     manifest_length: int
     image_digest: bytes
     length: int
+    disks: int = 0
 
     def to_bytes(self) -> bytes:
         """Return the head's bytes."""
@@ -42,6 +44,7 @@ class Head:
             "manifest_length": self.manifest_length,
             "image_digest": self.image_digest.hex(),
             "length": self.length,
+            **({"disks": self.disks} if self.disks else {}),
         }
         return json.dumps(fields, indent=1).encode("ascii") + b"\n"
 
@@ -71,6 +74,7 @@ class Head:
             _number(fields, "manifest_length", _MAX_NUMBER),
             _digest(fields, "image_digest"),
             _number(fields, "length", MAX_IMAGE_SIZE),
+            _number(fields, "disks", MAX_DISKS - 1) if "disks" in fields else 0,
         )
 
 

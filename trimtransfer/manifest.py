@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -27,11 +28,11 @@ from trimtransfer.chunk import (
     region_hasher,
 )
 from trimtransfer.errors import FormatError
-from trimtransfer.names import check_name, keys_name, locations_name, tables_name
+from trimtransfer.names import MAX_DISKS, check_name, disk_name, keys_name, locations_name, manifest_name, tables_name
 
 MAGIC: Final = b"TrimManf"
-FORMATS: Final = (1, 2)
-"""Format 2 names key files; a manifest without any is of format 1, and is written as before there were key files."""
+FORMATS: Final = (1, 2, 3)
+"""Format 2 names key files, format 3 further disks. What needs neither is of format 1, as if there were no others."""
 DISK_FORMATS: Final = ("raw", "qcow2", "vhd", "vhdx", "vmdk")
 """What an image may be published from; stored as the number in this order."""
 MAX_SEGMENTS: Final = 256
@@ -41,8 +42,8 @@ MAX_STORED: Final = 4 << 20
 _HEADER: Final = struct.Struct("<8sHHBBBBQQQ32s32sIIII")
 _SEGMENT: Final = struct.Struct("<QQ")
 _FILE: Final = struct.Struct("<B3xQ32sB")
-TABLES, LOCATIONS, KEYS = 1, 2, 3
-"""Kinds of files that a manifest refers to."""
+TABLES, LOCATIONS, KEYS, DISK = 1, 2, 3, 4
+"""Kinds of files that a manifest refers to; the last is the manifest of a further disk of the version."""
 _NAMES: Final = {TABLES: tables_name, LOCATIONS: locations_name, KEYS: keys_name}
 
 REF: Final = np.dtype([("file", "<u2"), ("length", "<u4"), ("offset", "<u8"), ("check", "u1", (CHECK_SIZE,))])
@@ -76,7 +77,8 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
-    """A file of stored pieces or keys: kind, the version it belongs to, its length and object digest."""
+    """A file of stored pieces or keys, or a further disk's manifest: kind, the version it belongs to, its length and
+    object digest."""
 
     kind: int
     version: str
@@ -119,8 +121,9 @@ class Manifest:
 
     ``parent`` is the version it was made after ("" for none), ``created`` seconds since 1970, ``length`` in
     bytes; ``flat`` is the plain BLAKE3 of the whole image where the publisher asked for it; ``disk_format`` is that of
-    the file it was published from, no part of the content. ``zero`` (bool, one per region) marks regions of zeros
-    only; ``rows`` (dtype ``ROW``) describes the others, in order.
+    the file it was published from, no part of the content. ``disk`` is its number in a version of several; that with
+    number 0 names the others (:attr:`disks`) and stands for the version. ``zero`` (bool, one per region) marks regions
+    of zeros only; ``rows`` (dtype ``ROW``) describes the others, in order.
     """
 
     image: str
@@ -175,8 +178,17 @@ class Manifest:
             raise FormatError("manifest", "segments", f"segments of {self.length} bytes in all", at)
         for file in self.files:
             check_name("version", file.version)
-            if file.kind not in _NAMES or not 0 < file.length < 1 << 63:
-                raise FormatError("manifest", "files", "files of kind 1, 2 or 3 that are not empty", file)
+            if file.kind not in (*_NAMES, DISK) or not 0 < file.length < 1 << 63:
+                raise FormatError("manifest", "files", "files of kind 1 to 4 that are not empty", file)
+        self._check_disks()
+
+    def _check_disks(self) -> None:
+        """Only disk 0 names others, those of its own version."""
+        others = self.disks
+        if self.disk >= MAX_DISKS or len(others) >= MAX_DISKS or (self.disk and others):
+            raise FormatError("manifest", "disks", f"{MAX_DISKS} at most, named by the first", len(others))
+        if any(file.version != self.version for file in others):
+            raise FormatError("manifest", "files", "further disks of the same version", others[0])
 
     def _check_refs(self) -> None:
         kinds = np.array([file.kind for file in self.files] or [0])
@@ -199,11 +211,23 @@ class Manifest:
     @property
     def format(self) -> int:
         """Number of the format that the manifest is written in."""
-        return 2 if any(file.kind == KEYS for file in self.files) else 1
+        kinds = {file.kind for file in self.files}
+        return 3 if DISK in kinds else 2 if KEYS in kinds else 1
+
+    @property
+    def disks(self) -> tuple[FileRef, ...]:
+        """The manifests of the version's further disks, from number 1 on."""
+        return tuple(file for file in self.files if file.kind == DISK)
 
     def file_names(self) -> list[str]:
         """Return the store names of ``files``."""
-        return [_NAMES[file.kind](self.image, file.version) for file in self.files]
+        disks = count(1)
+        return [
+            manifest_name(disk_name(self.image, next(disks)), file.version)
+            if file.kind == DISK
+            else _NAMES[file.kind](self.image, file.version)
+            for file in self.files
+        ]
 
     @property
     def region_count(self) -> int:
@@ -276,7 +300,7 @@ class Manifest:
             raise FormatError("manifest", 0, MAGIC, magic)
         if version not in FORMATS:
             raise FormatError(
-                "manifest", 8, f"format {FORMATS[0]} or {FORMATS[-1]} (a newer one needs a newer program)", version
+                "manifest", 8, f"format {FORMATS[0]} to {FORMATS[-1]} (a newer one needs a newer program)", version
             )
         _check_trailer(memoryview(data))
         known = not flags & 0x0E and flags >> 4 < len(DISK_FORMATS)

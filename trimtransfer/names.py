@@ -11,7 +11,10 @@ from typing import Final
 
 from trimtransfer.errors import FormatError
 
+MAX_DISKS: Final = 64
+"""Most disks of a version."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_FURTHER: Final = re.compile(r"(.+)\.disk[1-9][0-9]*")
 _RESERVED: Final = frozenset(
     {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10))}
 )
@@ -31,6 +34,20 @@ def check_name(what: str, name: str) -> str:
     if name.split(".", 1)[0] in _RESERVED:
         raise FormatError(f"{what} name", "name", "a name that Windows does not reserve", repr(name))
     return name
+
+
+def disk_name(image: str, disk: int) -> str:
+    """Return the image name under which a disk of a version of several is kept: the image's own for disk 0.
+
+    ``FormatError`` if that becomes too long.
+    """
+    return check_name("image", f"{image}.disk{disk}" if disk else image)
+
+
+def further_disk_of(name: str) -> str | None:
+    """Return the image that a name belongs to as that of a further disk; None if it is an image's own name."""
+    found = _FURTHER.fullmatch(name)
+    return found[1] if found else None
 
 
 def head_name(image: str) -> str:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def plan(
     image: str,
     *,
     output: str | os.PathLike[str] | None = None,
+    disk_outputs: Sequence[str | os.PathLike[str]] = (),
     version: str | None = None,
     seeds: Sequence[str | os.PathLike[str]] = (),
     host_index: HostIndex | None = None,
@@ -71,7 +73,9 @@ def plan(
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
     that was enough, else 100 Mbit/s. Raises what ``sync`` raises while it reads and scans.
     """
-    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format)
+    request = make_request(
+        image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
+    )
     watch = Watch(progress, cancel, "stopped")
     meter = Meter("fetch", watch)
     meter.paused = True
@@ -96,6 +100,7 @@ class _Preview:
         self._needs, self._done = Needs(), Extents.none()
         self._search_warnings: tuple[str, ...] = ()
         self._made = Made()
+        self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
 
     def run(self) -> PlanReport:
         """Read, resolve and add up."""
@@ -113,7 +118,12 @@ class _Preview:
         else:
             with ExitStack() as stack:
                 would_write = self._resolve(manifest, stack)
-        return self._report(manifest, would_write, round_trip)
+        report = self._report(manifest, would_write, round_trip)
+        return replace(report, disks=tuple(self._plan_disk(request) for request in self._request.further(manifest)))
+
+    def _plan_disk(self, request: Request) -> PlanReport:
+        """Plan a further disk of the version."""
+        return _Preview(request, self._store, self._watch, self._bandwidth, self._connections).run()
 
     def _resolve(self, manifest: Manifest, stack: ExitStack) -> str:
         side = self._request.side
@@ -199,7 +209,8 @@ class _Preview:
         return "new" if self._request.write == "new" or prefers_new(share) else "in-place"
 
     def _report(self, manifest: Manifest, would_write: str, round_trip: float) -> PlanReport:
-        stats = self._store.stats
+        counted = self._store.stats
+        stats = Network(counted.bytes, counted.requests, counted.retries) - self._before
         bandwidth, known = self._bandwidth or _ASSUMED_BANDWIDTH, "given" if self._bandwidth else "assumed"
         if self._bandwidth is None and stats.bytes >= _LEAST_MEASURED and self._read_seconds > 0:
             bandwidth, known = stats.bytes / self._read_seconds, "measured"
@@ -216,7 +227,7 @@ class _Preview:
             format=self._format,
             would_write=would_write,
             content=self._content,
-            network=Network(stats.bytes, stats.requests, stats.retries),
+            network=stats,
             fetch_bytes=size,
             fetch_requests=requests,
             regions=manifest.region_count,

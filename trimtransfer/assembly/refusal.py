@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from trimtransfer.errors import TargetRefused
@@ -29,6 +30,16 @@ def check_output(output: Path) -> None:
     if _is_attached(output):
         raise TargetRefused(str(output), "is attached to a loop device; detach it first")
     _check_parent(output)
+
+
+def check_outputs(outputs: Sequence[Path]) -> None:
+    """Refuse outputs of several disks that must not be written to, or are the same; ``TargetRefused``."""
+    seen = set[Path]()
+    for output in outputs:
+        if output.absolute() in seen:
+            raise TargetRefused(str(output), "is named for two disks of the version; name one file for each")
+        seen.add(output.absolute())
+        check_output(output)
 
 
 def device_behind(output: Path) -> Path:

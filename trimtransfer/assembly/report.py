@@ -63,6 +63,9 @@ class Network:
     requests: int = 0
     retries: int = 0
 
+    def __sub__(self, other: Network) -> Network:
+        return Network(self.bytes - other.bytes, self.requests - other.requests, self.retries - other.retries)
+
     def to_dict(self) -> dict[str, int]:
         """Return the fields as a JSON object."""
         return {"bytes": self.bytes, "requests": self.requests, "retries": self.retries}
@@ -92,7 +95,8 @@ class SyncReport:
     ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
-    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas.
+    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas. ``disks`` are the version's further disks,
+    which all else is not about.
     """
 
     image: str
@@ -112,6 +116,7 @@ class SyncReport:
     warnings: tuple[str, ...] = field(default=())
     made: Made = Made()
     format: str = "raw"
+    disks: tuple[SyncReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -132,6 +137,7 @@ class SyncReport:
             "seconds": round(self.seconds, 3),
             "seed_seconds": round(self.seed_seconds, 3),
             "warnings": list(self.warnings),
+            "disks": [disk.to_dict() for disk in self.disks],
         }
 
 
@@ -142,7 +148,7 @@ class PlanReport:
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
     ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
-    ``format`` that of the file.
+    ``format`` that of the file; ``disks`` are the version's further disks, which all else is not about.
     """
 
     image: str
@@ -166,6 +172,7 @@ class PlanReport:
     warnings: tuple[str, ...] = ()
     made: Made = Made()
     format: str = "raw"
+    disks: tuple[PlanReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -189,12 +196,14 @@ class PlanReport:
             "needed_bytes": self.needed_bytes,
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
+            "disks": [disk.to_dict() for disk in self.disks],
         }
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What a verification found: ``damaged`` are absolute (start, length) of regions with other content."""
+    """What a verification found: ``damaged`` are absolute (start, length) of regions with other content; ``disks`` are
+    the version's further disks that were found beside the first, ``elsewhere`` the names of files that were not."""
 
     image: str
     version: str
@@ -204,11 +213,14 @@ class VerifyReport:
     damaged: tuple[tuple[int, int], ...]
     found_length: int
     seconds: float = 0.0
+    disks: tuple[VerifyReport, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether the file is exactly the recorded version."""
-        return not self.damaged and self.found_length == self.length
+        """Whether the file is exactly the recorded version, and so are the further disks that were found."""
+        right = not self.damaged and self.found_length == self.length
+        return right and all(disk.ok and disk.version == self.version for disk in self.disks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -222,6 +234,8 @@ class VerifyReport:
             "ok": self.ok,
             "damaged": [{"start": start, "length": length} for start, length in self.damaged],
             "seconds": round(self.seconds, 3),
+            "disks": [disk.to_dict() for disk in self.disks],
+            "elsewhere": list(self.elsewhere),
         }
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtransfer.assembly.refusal import device_behind
-from trimtransfer.assembly.side import SideDirectory, default_path
+from trimtransfer.assembly.side import SideDirectory, default_path, disk_output
 from trimtransfer.assembly.ways import WriteOption
 from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.errors import NotFound
 from trimtransfer.head import Head
 from trimtransfer.index.host import HostIndex
-from trimtransfer.manifest import Manifest
-from trimtransfer.names import check_name
+from trimtransfer.manifest import FileRef, Manifest
+from trimtransfer.names import check_name, disk_name
 from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.store import Store
 
@@ -33,6 +33,32 @@ class Request:
     write: WriteOption
     cache: Path
     disk_format: str | None = None
+    disk_outputs: tuple[Path, ...] = ()
+    manifest_digest: bytes | None = None
+    """Of further disks, which the first one's manifest names."""
+
+    def further(self, manifest: Manifest) -> list[Request]:
+        """Return what to ask for to have the further disks of a version, whose first disk's manifest this is.
+
+        Raises:
+            TargetRefused: it is not known where a disk belongs.
+        """
+        return [self._further(manifest, number, file) for number, file in enumerate(manifest.disks, 1)]
+
+    def _further(self, manifest: Manifest, number: int, file: FileRef) -> Request:
+        named = self.disk_outputs[number - 1 : number]
+        output = device_behind(named[0]) if named else disk_output(self.side.output, number)
+        side = default_path(output)
+        if self.side.path != default_path(self.side.output):
+            side = self.side.path.with_name(f"{self.side.path.name}.disk{number}")
+        return replace(
+            self,
+            image=disk_name(manifest.image, number),
+            version=manifest.version,
+            side=SideDirectory(output, side),
+            disk_outputs=(),
+            manifest_digest=file.digest,
+        )
 
     def written_format(self, manifest: Manifest | None = None) -> str | None:
         """Return the format to write: the one asked for, else that of the image as recorded, else (a file) that of the
@@ -57,6 +83,7 @@ def make_request(
     side: str | os.PathLike[str] | None,
     cache: str | os.PathLike[str] | None,
     disk_format: str | None = None,
+    disk_outputs: Sequence[str | os.PathLike[str]] = (),
 ) -> Request:
     """Check the arguments of a sync or plan; ``FormatError`` for a name that is none, ``ValueError`` for others."""
     check_name("image", image)
@@ -73,8 +100,9 @@ def make_request(
 
         cache = user_cache_dir("medv")
     named_seeds = tuple(seeds)
+    further = tuple(Path(one) for one in disk_outputs)
     return Request(
-        image, version, directory, named_seeds, host_index, refresh_host_index, write, Path(cache), disk_format
+        image, version, directory, named_seeds, host_index, refresh_host_index, write, Path(cache), disk_format, further
     )
 
 
@@ -92,13 +120,16 @@ def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manife
     Raises:
         NotFound: there is no such version; FormatError, IntegrityError: the repository is damaged.
     """
-    if head is not None:
-        kept = request.side.read_manifest(request.side.target, head.manifest_digest)
+    digest = head.manifest_digest if head is not None else request.manifest_digest
+    if digest is not None:
+        side = request.side
+        kept = side.read_manifest(side.target, digest) or side.read_manifest(side.manifest, digest)
         if kept is not None:
             return kept
+    if head is not None:
         return read_manifest(store, request.image, head.version, head=head)
     version = request.version or ""
     try:
-        return read_manifest(store, request.image, version)
+        return read_manifest(store, request.image, version, digest=digest)
     except NotFound as error:
         raise NotFound(f"version {version} of image {request.image}", error.url) from error

@@ -246,6 +246,18 @@ def default_path(output: Path) -> Path:
     return output.with_name(output.name + SUFFIX)
 
 
+def disk_output(first: Path, number: int) -> Path:
+    """Return where a further disk belongs if nobody says so: ``desk.qcow2`` is followed by ``desk.disk1.qcow2``.
+
+    Raises:
+        TargetRefused: the first one is a device.
+    """
+    with contextlib.suppress(OSError):
+        if stat.S_ISBLK(os.stat(first).st_mode):
+            raise TargetRefused(str(first), f"is a device; name one more output, for the version's disk {number}")
+    return first.with_name(f"{first.stem}.disk{number}{first.suffix}")
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

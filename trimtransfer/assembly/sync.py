@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
 import numpy as np
@@ -24,11 +24,12 @@ from trimtransfer.assembly.partial import PartialFile
 from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
-from trimtransfer.assembly.refusal import check_output
+from trimtransfer.assembly.refusal import check_output, check_outputs
 from trimtransfer.assembly.remote import REMEDY, Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
+from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources, discard_abandoned, discard_unfinished, set_aside
 from trimtransfer.assembly.space import ROOM, check_room
 from trimtransfer.assembly.tablefile import TableFile
@@ -50,6 +51,7 @@ def sync(
     image: str,
     *,
     output: str | os.PathLike[str] | None = None,
+    disk_outputs: Sequence[str | os.PathLike[str]] = (),
     version: str | None = None,
     seeds: Sequence[str | os.PathLike[str]] = (),
     host_index: HostIndex | None = None,
@@ -65,6 +67,9 @@ def sync(
     cancel: threading.Event | None = None,
 ) -> SyncReport:
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
+
+    Of a version of several disks, the further ones become ``disk_outputs``, or ``IMAGE.disk1.img`` and so on: all are
+    complete and verified before the first of them takes its place, and that of ``output`` is the last.
 
     ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
     hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
@@ -84,14 +89,13 @@ def sync(
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing. Run it again to continue.
     """
-    request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format)
+    request = make_request(
+        image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
+    )
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch)
     meter.paused = True
-    check_output(request.side.output)
-    with space_errors(request.side.output), request.side.locked():
-        request.side.clear_temporary()
-        finish_interrupted(request.side, watch)  # before anything is asked of the network
+    with _at_work(request.side, watch):  # before anything is asked of the network
         store = open_store(
             url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
         )
@@ -99,11 +103,25 @@ def sync(
             return _Sync(request, store, watch, meter).run()
 
 
-class _Sync:
-    """One run of :func:`sync`, under the lock and with nothing left half-applied."""
+@contextmanager
+def _at_work(side: SideDirectory, watch: Watch) -> Iterator[None]:
+    """Hold the lock of an output, and finish what a killed run had begun to write."""
+    check_output(side.output)
+    with space_errors(side.output), side.locked():
+        side.clear_temporary()
+        finish_interrupted(side, watch)
+        yield
 
-    def __init__(self, request: Request, store: Store, watch: Watch, fetching: Meter) -> None:
+
+class _Sync:
+    """One run of :func:`sync` for one disk, under the lock and with nothing left half-applied."""
+
+    def __init__(
+        self, request: Request, store: Store, watch: Watch, fetching: Meter, further: Sequence[Request] = ()
+    ) -> None:
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
+        self._further, self._disks = further, tuple[SyncReport, ...]()
+        self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
         self._fetching, self._reusing = fetching, Meter("reuse", watch)
         self._started = time.monotonic()
         self._content = Content()
@@ -120,10 +138,17 @@ class _Sync:
         if installed is not None and installed.disk_format != self._format:
             installed = None
         head = newest(self._store, self._request) if self._request.version is None else None
-        if installed is not None and head is not None and head.image_digest == installed.image_digest:
+        alone = head is not None and not head.disks
+        if installed is not None and head is not None and alone and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
         manifest = wanted_manifest(self._store, self._request, head)
+        if not manifest.disk:
+            self._further = self._request.further(manifest)
+            check_outputs([self._side.output, *(disk.side.output for disk in self._further)])
         if installed is not None and manifest.image_digest() == installed.image_digest:
+            self._make_further()
+            if (manifest.disks or manifest.disk) and manifest.digest() != installed.manifest_digest:
+                record_installed(side, manifest, disk_format=self._format)  # all disks are of one version
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
         self._format = self._request.written_format(manifest) or "raw"
         set_aside(side, manifest.digest())
@@ -156,6 +181,7 @@ class _Sync:
             if choice is None:
                 self._content = untouched(manifest, np.ones(manifest.region_count, dtype=np.bool_))
                 self._watch.check()
+                self._make_further()
                 mark_image(self._side.output, manifest)
                 return "nothing"
             stack.callback(choice.way.close)
@@ -168,8 +194,16 @@ class _Sync:
                     self._fill(remote, choice, old, todo, sources)
             else:
                 choice.way.sync()
+            self._make_further()
             choice.way.commit(self._watch)
             return choice.way.wrote
+
+    def _make_further(self) -> None:
+        """Make the disks that follow this one: they are ready before it takes its place, and take theirs first."""
+        for request in self._further[:1]:
+            with _at_work(request.side, self._watch):
+                run = _Sync(request, self._store, self._watch, self._fetching, self._further[1:])
+                self._disks = run.run(), *run._disks
 
     def _layout(self, remote: Remote, old: Old | None) -> Layout:
         """Return the layout of the container that is written; the tables that it takes are kept."""
@@ -283,7 +317,10 @@ class _Sync:
     def _finished(
         self, version: str, digest: bytes, length: int, wrote: str, content: Content, regions: int
     ) -> SyncReport:
-        stats = self._store.stats
+        stats, elsewhere = self._store.stats, (self._before, *(disk.network for disk in self._disks))
+        network = Network(stats.bytes, stats.requests, stats.retries)
+        for other in elsewhere:
+            network -= other
         return SyncReport(
             image=self._request.image,
             version=version,
@@ -293,7 +330,7 @@ class _Sync:
             format=self._format,
             wrote=wrote,
             content=content,
-            network=Network(stats.bytes, stats.requests, stats.retries),
+            network=network,
             regions=regions,
             changed_regions=self._changed,
             resumed_bytes=self._resumed_bytes,
@@ -302,6 +339,7 @@ class _Sync:
             seed_seconds=self._seed_seconds,
             warnings=self._warnings,
             made=self._made,
+            disks=self._disks,
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.report import VerifyReport
-from trimtransfer.assembly.side import SideDirectory
+from trimtransfer.assembly.side import SideDirectory, disk_output
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, ZEROS, chunk_digest, region_hasher
 from trimtransfer.disk.source import open_content
 from trimtransfer.errors import FormatError, NotFound, SourceChanged
@@ -200,6 +200,8 @@ def verify_image(
 ) -> VerifyReport:
     """Compare an image with the manifest in its side directory (``side``: another than the default); all data are read.
 
+    The further disks of the version are compared where they lie beside it under the names that a sync gives them.
+
     Raises:
         NotFound: there is no manifest to compare with.
         FormatError, SourceRefused: a container that is damaged, or was written to since.
@@ -217,6 +219,8 @@ def verify_image(
         wrong = wrong_regions(source, manifest, range(manifest.region_count), Watch(progress))
         source.check_unchanged()
         found_length = manifest.length if source.is_device and source.size >= manifest.length else source.size
+    beside = [disk_output(Path(path), number) for number in range(1, len(manifest.disks) + 1)] if not side else []
+    there = [other for other in beside if SideDirectory(other).installed() is not None]
     damaged = tuple((int(manifest.starts[index]), int(manifest.lengths[index])) for index in wrong)
     return VerifyReport(
         manifest.image,
@@ -227,4 +231,6 @@ def verify_image(
         damaged,
         found_length,
         time.monotonic() - started,
+        tuple(verify_image(other, progress=progress) for other in there),
+        tuple(str(other) for other in beside if other not in there),
     )

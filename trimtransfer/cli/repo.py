@@ -42,7 +42,9 @@ def repo() -> None:
 
 @repo.command()
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
-@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=str))
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=str)
+)
 @click.option(
     "--image", required=True, callback=name_of("image"), metavar="NAME", help="The image's name, such as debian-12."
 )
@@ -97,8 +99,10 @@ def repo() -> None:
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
 @output_options
-def publish(output: Output, /, repository: str, file: str, image: str, kind: str, format: str, **options: Any) -> None:
-    """Make FILE the next version of an image in the repository REPO.
+def publish(
+    output: Output, /, repository: str, files: tuple[str, ...], image: str, kind: str, format: str, **options: Any
+) -> None:
+    """Make FILE the next version of an image in the repository REPO; several FILEs, if the machine has several disks.
 
     FILE is a disk image, raw (holes are not read) or VHD, VHDX, qcow2 or VMDK, of which the guest's content is
     published; any other file; or a block device. Nothing may write to it meanwhile.
@@ -116,23 +120,26 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
     Examples:
       medv-repo publish /srv/images debian.img --image debian --version 12.1
       medv-repo publish /srv/images win.img --image win11-fr --version 1 --like win11-en --level 19
+      medv-repo publish /srv/images system.vhdx data.vhdx --image finance --version 7
     """
     from trimtransfer.chunk import Kind
     from trimtransfer.repository.publish import publish as run
 
     report = run(
         repository,
-        file,
+        files[0],
+        disks=files[1:],
         image=image,
         kind=None if kind == "auto" else Kind[kind.upper()],
         format=None if format == "auto" else format,
         progress=output.progress,
         **options,
     )
-    for volume in report.trimmed:
+    disks = (report, *report.disks)
+    for volume in (volume for disk in disks for volume in disk.trimmed):
         if volume.problem:
             output.warn(f"not trimmed: {volume.name}{_kind_text(volume)}: {volume.problem}")
-    output.result(report.to_dict(), _published(report))
+    output.result(report.to_dict(), "\n".join(map(_published, disks)))
 
 
 @repo.command()
@@ -169,7 +176,7 @@ def delta(output: Output, /, repository: str, image: str, **options: Any) -> Non
     from trimtransfer.repository.deltas import add_deltas
 
     report = add_deltas(repository, image, progress=output.progress, **options)
-    output.result(report.to_dict(), _made(report))
+    output.result(report.to_dict(), "\n".join(map(_made, (report, *report.disks))))
 
 
 @repo.command()
@@ -200,7 +207,8 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
     require_repository(store)
     details = describe(store, image, version)
     bases = delta_bases(store, image, details.version)
-    output.result({**details.to_dict(), "deltas_from": bases}, _shown(details, bases))
+    text = "\n".join((_shown(details, bases), *(_shown(disk, bases) for disk in details.disks)))
+    output.result({**details.to_dict(), "deltas_from": bases}, text)
 
 
 @repo.command()

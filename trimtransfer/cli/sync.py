@@ -99,7 +99,9 @@ def source_options(function: F) -> F:
         click.argument("url", metavar="URL", callback=repository_url),
         click.argument("image", metavar="IMAGE", callback=name_of("image")),
         click.option(
-            "-o", "--output", metavar="FILE", help="File or block device to write.  [default: ./IMAGE.img, .qcow2, ...]"
+            "-o", "--output", "outputs", multiple=True, metavar="FILE",
+            help="File or block device to write; once more for each further disk of a version of several.  "
+            "[default: ./IMAGE.img, .qcow2, ...; further disks beside the first, IMAGE.disk1.img]"
         ),
         click.option(
             "--version", metavar="V", callback=name_of("version"), help="Version to sync.  [default: the newest]"
@@ -155,7 +157,7 @@ def sync_command(
     from trimtransfer.assembly.sync import sync
 
     report = _with_host_index(sync, output, host_index, cache, url=url, image=image, **options)
-    output.result(report.to_dict(), _sync_text(report))
+    output.result(report.to_dict(), "\n".join(map(_sync_text, (report, *report.disks))))
 
 
 @medv_sync.command("plan")
@@ -172,21 +174,23 @@ def plan_command(
     from trimtransfer.assembly.preview import plan
 
     report = _with_host_index(plan, output, host_index, cache, url=url, image=image, **options)
-    output.result(report.to_dict(), _plan_text(report))
+    output.result(report.to_dict(), "\n".join(map(_plan_text, (report, *report.disks))))
 
 
 @medv_sync.command("verify")
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
 @output_options
 def verify_command(output: Output, /, file: str) -> None:
-    """Compare an image with what was recorded when it was synced. Reads all of it.
+    """Compare an image, with its further disks, with what was recorded when it was synced. Reads all of it.
 
     Exit code 6 if it differs; the next sync repairs it.
     """
     from trimtransfer.assembly.verify import verify_image
 
     report = verify_image(file, progress=output.progress)
-    output.result(report.to_dict(), _verify_text(report))
+    for name in report.elsewhere:
+        output.warn(f"{name} is a disk of the same version and not there; verify it by the name that it has")
+    output.result(report.to_dict(), "\n".join(map(_verify_text, (report, *report.disks))))
     if not report.ok:
         sys.exit(EXIT_DAMAGED)
 
@@ -199,10 +203,17 @@ def _with_host_index(
 ) -> Report:
     """Call ``sync`` or ``plan`` with the host index as it is wanted; show the warnings of its report and return it."""
     host = _host_index(wanted, cache, output)
-    report = function(
-        host_index=host, refresh_host_index=bool(wanted), cache=cache, progress=output.progress, **options
+    first, *further = options.pop("outputs") or (None,)
+    report: Report = function(
+        output=first,
+        disk_outputs=further,
+        host_index=host,
+        refresh_host_index=bool(wanted),
+        cache=cache,
+        progress=output.progress,
+        **options,
     )
-    for warning in report.warnings:
+    for warning in (*report.warnings, *(warning for disk in report.disks for warning in disk.warnings)):
         output.warn(warning)
     return report
 

@@ -21,7 +21,7 @@ from trimtransfer.chunk import chunk_digest, object_hasher
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.head import Head
 from trimtransfer.manifest import KEYS, REFS, Manifest, Region
-from trimtransfer.names import head_name, manifest_name
+from trimtransfer.names import further_disk_of, head_name, manifest_name
 from trimtransfer.pack import pack_name
 from trimtransfer.repository.contents import ContentCheck, Damage, Expected, PackCheck
 from trimtransfer.repository.deltacheck import DeltaCheck
@@ -91,7 +91,7 @@ def audit(
     images = folder_names(store)
     if image is not None:
         _require(store, image, version, images)
-        images = [image]
+        images = [name for name in images if image in (name, further_disk_of(name))]
     with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory:
         keys = KeyCheck(store)
         deltas = DeltaCheck(store, sample=sample, quick=quick, watch=watch)
@@ -160,14 +160,19 @@ class _Metadata:
             self.damage.append(Damage(name, str(error)))
 
     def image(self, image: str, version: str | None) -> None:
-        """Check an image's head and its versions, or one of them."""
-        names = [name for name in version_names(self._store, image) if (image, name) != self._pending]
-        if not names and self._pending and self._pending[0] == image:
+        """Check an image's head and its versions, or one of them; further disks have no head of their own."""
+        first = further_disk_of(image)
+        whole = first or image
+        names = [name for name in version_names(self._store, image) if (whole, name) != self._pending]
+        if not names and self._pending and self._pending[0] == whole:
             return  # its first version is being published
-        self.images += 1
         head = None
-        with self._noting(head_name(image)):
-            head = read_head(self._store, image)
+        if first is None:
+            self.images += 1
+            with self._noting(head_name(image)):
+                head = read_head(self._store, image)
+        elif version is not None and version not in names:
+            return  # that version has fewer disks
         found: dict[str, Manifest] = {}
         named = {name for name in (version, head.version if head else None) if name is not None}
         for name in sorted({*names} | named):

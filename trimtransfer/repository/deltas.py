@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +29,7 @@ from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, PACK_MAGIC, PackBuilder, pack_name
 from trimtransfer.repository.deltaunits import NewContent, Unit, runs_of
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
-from trimtransfer.repository.reading import VersionReader
+from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
 from trimtransfer.watch import Progress, Watch
 
@@ -46,7 +46,7 @@ class DeltaReport:
     """What the deltas of a pair are: ``stored_bytes`` (packs and index) in ``units``, which make ``content_bytes`` of
     the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames.
 
-    ``problem``: why there are none, if something was damaged."""
+    ``problem``: why there are none, if something was damaged. ``disks``: those of further disks, if there are any."""
 
     image: str
     version: str
@@ -59,6 +59,7 @@ class DeltaReport:
     packs: int
     seconds: float
     problem: str = ""
+    disks: tuple[DeltaReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -116,7 +117,10 @@ def add_deltas(
         intent = Intent(store, image, None)
         try:
             count = workers or len(os.sched_getaffinity(0))
-            report = make_deltas(store, target, source, intent, level=level, workers=count, watch=watch)
+            report, *further = (
+                make_deltas(store, *pair, intent, level=level, workers=count, watch=watch)
+                for pair in _pairs(store, target, source)
+            )
         except BaseException:
             intent.close()
             with contextlib.suppress(Exception):  # the next command that writes does it, too
@@ -124,7 +128,15 @@ def add_deltas(
             raise
         intent.close()
         intent.done()
-    return report
+    return replace(report, disks=tuple(further))
+
+
+def _pairs(
+    store: DirectoryStore, target: VersionReader, base: VersionReader
+) -> list[tuple[VersionReader, VersionReader]]:
+    """Return the pairs of disks of the same number of two versions that are cut alike; the first is always there."""
+    further = zip(further_disks(store, target.manifest), further_disks(store, base.manifest), strict=False)
+    return [(target, base), *(pair for pair in further if pair[0].manifest.kind == pair[1].manifest.kind)]
 
 
 def try_deltas(

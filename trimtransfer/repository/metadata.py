@@ -47,6 +47,9 @@ class Names:
     sequence: int
     created: int
     disk_format: str = "raw"
+    disk: int = 0
+    disks: tuple[FileRef, ...] = ()
+    """Its number in a version of several disks; the manifests of the others, if it is the first."""
 
 
 class _Keys:
@@ -87,8 +90,10 @@ class _Keys:
 class MetadataWriter:
     """Writes tables and locations of a version, region by region; a context manager around its temporary files."""
 
-    def __init__(self, store: DirectoryStore, survey: Survey, parent: VersionReader | None, directory: Path) -> None:
-        self._store, self._survey, self._parent = store, survey, parent
+    def __init__(
+        self, store: DirectoryStore, names: Names, survey: Survey, parent: VersionReader | None, directory: Path
+    ) -> None:
+        self._store, self._names, self._survey, self._parent = store, names, survey, parent
         self._rows = Rows(ROW, directory)
         self._early = {kind: Pieces(directory) for kind in _OWN}
         self._late = {kind: Pieces(directory) for kind in _OWN}
@@ -135,9 +140,9 @@ class MetadataWriter:
         self._refer(row, self._parent_row(index), REFS)
         self._rows.append(row.reshape(1))
 
-    def finish(self, names: Names) -> Manifest:
+    def finish(self) -> Manifest:
         """Write the files and return the manifest."""
-        rows = self._rows.array()
+        rows, names = self._rows.array(), self._names
         for kind, number in _OWN.items():
             name = (tables_name if kind == TABLES else locations_name)(names.image, names.version)
             self._files[number] = self._write_file(kind, name, names.version, self._parts(kind))
@@ -156,7 +161,8 @@ class MetadataWriter:
             kind=survey.kind,
             length=int(survey.lengths.sum()),
             segments=survey.segments,
-            files=tuple(file for file in self._files if file is not None),
+            files=(*(file for file in self._files if file is not None), *names.disks),
+            disk=names.disk,
             zero=survey.zero,
             rows=rows,
             flat=survey.flat,
@@ -239,7 +245,7 @@ class MetadataWriter:
         if self._parent is not None and number not in self._numbers:
             files = self._parent.manifest.files
             keys = _key_file(files, files[number])
-            if len(self._files) + 1 + (keys is not None) <= MAX_FILES:
+            if len(self._files) + len(self._names.disks) + 1 + (keys is not None) <= MAX_FILES:
                 self._numbers[number] = len(self._files)
                 self._files += [files[number]] if keys is None else [files[number], keys]
         return self._numbers.get(number)

@@ -11,17 +11,27 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from trimtransfer.chunk import Kind
+from trimtransfer.chunk import Kind, object_digest
 from trimtransfer.disk.source import DiskSource, open_disk
-from trimtransfer.errors import NotFound, TargetRefused, VersionExists
+from trimtransfer.errors import FormatError, NotFound, TargetRefused, VersionExists
 from trimtransfer.geometry import Geometry, recognise
 from trimtransfer.head import Head
 from trimtransfer.image import Source
-from trimtransfer.manifest import Manifest
-from trimtransfer.names import check_name, head_name, manifest_name
+from trimtransfer.manifest import DISK, FileRef, Manifest
+from trimtransfer.names import (
+    MAX_DISKS,
+    check_name,
+    disk_name,
+    further_disk_of,
+    head_name,
+    keys_name,
+    locations_name,
+    manifest_name,
+    tables_name,
+)
 from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Deduped, Limits, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
@@ -30,7 +40,7 @@ from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
-from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
+from trimtransfer.repository.reading import VersionReader, further_disks, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
 from trimtransfer.store import DirectoryStore, space_errors
@@ -53,7 +63,8 @@ class PublishReport:
     counted once) and ``repeated_bytes`` (further occurrences of either) add up to ``length``. ``again_bytes`` of the
     known content are stored again to keep downloads compact. ``stored_bytes`` in ``packs`` new packs and
     ``metadata_bytes`` are what the repository grew by, but for ``deltas``; ``kept_packs`` it had already. ``trimmed``
-    tells what ``trim`` did to each volume of the image (empty: not asked for).
+    tells what ``trim`` did to each volume of the image (empty: not asked for). ``disks`` are the version's further
+    disks, which all else is not about.
     """
 
     image: str
@@ -82,6 +93,7 @@ class PublishReport:
     seconds: float
     deltas: tuple[DeltaReport, ...] = ()
     trimmed: tuple[TrimmedVolume, ...] = ()
+    disks: tuple[PublishReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -106,10 +118,16 @@ class _Job:
     pack_limit: int
     limits: Limits
 
-    def check(self) -> None:
-        """Raise ``ValueError`` for a level that zstd does not have, ``FormatError`` for a name that is none."""
+    def check(self, disks: int) -> None:
+        """Raise ``ValueError`` for a level that zstd does not have or too many disks, ``FormatError`` for a name that
+        is none, or is kept for further disks."""
         if not 1 <= self.level <= MAX_LEVEL:
             raise ValueError(f"level {self.level}: zstd has levels 1 to {MAX_LEVEL}")
+        if not 1 <= disks <= MAX_DISKS:
+            raise ValueError(f"{disks} disks: a version has at most {MAX_DISKS}")
+        disk_name(self.image, disks - 1)
+        if further_disk_of(self.image) is not None:
+            raise FormatError("image name", "name", "one that does not end like that of a further disk", self.image)
         for name in (self.image, *self.like):
             check_name("image", name)
         for name in (self.version, *self.delta_from):
@@ -118,12 +136,20 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What the new version starts from."""
+    """What a disk of the new version, of number ``disk``, starts from."""
 
     parent: VersionReader | None
     like: tuple[VersionReader, ...]
     deltas: tuple[VersionReader, ...]
     sequence: int
+    disk: int = 0
+
+    def further(self, store: DirectoryStore, disk: int, made: Sequence[Manifest]) -> _Base:
+        """Return what a further disk starts from: those of the same number, and the disks that were made before."""
+        parents = _disks_of_number(store, disk, [self.parent] if self.parent else [])
+        like = (*self.like, *(VersionReader(store, manifest) for manifest in made))
+        deltas = _disks_of_number(store, disk, self.deltas)
+        return _Base(parents[0] if parents else None, like, tuple(deltas), self.sequence, disk)
 
 
 def publish(
@@ -132,6 +158,7 @@ def publish(
     *,
     image: str,
     version: str,
+    disks: Sequence[str | os.PathLike[str]] = (),
     parent: str | None = None,
     like: Sequence[str] = (),
     kind: Kind | None = None,
@@ -152,6 +179,7 @@ def publish(
     Of a disk image, the guest's content is published: ``format`` is ``raw``, ``vhd``, ``vhdx``, ``qcow2`` or ``vmdk``;
     None: recognised (``trimtransfer.disk.source``). ``raw`` publishes any file as it is.
 
+    ``disks`` are the machine's further disks, each like ``path``: they are published, and synced, together.
     The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
     newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
     ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file
@@ -177,14 +205,15 @@ def publish(
         image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), trim, workers, _pack_limit,
         _limits,
     )  # fmt: skip
-    job.check()
+    job.check(1 + len(disks))
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
-    with open_disk(path, format=format) as source, space_errors(store.path):
+    with contextlib.ExitStack() as stack, space_errors(store.path):
+        sources = [stack.enter_context(open_disk(one, format=format)) for one in (path, *disks)]
         _check_target(store)
         with repository_lock(store, f"publishing {image} {version}"):
             clean_up(store)
-            return _publish(job, store, source, watch)
+            return _publish(job, store, sources, watch)
 
 
 def _check_target(store: DirectoryStore) -> None:
@@ -197,21 +226,23 @@ def _check_target(store: DirectoryStore) -> None:
             raise TargetRefused(store.url, "is neither empty nor a repository; name another directory")
 
 
-def _publish(job: _Job, store: DirectoryStore, source: DiskSource, watch: Watch) -> PublishReport:
-    started = time.monotonic()
+def _publish(job: _Job, store: DirectoryStore, sources: Sequence[DiskSource], watch: Watch) -> PublishReport:
+    """Publish the further disks, which nobody knows of yet, then the first, which names them."""
     base = _open_base(job, store)
-    content: Source = source
-    trimmed: tuple[TrimmedVolume, ...] = ()
-    if job.trim:
-        content, trimmed = trim_image(source, watch)
-    geometry = recognise(content.read, content.size, kind=job.kind)
+    made: list[Manifest] = []
+    reports: list[PublishReport] = []
     intent = Intent(store, job.image, job.version)
     try:
-        publication = _Publication(job, store, content, source.format, base, geometry, intent, watch, trimmed)
-        try:
-            report = publication.run(started)
-        finally:
-            publication.close()
+        for number, source in enumerate(sources[1:], 1):
+            further = replace(job, image=disk_name(job.image, number))
+            for name in (manifest_name, tables_name, locations_name, keys_name):
+                intent.add(name(further.image, further.version))
+            manifest, report = _publish_disk(
+                further, store, source, base.further(store, number, made), (), intent, watch
+            )
+            made.append(manifest)
+            reports.append(report)
+        _, report = _publish_disk(job, store, sources[0], base, made, intent, watch)
     except BaseException:
         intent.close()
         with contextlib.suppress(Exception):  # the next publish does it, too
@@ -219,7 +250,36 @@ def _publish(job: _Job, store: DirectoryStore, source: DiskSource, watch: Watch)
         raise
     intent.close()
     intent.done()
-    return report
+    return replace(report, disks=tuple(reports))
+
+
+def _publish_disk(
+    job: _Job,
+    store: DirectoryStore,
+    source: DiskSource,
+    base: _Base,
+    disks: Sequence[Manifest],
+    intent: Intent,
+    watch: Watch,
+) -> tuple[Manifest, PublishReport]:
+    """Publish one disk; the first one commits, with the manifests of all others."""
+    started = time.monotonic()
+    content: Source = source
+    trimmed: tuple[TrimmedVolume, ...] = ()
+    if job.trim:
+        content, trimmed = trim_image(source, watch)
+    geometry = recognise(content.read, content.size, kind=job.kind)
+    publication = _Publication(job, store, content, source.format, base, disks, geometry, intent, watch, trimmed)
+    try:
+        return publication.run(started)
+    finally:
+        publication.close()
+
+
+def _disks_of_number(store: DirectoryStore, number: int, versions: Sequence[VersionReader]) -> list[VersionReader]:
+    """Return the further disk of this number of those versions that have one."""
+    found = (further_disks(store, version.manifest) for version in versions)
+    return [disks[number - 1] for disks in found if len(disks) >= number]
 
 
 def _open_base(job: _Job, store: DirectoryStore) -> _Base:
@@ -256,13 +316,14 @@ class _Publication:
         source: Source,
         format: str,
         base: _Base,
+        disks: Sequence[Manifest],
         geometry: Geometry,
         intent: Intent,
         watch: Watch,
         trimmed: tuple[TrimmedVolume, ...],
     ) -> None:
         self._job, self._store, self._source, self._base = job, store, source, base
-        self._format = format
+        self._format, self._disks = format, [_file_of(manifest) for manifest in disks]
         self._geometry, self._intent, self._watch, self._trimmed = geometry, intent, watch, trimmed
         self._directory = store.scratch()
         self._packs = Packs()
@@ -272,8 +333,8 @@ class _Publication:
         """Give temporary files back."""
         self._open.close()
 
-    def run(self, started: float) -> PublishReport:
-        """Publish; ``started`` by the monotonic clock."""
+    def run(self, started: float) -> tuple[Manifest, PublishReport]:
+        """Publish; ``started`` by the monotonic clock. Only the first disk is committed, and with it the others."""
         job, base = self._job, self._base
         found = survey(
             self._source,
@@ -295,7 +356,7 @@ class _Publication:
         manifest, metadata = self._store_metadata(found, inventory, deduped)
         deltas = self._make_deltas(manifest)
         metadata += self._commit(manifest)
-        return self._report(manifest, inventory, deduped, stored, metadata, found.bytes_read, deltas, started)
+        return manifest, self._report(manifest, inventory, deduped, stored, metadata, found.bytes_read, deltas, started)
 
     def _table(self, found: Survey, index: int) -> Table:
         if found.same[index] and self._base.parent is not None:
@@ -331,15 +392,16 @@ class _Publication:
         """Write tables and locations; return the manifest, not written yet, and the bytes written."""
         job, base = self._job, self._base
         parent = base.parent.manifest.version if base.parent else ""
-        names = Names(job.image, job.version, parent, base.sequence, _now(), self._format)
-        with MetadataWriter(self._store, found, base.parent, self._directory) as writer:
+        created, disks = _now(), tuple(self._disks)
+        names = Names(job.image, job.version, parent, base.sequence, created, self._format, base.disk, disks)
+        with MetadataWriter(self._store, names, found, base.parent, self._directory) as writer:
             for index in range(len(found)):
                 if found.same[index] and not deduped.again_chunks:
                     writer.add_unchanged(index)
                 elif not found.zero[index]:
                     writer.add(index, self._table(found, index), inventory, self._packs)
                 self._watch.report("metadata", int(found.starts[index]), self._source.size)
-            manifest = writer.finish(names)
+            manifest = writer.finish()
             self._watch.report("metadata", self._source.size, self._source.size)
             return manifest, writer.stored_bytes
 
@@ -355,6 +417,9 @@ class _Publication:
     def _commit(self, manifest: Manifest) -> int:
         """Write the manifest and then the head; return their length. Up to the very last step nothing is published."""
         data = manifest.to_bytes()
+        self._store.put(manifest_name(manifest.image, manifest.version), data)
+        if manifest.disk:
+            return len(data)
         head = Head(
             image=manifest.image,
             version=manifest.version,
@@ -363,8 +428,8 @@ class _Publication:
             manifest_length=len(data),
             image_digest=manifest.image_digest(),
             length=manifest.length,
+            disks=len(manifest.disks),
         ).to_bytes()
-        self._store.put(manifest_name(manifest.image, manifest.version), data)
         self._store.put(head_name(manifest.image), head)
         return len(data) + len(head)
 
@@ -407,6 +472,12 @@ class _Publication:
             deltas=deltas,
             trimmed=self._trimmed,
         )
+
+
+def _file_of(manifest: Manifest) -> FileRef:
+    """Return what the first disk's manifest says of another's."""
+    data = manifest.to_bytes()
+    return FileRef(DISK, manifest.version, len(data), object_digest(data))
 
 
 def _now() -> int:

@@ -21,7 +21,7 @@ from trimtransfer.joint import JointDifference, is_joint
 from trimtransfer.keys import KeyFile
 from trimtransfer.location import Locations
 from trimtransfer.manifest import KEYS, Manifest, StoredRef
-from trimtransfer.names import check_name, head_name, manifest_name
+from trimtransfer.names import check_name, disk_name, head_name, manifest_name
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full, difference_base
 
@@ -38,24 +38,43 @@ def read_head(store: Store, image: str) -> Head:
     return head
 
 
-def read_manifest(store: Store, image: str, version: str, *, head: Head | None = None) -> Manifest:
-    """Return the manifest of a version, checked against ``head`` where that names this version.
+def read_manifest(
+    store: Store, image: str, version: str, *, head: Head | None = None, digest: bytes | None = None
+) -> Manifest:
+    """Return the manifest of a version, checked against ``head`` where that names this version, and ``digest``.
 
     Raises:
         NotFound: there is no such version.
         FormatError: not the manifest of this version.
-        IntegrityError: not the manifest that the head names.
+        IntegrityError: not the manifest that the head names, or that has this digest.
     """
-    named = head is not None and head.version == version
+    if head is not None and head.version == version:
+        digest = head.manifest_digest
     data = store.read(manifest_name(image, version), limit=MAX_MANIFEST)
-    if head is not None and named and object_digest(data) != head.manifest_digest:
-        raise IntegrityError(f"manifest of {image} {version}", head.manifest_digest, object_digest(data), _REMEDY)
+    if digest is not None and object_digest(data) != digest:
+        raise IntegrityError(f"manifest of {image} {version}", digest, object_digest(data), _REMEDY)
     manifest = Manifest.from_bytes(data)
     if (manifest.image, manifest.version) != (image, version):
         raise FormatError(
             f"manifest of {image} {version}", "names", f"{image} {version}", f"{manifest.image} {manifest.version}"
         )
     return manifest
+
+
+def further_disks(store: Store, manifest: Manifest) -> list[VersionReader]:
+    """Open the further disks of a version, from number 1 on.
+
+    Raises:
+        NotFound, FormatError, IntegrityError: one is missing or damaged.
+    """
+    found: list[VersionReader] = []
+    for number, file in enumerate(manifest.disks, 1):
+        name = disk_name(manifest.image, number)
+        disk = read_manifest(store, name, manifest.version, digest=file.digest)
+        if disk.disk != number:
+            raise FormatError(f"manifest of {name} {manifest.version}", "disk", number, disk.disk)
+        found.append(VersionReader(store, disk))
+    return found
 
 
 def open_keys(store: Store, name: str, length: int) -> KeyFile:
@@ -162,7 +181,7 @@ class VersionDetails:
 
     ``download_bytes`` is what a client without anything fetches: ``frame_bytes`` (``frames`` of them, in ``packs``
     packs whose lengths sum to ``pack_bytes``) and ``metadata_bytes``. ``format`` is that of the file it was published
-    from.
+    from. ``disks`` are the version's further disks, which all else is not about.
     """
 
     image: str
@@ -187,6 +206,7 @@ class VersionDetails:
     frame_bytes: int
     metadata_bytes: int
     download_bytes: int
+    disks: tuple[VersionDetails, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -265,14 +285,20 @@ def describe(store: Store, image: str, version: str | None = None) -> VersionDet
         reader = VersionReader(store, read_manifest(store, image, version, head=head))
     except NotFound as error:
         raise NotFound(f"version {version} of image {image}", error.url) from error
+    disks = tuple(_details(disk, head, ()) for disk in further_disks(store, reader.manifest))
+    return _details(reader, head, disks)
+
+
+def _details(reader: VersionReader, head: Head, disks: tuple[VersionDetails, ...]) -> VersionDetails:
+    """Return the details of one disk of a version."""
     manifest = reader.manifest
     chunks, zero_bytes, frames, packs = _survey(reader)
     rows = manifest.rows
     pieces = sum(int(rows[name]["length"].sum()) for name in ("full", "fresh", "rest"))
-    metadata = pieces + len(manifest.to_bytes()) + len(head.to_bytes())
+    metadata = pieces + len(manifest.to_bytes()) + (0 if manifest.disk else len(head.to_bytes()))
     frame_bytes = int(frames["stored"].sum())
     return VersionDetails(
-        image=image,
+        image=manifest.image,
         version=manifest.version,
         parent=manifest.parent,
         sequence=manifest.sequence,
@@ -294,6 +320,7 @@ def describe(store: Store, image: str, version: str | None = None) -> VersionDet
         frame_bytes=frame_bytes,
         metadata_bytes=metadata,
         download_bytes=frame_bytes + metadata,
+        disks=disks,
     )
 
 

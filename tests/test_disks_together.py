@@ -1,0 +1,358 @@
+"""Versions of several disks: published together, synced together, and never the first without the others."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from syncing import BLOCK, Victim, content, leftovers, make_images, put, write_sparse
+
+from trimtransfer.assembly.preview import plan
+from trimtransfer.assembly.report import Content, SyncReport
+from trimtransfer.assembly.sync import sync
+from trimtransfer.assembly.verify import verify_image
+from trimtransfer.chunk import Kind
+from trimtransfer.cli.repo import repo
+from trimtransfer.cli.sync import medv_sync
+from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
+from trimtransfer.manifest import DISK, FileRef, Manifest
+from trimtransfer.names import MAX_DISKS, disk_name, manifest_name
+from trimtransfer.repository import publish as publishing
+from trimtransfer.repository.audit import audit
+from trimtransfer.repository.deltas import add_deltas
+from trimtransfer.repository.publish import PublishReport, publish
+from trimtransfer.repository.reading import describe, list_images, read_head, read_manifest
+from trimtransfer.store import DirectoryStore
+
+KILLS = 12
+
+
+@dataclass
+class Place:
+    """A repository in which a machine of two disks has two versions, and a folder for a client."""
+
+    root: Path
+    repository: Path
+    versions: list[list[bytes]]
+    reports: list[PublishReport]
+
+    def output(self) -> Path:
+        """Return the first output in an empty folder."""
+        shutil.rmtree(self.root / "client", ignore_errors=True)
+        (self.root / "client").mkdir()
+        return self.root / "client" / "desk.img"
+
+    def holds(self, output: Path, version: int) -> bool:
+        """Tell whether both files are those of a version."""
+        return [output.read_bytes(), second(output).read_bytes()] == self.versions[version - 1]
+
+
+def second(output: Path) -> Path:
+    return output.with_name("desk.disk1.img")
+
+
+def publish_disks(root: Path, version: str, disks: list[bytes], **options: object) -> PublishReport:
+    """Publish a version of an image ``desk``."""
+    paths = [root / f"source{number}.img" for number in range(len(disks))]
+    for path, data in zip(paths, disks, strict=True):
+        write_sparse(path, data)
+    return publish(
+        root / "repository", paths[0], disks=paths[1:], image="desk", version=version, kind=Kind.DISK, level=1,
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def one_byte_more(data: bytes, rnd: random.Random, every: int = 700) -> bytes:
+    """Return similar content: deltas make it."""
+    changed = bytearray(data)
+    for at in range(3 * BLOCK, len(data), every):
+        if changed[at]:
+            changed[at] = changed[at] % 15 + 1
+    return bytes(changed)
+
+
+@pytest.fixture
+def place(tmp_path: Path, rng: np.random.Generator, rnd: random.Random) -> Place:
+    system, data = make_images(rng), make_images(rng, versions=1)
+    data.append(one_byte_more(data[0], rnd))
+    versions = [list(pair) for pair in zip(system, data, strict=True)]
+    reports = [publish_disks(tmp_path, str(number), disks) for number, disks in enumerate(versions, 1)]
+    return Place(tmp_path, tmp_path / "repository", versions, reports)
+
+
+def test_all_disks_follow_the_version(place: Place) -> None:
+    output = place.output()
+    first = sync(place.repository, "desk", output=output, version="1")
+    assert place.holds(output, 1)
+    assert [(one.image, one.version, one.output) for one in (first, *first.disks)] == [
+        ("desk", "1", str(output)),
+        ("desk.disk1", "1", str(second(output))),
+    ]
+    planned = plan(place.repository, "desk", output=output)
+    then = sync(place.repository, "desk", output=output)
+    assert place.holds(output, 2)
+    assert then.disks[0].made.units > 0  # deltas are made for every disk
+    for report, preview in zip((then, *then.disks), (planned, *planned.disks), strict=True):
+        assert report.content == preview.content
+        assert report.content.size == report.length
+        assert preview.fetch_bytes >= preview.network.bytes > 0
+        assert leftovers(Path(report.output)) == set()
+    again = sync(place.repository, "desk", output=output)
+    assert [one.wrote for one in (again, *again.disks)] == ["nothing", "nothing"]
+    assert again.network.requests == 1  # the head; manifests are known
+    assert again.disks[0].network.requests == 0
+
+
+def test_network_figures_are_of_each_disk_alone(place: Place) -> None:
+    counted = DirectoryStore(place.repository)
+    report = sync(place.repository, "desk", output=place.output())
+    assert all(one.network.bytes > 0 for one in (report, *report.disks))
+    sizes = [describe(counted, "desk").download_bytes, describe(counted, "desk").disks[0].download_bytes]
+    for one, most in zip((report, *report.disks), sizes, strict=True):
+        assert one.network.bytes <= 1.2 * most  # gaps between ranges
+
+
+def test_a_disk_that_stays_costs_nothing(place: Place, rng: np.random.Generator) -> None:
+    """Only the second disk changes; the first one is recorded as the new version all the same."""
+    changed = bytearray(place.versions[1][1])
+    put(changed, 70 * 512, content(rng, 50_000))
+    publish_disks(place.root, "3", [place.versions[1][0], bytes(changed)])
+    output = place.output()
+    sync(place.repository, "desk", output=output, version="2")
+    report = sync(place.repository, "desk", output=output)
+    assert report.wrote == "nothing"
+    assert report.version == "3"
+    assert report.content == Content(unchanged=len(place.versions[1][0]))
+    assert report.disks[0].wrote != "nothing"
+    assert second(output).read_bytes() == changed
+    assert verify_image(output).ok
+    assert verify_image(output).version == "3"
+
+
+def test_nothing_takes_its_place_before_all_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second disk cannot be had: the first one is the old one still, and what was fetched for it is kept."""
+    output = place.output()
+    sync(place.repository, "desk", output=output, version="1")
+    tables = place.repository / "images/desk.disk1/2/tables.bin"
+    tables.rename(tables.with_suffix(".away"))
+    with pytest.raises(NotFound):
+        sync(place.repository, "desk", output=output, write="new")
+    assert place.holds(output, 1)
+    tables.with_suffix(".away").rename(tables)
+    report = sync(place.repository, "desk", output=output, write="new")
+    assert place.holds(output, 2)
+    assert report.resumed_bytes > 0
+    assert report.content.fetched == 0
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Victim]:
+    with Victim() as process:
+        yield process
+
+
+@pytest.mark.parametrize("write", ["new", "in-place"])
+def test_killed_at_any_moment(place: Place, write: str, rnd: random.Random, victim: Victim) -> None:
+    """Each file is old or new, the first is new only if the second is, and the next run brings both to the end."""
+    output = place.output()
+    assert victim.sync(place.repository, "desk", output=output, version="1").error is None
+    start = place.root / "start"
+    shutil.copytree(output.parent, start)
+    calls = victim.sync(place.repository, "desk", output=output, write=write).calls
+    for kill_at in sorted(rnd.sample(range(calls), min(KILLS, calls))):
+        shutil.rmtree(output.parent)
+        subprocess.run(["cp", "-a", "--sparse=always", start, output.parent], check=True)
+        ended = victim.sync(place.repository, "desk", output=output, write=write, kill_at=kill_at)
+        assert ended.killed
+        if write == "new":
+            found = [output.read_bytes(), second(output).read_bytes()]
+            assert all(one in pair for one, pair in zip(found, zip(*place.versions, strict=True), strict=True))
+            assert found[0] != place.versions[1][0] or found[1] == place.versions[1][1]
+        assert victim.sync(place.repository, "desk", output=output, write=write).error is None
+        assert place.holds(output, 2)
+
+
+def test_disks_come_and_go(place: Place, rng: np.random.Generator) -> None:
+    one, two = place.versions[1]
+    publish_disks(place.root, "3", [one])
+    publish_disks(place.root, "4", [one, two, two])
+    output = place.output()
+    assert sync(place.repository, "desk", output=output, version="3").disks == ()
+    assert not second(output).exists()
+    report = sync(place.repository, "desk", output=output)
+    assert [disk.image for disk in report.disks] == ["desk.disk1", "desk.disk2"]
+    assert output.with_name("desk.disk2.img").read_bytes() == two
+    assert place.reports[1].disks[0].parent == "1"
+    assert describe(DirectoryStore(place.repository), "desk").disks[1].parent == ""
+    stored = [path for path in (place.repository / "packs").rglob("*.bin") if path.is_file()]
+    assert sum(path.stat().st_size for path in stored) < 3 * sum(map(len, place.versions[0]))  # what repeats is shared
+
+
+def test_the_repository_is_sound(place: Place) -> None:
+    store = DirectoryStore(place.repository)
+    assert [image.image for image in list_images(store)] == ["desk"]
+    report = audit(store)
+    assert report.damage == ()
+    assert report.unreferenced == ()
+    assert (report.images, report.versions) == (1, 4)
+    assert audit(store, image="desk", version="2").versions == 2
+    assert len(add_deltas(place.repository, "desk", base="1", level=1).disks) == 1
+    assert audit(store).damage == ()
+
+
+@pytest.mark.parametrize("file", ["manifest.bin", "tables.bin", "locations.bin"])
+def test_damage_of_a_further_disk_is_found(place: Place, file: str) -> None:
+    path = place.repository / "images/desk.disk1/2" / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    damage = audit(DirectoryStore(place.repository)).damage
+    assert any("desk.disk1/2" in one.name for one in damage)
+    path.unlink()
+    damage = audit(DirectoryStore(place.repository)).damage
+    assert any("desk.disk1/2" in one.name for one in damage)
+
+
+def test_a_manifest_of_another_disk_is_refused(place: Place) -> None:
+    """The first disk's manifest names the others by digest."""
+    path = place.repository / manifest_name("desk.disk1", "2")
+    shutil.copy(place.repository / manifest_name("desk.disk1", "1"), path)
+    output = place.output()
+    with pytest.raises(IntegrityError):
+        sync(place.repository, "desk", output=output)
+    assert not output.exists()
+
+
+def test_a_publish_that_fails_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path for path in place.repository.rglob("*") if path.is_file() and ".trimtransfer" not in path.parts}
+
+    class Dies(RuntimeError):
+        pass
+
+    def die(*arguments: object) -> None:
+        raise Dies
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "head_name", die)
+        with pytest.raises(Dies):
+            publish_disks(place.root, "3", [place.versions[0][1], place.versions[0][0]])
+    after = {path for path in place.repository.rglob("*") if path.is_file() and ".trimtransfer" not in path.parts}
+    assert after == before
+    publish_disks(place.root, "3", [place.versions[0][1], place.versions[0][0]])
+    assert audit(DirectoryStore(place.repository)).damage == ()
+
+
+def test_names_and_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.img").write_bytes(bytes(BLOCK))
+    with pytest.raises(FormatError, match="further disk"):
+        publish(tmp_path / "r", tmp_path / "a.img", image="desk.disk1", version="1")
+    with pytest.raises(ValueError, match=str(MAX_DISKS)):
+        publish(tmp_path / "r", tmp_path / "a.img", disks=[tmp_path / "a.img"] * MAX_DISKS, image="a", version="1")
+    with pytest.raises(FormatError):
+        publish(tmp_path / "r", tmp_path / "a.img", disks=[tmp_path / "a.img"], image="a" * 60, version="1")
+    assert not (tmp_path / "r" / "images").exists()
+
+
+def test_manifests_of_several_disks(place: Place) -> None:
+    store = DirectoryStore(place.repository)
+    head = read_head(store, "desk")
+    manifest = read_manifest(store, "desk", "2", head=head)
+    assert (head.disks, manifest.format, len(manifest.disks)) == (1, 3, 1)
+    assert Manifest.from_bytes(manifest.to_bytes()).disks == manifest.disks
+    other = read_manifest(store, disk_name("desk", 1), "2", digest=manifest.disks[0].digest)
+    assert (other.disk, other.sequence, other.disks) == (1, manifest.sequence, ())
+    for wrong in (
+        FileRef(DISK, "1", 9, bytes(32)),  # of another version
+        FileRef(5, "2", 9, bytes(32)),
+    ):
+        with pytest.raises(FormatError):
+            replace(manifest, files=(*manifest.files, wrong))
+    with pytest.raises(FormatError):
+        replace(manifest, disk=1)  # only the first names others
+    with pytest.raises(FormatError):
+        replace(manifest, files=(*manifest.files, *manifest.disks * MAX_DISKS))
+
+
+def run(program: object, *arguments: object) -> tuple[int, dict[str, object], str]:
+    """Run a command with ``--json``; return its exit code, object and messages."""
+    done = CliRunner().invoke(program, [*map(str, arguments), "--json"])  # type: ignore[arg-type]
+    return done.exit_code, json.loads(done.stdout) if done.stdout else {}, done.stderr
+
+
+def test_commands(place: Place, tmp_path: Path) -> None:
+    sources = [tmp_path / "source0.img", tmp_path / "source1.img"]
+    code, published, _ = run(repo, "publish", tmp_path / "other", *sources, "--image", "pair", "--version", "1")
+    assert code == 0
+    assert [one["image"] for one in published["disks"]] == ["pair.disk1"]  # type: ignore[attr-defined]
+    named = [tmp_path / "c.img", tmp_path / "d.img"]
+    arguments = (tmp_path / "other", "pair", "-o", named[0], "-o", named[1], "--no-host-index")
+    code, synced, _ = run(medv_sync, *arguments)
+    assert code == 0
+    assert [path.read_bytes() for path in named] == place.versions[1]
+    assert [one["output"] for one in synced["disks"]] == [str(named[1])]  # type: ignore[attr-defined]
+    code, _, messages = run(medv_sync, "verify", named[0])
+    assert code == 0
+    assert "c.disk1.img" in messages  # not there; d.img is to be named
+    code, shown, _ = run(repo, "show", tmp_path / "other", "pair")
+    assert len(shown["disks"]) == 1  # type: ignore[arg-type]
+    text = CliRunner().invoke(medv_sync, ["verify", str(named[1])]).stdout
+    assert "pair.disk1 1" in text
+
+
+def test_a_damaged_or_older_second_disk_is_told(place: Place) -> None:
+    output = place.output()
+    sync(place.repository, "desk", output=output, version="1")
+    older = place.root / "older"
+    shutil.copytree(output.parent, older, copy_function=shutil.copy2)
+    sync(place.repository, "desk", output=output)
+    assert verify_image(output).ok
+    shutil.rmtree(second(output).with_name("desk.disk1.img.medv"))
+    second(output).unlink()
+    shutil.copy2(older / "desk.disk1.img", second(output))
+    shutil.copytree(older / "desk.disk1.img.medv", second(output).with_name("desk.disk1.img.medv"))
+    report = verify_image(output)
+    assert report.disks[0].ok
+    assert not report.ok  # it is a whole disk, but of version 1
+    assert sync(place.repository, "desk", output=output).wrote == "nothing"
+    assert verify_image(output).ok
+
+
+def test_outputs_must_differ_and_be_writable(place: Place) -> None:
+    output = place.output()
+    with pytest.raises(TargetRefused, match="two disks"):
+        sync(place.repository, "desk", output=output, disk_outputs=[output])
+    second(output).mkdir()
+    with pytest.raises(TargetRefused, match="directory"):
+        sync(place.repository, "desk", output=output)
+    assert not output.exists()
+
+
+def test_containers(place: Place) -> None:
+    """Each disk has the format that is asked for."""
+    disks = [data + bytes(-len(data) % 512) for data in place.versions[1]]  # formats have whole sectors
+    publish_disks(place.root, "3", disks)
+    output = place.output().with_suffix(".qcow2")
+    report = sync(place.repository, "desk", output=output, format="qcow2")
+    files = [Path(one.output) for one in (report, *report.disks)]
+    assert [file.name for file in files] == ["desk.qcow2", "desk.disk1.qcow2"]
+    for file, data in zip(files, disks, strict=True):
+        raw = file.with_suffix(".raw")
+        subprocess.run(["qemu-img", "convert", "-O", "raw", file, raw], check=True)
+        assert raw.read_bytes() == data
+
+
+def test_the_side_directory_of_further_disks_follows(place: Place) -> None:
+    output = place.output()
+    report: SyncReport = sync(place.repository, "desk", output=output, side=place.root / "kept")
+    assert (place.root / "kept.disk1" / "state.json").exists()
+    assert not second(output).with_name("desk.disk1.img.medv").exists()
+    assert sync(place.repository, "desk", output=output, side=place.root / "kept").wrote == "nothing"
+    assert report.disks[0].version == "2"
