@@ -174,20 +174,18 @@ def publish(
     _pack_limit: int = MAX_PACK,
     _limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> PublishReport:
-    """Publish the file or block device ``path`` as ``version`` of ``image`` and return what was done.
+    """Publish the file or block device ``path`` as ``version`` of ``image`` and return what was done; ``disks`` are
+    further disks of the machine, published and synced together with it.
 
     Of a disk image, the guest's content is published: ``format`` is ``raw``, ``vhd``, ``vhdx``, ``qcow2`` or ``vmdk``;
-    None: recognised (``trimtransfer.disk.source``). ``raw`` publishes any file as it is.
-
-    ``disks`` are the machine's further disks, each like ``path``: they are published, and synced, together.
-    The repository is a directory, made where missing. ``parent`` is the version that content is compared with (the
-    newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
-    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file
-    systems mark free, see ``trim_image``; else every byte is published. ``deltas`` are made from the parent, and from
-    the versions of ``delta_from``. ``workers`` threads compress (all cores by default). Memory: two regions of 64 MiB,
-    4 MiB a column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB per
-    worker; with ``trim`` before that 200 bytes per file; then for deltas 200 MiB, and as much for each of at most four
-    workers.
+    None: recognised (``trimtransfer.disk.source``). ``raw`` publishes any file as it is. The repository is a directory,
+    made where missing. ``parent`` is the version that content is compared with (the newest by default), ``like`` names
+    further images whose content is not stored again. ``kind`` None: recognised. ``level`` is zstd's (1 to 22). ``flat``
+    adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file systems mark free, see ``trim_image``; else
+    every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from``. ``workers``
+    threads compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks
+    (more lies in temporary files in the repository), and about 5 MiB per worker; with ``trim`` before that 200 bytes
+    per file; then for deltas 200 MiB, and as much for each of at most four workers.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
@@ -208,8 +206,8 @@ def publish(
     job.check(1 + len(disks))
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
-    with contextlib.ExitStack() as stack, space_errors(store.path):
-        sources = [stack.enter_context(open_disk(one, format=format)) for one in (path, *disks)]
+    with contextlib.ExitStack() as opened, space_errors(store.path):
+        sources = [opened.enter_context(open_disk(one, format=format)) for one in (path, *disks)]
         _check_target(store)
         with repository_lock(store, f"publishing {image} {version}"):
             clean_up(store)
