@@ -130,13 +130,14 @@ class Fields:
 
     def number(self) -> int:
         """Read a number as :func:`number` writes it."""
-        value = 0
-        for shift in range(0, 63, 7):
+        value, shift, group = 0, 0, 128
+        while group >= 128:
+            if shift == 63:
+                self.refuse("a number below 2^63", "a longer one")
             group = self.byte()
             value |= (group & 127) << shift
-            if group < 128:
-                return value
-        self.refuse("a number below 2^63", "a longer one")
+            shift += 7
+        return value
 
     def refuse(self, expected: object, got: object) -> NoReturn:
         """Raise ``FormatError``: here something else is expected."""

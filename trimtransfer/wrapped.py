@@ -132,12 +132,20 @@ class Unwrapping:
         self._copied = end
         return True
 
-    def take(self, start: int, check: Callable[[Bytes], bytes] | None, *, size: int | None = None) -> bool:
-        """Take the deflate stream at ``start``, of ``size`` bytes if that is known, and the check behind it.
+    def take(
+        self,
+        start: int,
+        check: Callable[[Bytes], bytes] | None,
+        *,
+        size: int | None = None,
+        stop: int | None = None,
+    ) -> bool:
+        """Take the deflate stream at ``start``, of ``size`` bytes if that is known, and the check behind it, up to ``stop``
+        if that is given.
 
         False if it is damaged or its record does not pay; then nothing has changed.
         """
-        rest = self.view[start:]
+        rest = self.view[start:stop]
         hint = int.from_bytes(rest[-4:], "little") if check is gzip_check else 0
         limit = min(self._left, native.CONTENT_MOST)
         found = native.inflate(rest, limit=limit, expected=hint if hint >> 10 <= len(rest) else 0)

@@ -108,6 +108,7 @@ class Anchored:
             found.update(between)
         return found
 
+
 class Similar(Anchored):
     """The anchors of some regions of a version; ``starts`` of gzip members that may be in them, as places in the image.
 
