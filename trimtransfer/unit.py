@@ -26,7 +26,7 @@ MAX_CONTENT: Final = 12 << 20
 """Most bytes of content of a wrapped unit: with the columns of their delta they are in memory."""
 MAX_INFLATED: Final = 16 << 20
 """Most bytes that the spans of its base give together."""
-MAX_DICTIONARY: Final = 1 << 15
+MAX_UNKNOWN: Final = 1 << 15
 _MAX_SPANS: Final = 65_536
 _MAX_BODY: Final = 4 << 20
 _HEADER: Final = struct.Struct("<8sHHIII")
@@ -37,13 +37,13 @@ _WHAT: Final = "wrapped unit"
 class Span:
     """Bytes that the base of a wrapped unit's delta consists of: ``pieces`` (start, length) of the chunks' bytes, one
     after the other. As they are; or, with ``blocks``, so many blocks of a deflate stream from bit ``bit`` on, of
-    ``size`` bytes, which refer to ``dictionary`` before them."""
+    ``size`` bytes, with ``unknown`` bytes before them to which they may refer, and which are taken for zeros."""
 
     pieces: tuple[tuple[int, int], ...]
     blocks: int = 0
     bit: int = 0
     size: int = 0
-    dictionary: Bytes = b""
+    unknown: int = 0
 
 
 def is_wrapped(stored: Bytes) -> bool:
@@ -96,18 +96,16 @@ def _taken(span: Span, length: int) -> int:
 
 
 def _inflated(span: Span, data: bytes) -> NDArray[np.uint8]:
-    context = len(span.dictionary)
-    out = np.empty(context + span.size, np.uint8)
-    out[:context] = np.frombuffer(span.dictionary, np.uint8)
-    ends, _ = native.inflate_blocks(data, out, bit=span.bit, context=context, most=span.blocks)
+    out = np.zeros(span.unknown + span.size, np.uint8)
+    ends, _ = native.inflate_blocks(data, out, bit=span.bit, context=span.unknown, most=span.blocks)
     if len(ends) != span.blocks or int(ends[-1, 1]) != len(out):
         raise FormatError(_WHAT, "spans", f"{span.blocks} blocks of {span.size} bytes", f"{len(ends)} blocks")
-    return out[context:]
+    return out[span.unknown :]
 
 
 def wrap(spans: Sequence[Span], record: bytes, inner: bytes, *, base: int) -> bytes:
     """Return a wrapped unit for ``base`` bytes: its spans, the record, and the delta between their contents."""
-    body = codec.compress(b"".join((number(len(spans)), *map(_stored, spans), *(one.dictionary for one in spans))), 19)
+    body = codec.compress(b"".join((number(len(spans)), *map(_stored, spans))), 19)
     return b"".join((_HEADER.pack(MAGIC, VERSION, 0, base, len(body), len(record)), body, record, inner))
 
 
@@ -116,7 +114,7 @@ def _stored(span: Span) -> bytes:
     pieces = b"".join(number(start) + number(length) for start, length in span.pieces)
     if not span.blocks:
         return head + pieces
-    return head + pieces + bytes([span.bit]) + number(span.size) + number(len(span.dictionary))
+    return head + pieces + bytes([span.bit]) + number(span.size) + number(span.unknown)
 
 
 def _parse(view: memoryview, base: int) -> tuple[list[Span], memoryview, memoryview]:
@@ -139,22 +137,20 @@ def _spans(fields: Fields) -> Iterator[Span]:
     count = fields.number()
     if count > _MAX_SPANS:
         fields.refuse(f"at most {_MAX_SPANS} spans", count)
-    spans = [_span(fields) for _ in range(count)]
-    for span, length in spans:
-        yield Span(span.pieces, span.blocks, span.bit, span.size, fields.raw(length))
+    for _ in range(count):
+        yield _span(fields)
     if fields.left:
         fields.refuse("the end", f"{fields.left} bytes more")
 
 
-def _span(fields: Fields) -> tuple[Span, int]:
-    """Read a span without its dictionary, and the length of that."""
+def _span(fields: Fields) -> Span:
     blocks, count = fields.number(), fields.number()
     if count > fields.left // 2:
         fields.refuse("pieces of two bytes at least", count)
     pieces = tuple((fields.number(), fields.number()) for _ in range(count))
     if not blocks:
-        return Span(pieces), 0
-    span, length = Span(pieces, blocks, fields.byte(), fields.number()), fields.number()
-    if span.bit > 7 or blocks > MAX_INFLATED or length > MAX_DICTIONARY:
-        fields.refuse(f"a bit of a byte, a dictionary of at most {MAX_DICTIONARY} bytes", (span, length))
-    return span, length
+        return Span(pieces)
+    span = Span(pieces, blocks, fields.byte(), fields.number(), fields.number())
+    if span.bit > 7 or blocks > MAX_INFLATED or span.unknown > MAX_UNKNOWN:
+        fields.refuse(f"a bit of a byte, at most {MAX_UNKNOWN} unknown bytes", (span.bit, span.unknown))
+    return span

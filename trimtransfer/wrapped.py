@@ -140,7 +140,7 @@ class Unwrapping:
         size: int | None = None,
         stop: int | None = None,
     ) -> bool:
-        """Take the deflate stream at ``start``, of ``size`` bytes if that is known, and the check behind it, up to ``stop``
+        """Take the deflate stream at ``start``, of ``size`` bytes if known, and the check behind it; up to ``stop``
         if that is given.
 
         False if it is damaged or its record does not pay; then nothing has changed.

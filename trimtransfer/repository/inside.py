@@ -33,6 +33,10 @@ _SHRUNK: Final = 2
 _SAMPLE: Final = 1 << 20
 """Bytes of content by which the compressor of a stream is found."""
 _PART: Final = 4 << 20
+_SHARE: Final = 0.04
+"""Blocks that share less of their anchors have nothing in common with content; those that have share 0.1 to 1."""
+_BRIDGE: Final = 1 << 20
+"""Bytes of content between two blocks that are taken, too: less than this costs nothing but time."""
 _PLAIN: Final = 1 << 16
 """Other bytes of a unit that make it worth looking for chunks that resemble them."""
 
@@ -91,8 +95,8 @@ class Insides:
         self._targets, self._bases, self._base, self._plain = targets, bases, base, plain
         self._image, self._compressors = ImageBytes(base), dict[int, bytes]()
         self._placed = _placed(targets)
-        self._blocks = Anchored(directory, total=len(bases.content))
-        for number in range(len(bases)):
+        self._blocks = Anchored(directory, total=bases.size)
+        for number in _distinct(bases):
             self._blocks.add(*self._anchors(number, bases[number]))
         self._blocks.finish()
 
@@ -117,7 +121,7 @@ class Insides:
         Raises:
             FormatError, IntegrityError, NotFound: the repository is damaged.
         """
-        takes, content, at = list[Take](), list[NDArray[np.uint8]](), 0
+        takes, content, at = list[Take](), list[Bytes](), 0
         places = list(_merged(self._pieces(start, table, records)))
         room = MAX_CONTENT - len(target) + sum(place.high - place.low for place in places)
         for place in places:
@@ -147,18 +151,18 @@ class Insides:
                 if low < high:
                     yield row, Place(at + low - begin, number, offset + low - place, offset + high - place)
 
-    def _take(self, place: Place, room: int) -> tuple[Take, NDArray[np.uint8]] | None:
+    def _take(self, place: Place, room: int) -> tuple[Take, Bytes] | None:
         """Return what is taken of a place, and its content, of at most ``room`` bytes."""
-        stream, content = self._targets[place.stream], self._targets.content
+        stream = self._targets[place.stream]
         if stream.whole and (place.low, place.high) == (0, stream.size) and stream.contents[-1] <= room:
             made = Take(place.at, place.at + stream.size, b"", body=place.at + stream.head)
-            return made, content[stream.first : stream.first + int(stream.contents[-1])]
+            return made, self._targets.content(stream, 0, int(stream.contents[-1]))
         found = self._slice(stream, place.low, place.high, room)
         compressor = self._compressor(place.stream) if found else b""
         if found is None or not compressor:
             return None
         low, high, by = found
-        return Take(place.at + low - place.low, place.at + high - place.low, compressor, by), np.asarray(by.content)
+        return Take(place.at + low - place.low, place.at + high - place.low, compressor, by), by.content
 
     def _slice(self, stream: Stream, low: int, high: int, room: int) -> tuple[int, int, Slice] | None:
         """Return what of the bytes ``low`` to ``high`` of a stream can be made of whole blocks, and these."""
@@ -175,12 +179,12 @@ class Insides:
         if until <= begin or high <= low:
             return None
         data = self._targets.read(stream, int(bits[begin]) // 8, (int(bits[until]) + 7) // 8)
-        content = self._targets.content[stream.first + origin : stream.first + int(contents[until])]
+        content = self._targets.content(stream, origin, int(contents[until]))
         empty = (contents[begin + 1 : until + 1] == contents[begin:until]) & (stream.types[begin:until] < 2)
         flushes = np.unique(contents[begin + 1 : until + 1][empty] - origin)
         flushes = flushes[flushes > context].astype(np.uint64)
         skip = low - int(bits[begin]) // 8
-        return low, high, Slice(data, int(bits[begin]) % 8, until - begin, content.data, context, flushes, skip)
+        return low, high, Slice(data, int(bits[begin]) % 8, until - begin, content, context, flushes, skip)
 
     def _compressor(self, number: int) -> bytes:
         """Return the compressor of a stream of the target, nothing if none explains it."""
@@ -200,22 +204,21 @@ class Insides:
         found = [np.zeros(0, dtype=np.uint64)]
         size = int(stream.contents[-1])
         for at in range(0, size, _PART):
-            part = self._bases.content[stream.first + at : stream.first + min(at + _PART, size)]
-            keys, places = anchors(part.data, bits=self._blocks.bits)
+            part = self._bases.content(stream, at, min(at + _PART, size))
+            keys, places = anchors(part, bits=self._blocks.bits)
             block = np.searchsorted(stream.contents, places.astype(np.int64) + at, side="right") - 1
             found.append(keys.astype(np.uint64) << np.uint64(32) | block.astype(np.uint64))
         return chunks, np.unique(np.concatenate(found))
 
-    def _inside(self, takes: tuple[Take, ...], content: list[NDArray[np.uint8]], target: Bytes) -> Inside:
+    def _inside(self, takes: tuple[Take, ...], content: list[Bytes], target: Bytes) -> Inside:
         """Return the takes with a base that resembles their content, and what else there is."""
-        rest, whole = _rest(target, takes), np.concatenate(content).data
+        rest, whole = _rest(target, takes), b"".join(content)
         base = _Base(self._base, self._image)
         if len(rest) >= _PLAIN:
             base.add_chunks(self._plain.find(rest, most=MAX_BASE // 2))
-        for number, blocks in self._blocks.find(whole, most=MAX_INFLATED - base.size):
-            breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-            for run in np.split(blocks, breaks):
-                base.add_blocks(self._bases, self._bases[number], int(run[0]), int(run[-1]) + 1)
+        for number, blocks in self._blocks.find(whole, most=MAX_INFLATED - base.size, share=_SHARE):
+            for first, end in _runs_of_blocks(self._bases[number].contents, blocks):
+                base.add_blocks(self._bases[number], first, end)
         if base.size < len(whole) // 4:
             base.add_chunks(self._plain.find(whole, most=min(MAX_BASE // 2, MAX_INFLATED - base.size)))
         return Inside(takes, *base.finish())
@@ -241,16 +244,16 @@ class _Base:
                 self._plain[region, record] = length
                 self.size += length
 
-    def add_blocks(self, streams: Streams, stream: Stream, first: int, end: int) -> None:
+    def add_blocks(self, stream: Stream, first: int, end: int) -> None:
         """Add the content of blocks of a stream, unless there is no room, or a run of zeros in them."""
         low, high = int(stream.bits[first]) // 8, (int(stream.bits[end]) + 7) // 8
         pieces = [piece for place in stream.places(low, high) for piece in self._image.pieces(*place)]
-        if not all(piece.solid for piece in pieces) or not self._take({(one.region, one.record) for one in pieces}):
-            return
         begin, size = int(stream.contents[first]), int(stream.contents[end] - stream.contents[first])
-        before = min(begin, CONTEXT)
-        dictionary = streams.content[stream.first + begin - before : stream.first + begin].tobytes()
-        span = Span((), end - first, int(stream.bits[first]) % 8, size, dictionary)
+        if self.size + size > MAX_INFLATED or not all(piece.solid for piece in pieces):
+            return
+        if not self._take({(one.region, one.record) for one in pieces}):
+            return
+        span = Span((), end - first, int(stream.bits[first]) % 8, size, min(begin, CONTEXT))
         self._spans.append(([(one.region, one.record, one.start, one.length) for one in pieces], span))
         self.size += size
 
@@ -265,7 +268,7 @@ class _Base:
         plain = [(starts[record], length) for record, length in self._plain.items()]
         spans = (Span(_joined(plain)),) * bool(plain) + tuple(
             Span(_joined([(starts[region, record] + start, length) for region, record, start, length in pieces]),
-                 span.blocks, span.bit, span.size, span.dictionary)
+                 span.blocks, span.bit, span.size, span.unknown)
             for pieces, span in self._spans
         )  # fmt: skip
         return _runs(ordered), content, spans
@@ -281,6 +284,20 @@ class _Base:
 
     def _length(self, region: int, record: int) -> int:
         return int(self._chunks.region(region)[0].lengths[record])
+
+
+def _runs_of_blocks(contents: NDArray[np.int64], blocks: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield runs (first, end) of blocks of a stream that make some blocks well, those between two that are near, too.
+
+    What the first block of a run refers to is not known, and neither is what refers to that; so one more is taken
+    before it, or all if they are few.
+    """
+    gaps = contents[blocks[1:]] - contents[blocks[:-1] + 1]
+    end = 0
+    for run in np.split(blocks, np.flatnonzero(gaps > _BRIDGE) + 1):
+        first = max(end, int(run[0]) - 1) if contents[run[0]] > _BRIDGE else end
+        end = int(run[-1]) + 1
+        yield first, end
 
 
 def _runs(ordered: list[tuple[int, int]]) -> NDArray[np.void]:
@@ -314,6 +331,17 @@ def _placed(streams: Streams) -> NDArray[np.int64]:
         rows.append(np.stack((extents[:, 1], lengths, np.full(len(extents), number), extents[:, 0]), axis=1))
     joined = np.concatenate(rows)
     return joined[np.argsort(joined[:, 0], kind="stable")]
+
+
+def _distinct(streams: Streams) -> Iterator[int]:
+    """Yield the numbers of streams, but of those that seem to be equal only the first: many packages have a changelog
+    in common, whose anchors must not count as common ones."""
+    known = set[tuple[bytes, int]]()
+    for number in range(len(streams)):
+        key = streams[number].tail, int(streams[number].bits[-1]) - int(streams[number].bits[0])
+        if not key[0] or key not in known:
+            known.add(key)
+            yield number
 
 
 def _merged(pieces: Iterator[tuple[int, Place]]) -> Iterator[Place]:

@@ -64,11 +64,13 @@ class Anchored:
         self._chunks.close()
         self._entries.close()
 
-    def find(self, target: Bytes, *, most: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    def find(self, target: Bytes, *, most: int, share: float = 0.0) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield regions and the records of them that resemble ``target`` most, in order, at most ``most`` bytes of
-        chunks in all."""
+        chunks in all; only those that share so much of the anchors that they have in the mean."""
         numbers, votes = self._votes(target)
         lengths = self._all["length"]
+        near = votes * (1 << self.bits) >= share * lengths[numbers]
+        numbers, votes = numbers[near], votes[near]
         chosen, room = set[int](), most
         for number in numbers[np.argsort(-votes / lengths[numbers], kind="stable")].tolist():
             room -= int(lengths[number])

@@ -22,7 +22,7 @@ from trimtransfer.errors import FormatError
 from trimtransfer.filesystem.volumes import find_file_systems
 from trimtransfer.native import Ended
 from trimtransfer.repository.imagebytes import ImageBytes
-from trimtransfer.spill import Rows
+from trimtransfer.spill import Flat
 from trimtransfer.watch import Watch
 from trimtransfer.wrapped import gzip_content
 
@@ -45,8 +45,8 @@ _MOST_EXTENTS: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
-    """A gzip member, or its beginning: ``size`` bytes, of which ``head`` lie before the deflate stream, and 8 behind it
-    if it is ``whole``.
+    """A gzip member, or its beginning: ``size`` bytes, of which ``head`` lie before the deflate stream and ``tail`` is
+    what follows: eight bytes, or none if the end is not there.
 
     ``extents``: offset in it, place in the image, length (int64, (n, 3)), in order, without gaps. ``bits`` and
     ``contents`` (int64, (blocks + 1,)): where blocks begin and the last one ends, in bits from the member's first byte
@@ -61,7 +61,12 @@ class Stream:
     contents: NDArray[np.int64]
     types: NDArray[np.int64]
     first: int
-    whole: bool
+    tail: bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether it reaches its end, as far as its tail tells."""
+        return bool(self.tail)
 
     def places(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield place in the image and length of the bytes from ``low`` to ``high``."""
@@ -79,20 +84,28 @@ class Streams:
         """
         self._image = image
         self._found: list[Stream] = []
-        self._content, self._out = Rows(np.uint8, directory), np.empty(CONTEXT + _ROOMS[0], np.uint8)
+        self._content, self._out = Flat(directory), np.empty(CONTEXT + _ROOMS[0], np.uint8)
         end = 0
         for start in starts:
             watch.check()
             if start >= end:  # else it lies within the one before
                 end = self._take(start)
         self._out = np.empty(0, np.uint8)
-        self.content: NDArray[np.uint8] = self._content.array()
 
     def __len__(self) -> int:
         return len(self._found)
 
     def __getitem__(self, number: int) -> Stream:
         return self._found[number]
+
+    @property
+    def size(self) -> int:
+        """Bytes of content of all streams."""
+        return len(self._content)
+
+    def content(self, stream: Stream, low: int, high: int) -> bytes:
+        """Return the bytes from ``low`` to ``high`` of a stream's content."""
+        return self._content.read(stream.first + low, stream.first + high)
 
     def close(self) -> None:
         """Give the temporary file back."""
@@ -134,14 +147,12 @@ class Streams:
         rows = np.concatenate((np.zeros((1, 3), dtype=np.int64), *self._blocks(extents, head)))
         rows[0, 0] = 8 * head
         end = (int(rows[-1, 0]) + 7) // 8
-        tail = self._read(extents, end + 4, 4)
-        whole = bool(rows[-1, 2] & 4) and tail == (int(rows[-1, 1]) & 0xFFFFFFFF).to_bytes(4, "little")
+        tail = self._read(extents, end, _TAIL)
+        whole = bool(rows[-1, 2] & 4) and tail[4:] == (int(rows[-1, 1]) & 0xFFFFFFFF).to_bytes(4, "little")
         if not whole:  # the last block may be made of bytes that do not belong to it
-            rows = rows[: max(1, len(rows) - 1)]
+            rows, tail = rows[: max(1, len(rows) - 1)], b""
             end = int(rows[-1, 0]) // 8
-        return Stream(
-            extents, head, end + _TAIL * whole, rows[:, 0], rows[:, 1], rows[1:, 2], first, whole
-        )  # fmt: skip
+        return Stream(extents, head, end + len(tail), rows[:, 0], rows[:, 1], rows[1:, 2], first, tail)
 
     def _blocks(self, extents: NDArray[np.int64], head: int) -> Iterator[NDArray[np.int64]]:
         """Yield blocks, some at a time: the bit behind each, the end of its content, its type; keep their content."""
@@ -151,7 +162,7 @@ class Streams:
             rows, ended = native.inflate_blocks(data, self._out, bit=bit % 8, context=context, most=len(data))
             if len(rows):
                 last = int(rows[-1, 1])
-                self._content.append(self._out[context:last].copy())
+                self._content.append(self._out[context:last].data)
                 yield rows + np.array((bit // 8 * 8, done - context, 0))
                 bit, done = bit // 8 * 8 + int(rows[-1, 0]), done + last - context
                 context = min(last, CONTEXT)
