@@ -137,8 +137,7 @@ class Streams:
             return None
         stream = self._decoded(extents, head)
         if not stream.whole and (following := self._fragments.following(int(extents[0, 1]))) is not None:
-            other = self._decoded(following, head)
-            stream = other if other.size > stream.size else stream
+            stream = self._decoded(following, head)  # however far it went: what is no deflate may look like some
         return stream if stream.whole or int(stream.contents[-1]) >= _LEAST else None
 
     def _decoded(self, extents: NDArray[np.int64], head: int) -> Stream:
