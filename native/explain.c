@@ -136,6 +136,31 @@ int tt_inflate(void *work, uint8_t *out, uint64_t capacity, uint64_t *flushes, u
     return TT_DONE;
 }
 
+uint64_t tt_inflate_blocks(void *work, const uint8_t *in, uint64_t length, unsigned bit, uint8_t *out, uint64_t context,
+                           uint64_t capacity, uint64_t *ends, uint64_t most, int *state)
+{
+    inflation *s = work;
+    uint64_t count = 0;
+    tt_inflate_start(s, in, length);
+    tt_inflate_begin_at(&s->stream, in, length, bit, context);
+    s->written = context;
+    *state = TT_DONE;
+    while (count < most) {
+        *state = inflate_block(s, out, capacity);
+        if (*state == TT_DONE && s->stream.type != TT_STORED)
+            *state = inflate_tokens(s, out, capacity);
+        if (*state != TT_DONE)
+            break;
+        ends[3 * count] = tt_inflate_bits(&s->stream);
+        ends[3 * count + 1] = s->written;
+        ends[3 * count + 2] = (uint64_t)s->stream.type | (s->stream.final ? 4u : 0u);
+        count++;
+        if (s->stream.final)
+            break;
+    }
+    return count;
+}
+
 static uint32_t least_of(uint64_t a, uint64_t b)
 {
     return (uint32_t)(a < b ? a : b);
@@ -280,6 +305,19 @@ static int explain_block(explanation *e)
     return 1;
 }
 
+/* Explains block after block: up to the final one, or `blocks` of them. */
+static int explain_blocks(explanation *e, uint64_t blocks, uint64_t *sizes)
+{
+    sizes[1] = 0;
+    do {
+        sizes[1]++;
+        if (tt_inflate_block(&e->stream) != 0 || !explain_block(e))
+            return TT_BAD;
+    } while (!e->stream.final && sizes[1] < blocks && !e->record.full && e->predictor.position < e->stop);
+    sizes[0] = e->record.at;
+    return e->record.full ? TT_ROOM : TT_DONE;
+}
+
 int tt_explain(void *work, const uint8_t *in, uint64_t length, const uint8_t *content, uint64_t content_length,
                const uint64_t *flushes, uint64_t count, const uint8_t *compressor, uint64_t stop, uint8_t *record,
                uint64_t capacity, uint64_t *sizes)
@@ -294,12 +332,26 @@ int tt_explain(void *work, const uint8_t *in, uint64_t length, const uint8_t *co
     e->flushes = flushes;
     e->count = count;
     e->stop = stop > content_length ? content_length + 1 : stop;
-    sizes[1] = 0;
-    do {
-        sizes[1]++;
-        if (tt_inflate_block(&e->stream) != 0 || !explain_block(e))
-            return TT_BAD;
-    } while (!e->stream.final && !e->record.full && e->predictor.position < e->stop);
-    sizes[0] = e->record.at;
-    return e->record.full ? TT_ROOM : TT_DONE;
+    return explain_blocks(e, UINT64_MAX, sizes);
+}
+
+int tt_explain_slice(void *work, const uint8_t *in, uint64_t length, unsigned bit, uint64_t blocks,
+                     const uint8_t *content, uint64_t content_length, uint64_t context, const uint64_t *flushes,
+                     uint64_t count, const uint8_t *compressor, uint8_t *record, uint64_t capacity, uint64_t *sizes)
+{
+    explanation *e = work;
+    tt_compressor by;
+    if (!tt_compressor_read(&by, compressor) || content_length > TT_CONTENT_MOST || context > content_length ||
+        bit > 7 || blocks == 0)
+        return TT_BAD;
+    tt_inflate_begin_at(&e->stream, in, length, bit, context);
+    tt_predict_begin(&e->predictor, &by, content, content_length);
+    tt_predict_slice(&e->predictor, (uint32_t)context);
+    e->record = (tt_record_writer){record, capacity, 0, 0};
+    e->flushes = flushes;
+    e->count = count;
+    e->stop = content_length + 1;
+    int state = explain_blocks(e, blocks, sizes);
+    const int whole = sizes[1] == blocks && e->predictor.position == content_length;
+    return state == TT_DONE && !whole ? TT_BAD : state;
 }

@@ -53,6 +53,13 @@ static unsigned reversed(unsigned code, unsigned bits)
     return result;
 }
 
+void tt_inflate_begin_at(tt_inflater *s, const uint8_t *in, uint64_t length, unsigned bit, uint64_t context)
+{
+    tt_inflate_begin(s, in, length);
+    s->content = context;
+    take(s, bit);
+}
+
 /* Sets the entries of all bit patterns that begin with a short code. */
 static void enter(tt_decoder *d, unsigned code, unsigned bits, unsigned symbol)
 {
@@ -263,6 +270,11 @@ int tt_inflate_token(tt_inflater *s, tt_token *token)
 unsigned tt_inflate_padding(const tt_inflater *s)
 {
     return (unsigned)(s->bits & ((1u << s->held % 8) - 1));
+}
+
+uint64_t tt_inflate_bits(const tt_inflater *s)
+{
+    return s->next * 8 - s->held;
 }
 
 uint64_t tt_inflate_consumed(const tt_inflater *s)

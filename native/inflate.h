@@ -34,6 +34,12 @@ enum { TT_TOKEN, TT_BLOCK_END, TT_MALFORMED };
 
 void tt_inflate_begin(tt_inflater *s, const uint8_t *in, uint64_t length);
 
+/* Begins at bit `bit` (0 to 7) of the first byte, behind `context` bytes of content. */
+void tt_inflate_begin_at(tt_inflater *s, const uint8_t *in, uint64_t length, unsigned bit, uint64_t context);
+
+/* How many bits of the stream, and of what came before it in the first byte, have been taken. */
+uint64_t tt_inflate_bits(const tt_inflater *s);
+
 /* Reads the head of a block; of a stored block all. Returns 0, or TT_MALFORMED. */
 int tt_inflate_block(tt_inflater *s);
 

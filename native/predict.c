@@ -64,6 +64,12 @@ void tt_predict_begin(tt_predictor *p, const tt_compressor *by, const uint8_t *d
     memset(p->last_quad, 0, sizeof p->last_quad);
 }
 
+void tt_predict_slice(tt_predictor *p, uint32_t context)
+{
+    p->position = p->start = p->end = context;
+    p->tail = UINT32_MAX;
+}
+
 /* Enters positions into their chains; each has three bytes of content before its end. */
 static void enter(tt_predictor *p, uint32_t first, uint32_t end)
 {
@@ -86,7 +92,8 @@ void tt_predict_segment(tt_predictor *p, uint32_t end)
     p->end = end;
     p->carries = p->foresees = 0;
     if (p->by.independent) {
-        p->floor = p->next = p->position;
+        if (size > 0) /* else a slice begins, perhaps within a segment */
+            p->floor = p->next = p->position;
     } else if (p->by.search == TT_GREEDY && p->length - p->position >= TT_MIN_MATCH) {
         /* The last two positions of a segment had too few bytes behind them; now they have more. */
         uint32_t last = p->position - (size < 2 ? size : 2);

@@ -65,6 +65,9 @@ int tt_compressor_read(tt_compressor *by, const uint8_t *bytes);
 
 void tt_predict_begin(tt_predictor *p, const tt_compressor *by, const uint8_t *data, uint64_t length);
 
+/* What follows is a slice: tokens begin behind `context` bytes of the content, and how it ends is not known. */
+void tt_predict_slice(tt_predictor *p, uint32_t context);
+
 /* A segment begins at the position and ends at `end`. */
 void tt_predict_segment(tt_predictor *p, uint32_t end);
 

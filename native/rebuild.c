@@ -11,7 +11,7 @@ enum { AT_BLOCK, IN_BLOCK, AT_OUTPUT, AT_END };
 typedef struct {
     tt_predictor predictor;
     tt_record_reader record;
-    int where;
+    int where, slice;
     /* The block. */
     unsigned flags, padding, last_bits;
     uint32_t size;          /* TT_SIZE: tokens, or bytes of a stored block */
@@ -42,8 +42,22 @@ int tt_rebuild_start(void *work, const uint8_t *content, uint64_t content_length
     tt_predict_begin(&s->predictor, &by, content, content_length);
     s->record = (tt_record_reader){record, record_length, 0, 0};
     s->where = AT_BLOCK;
+    s->slice = 0;
     s->out.bits = 0;
     s->out.held = 0;
+    return TT_DONE;
+}
+
+int tt_rebuild_slice_start(void *work, const uint8_t *content, uint64_t content_length, uint64_t context, unsigned bit,
+                           const uint8_t *compressor, const uint8_t *record, uint64_t record_length)
+{
+    rebuilding *s = work;
+    if (context > content_length || bit > 7 ||
+        tt_rebuild_start(work, content, content_length, compressor, record, record_length) != TT_DONE)
+        return TT_BAD;
+    tt_predict_slice(&s->predictor, (uint32_t)context);
+    s->slice = 1;
+    s->out.held = bit;
     return TT_DONE;
 }
 
@@ -215,6 +229,13 @@ static void finish(rebuilding *s)
     s->where = AT_END;
 }
 
+/* Ends a slice behind a block that is not the final one. */
+static void finish_slice(rebuilding *s)
+{
+    s->record.bad |= s->predictor.position != s->predictor.length;
+    s->where = AT_END;
+}
+
 /* One step; returns 0 if it needs room. */
 static int step(rebuilding *s, uint64_t room)
 {
@@ -234,6 +255,8 @@ static int step(rebuilding *s, uint64_t room)
         s->where = s->ended ? AT_BLOCK : IN_BLOCK;
         if (s->ended && s->flags & TT_FINAL)
             finish(s);
+        else if (s->ended && s->slice && s->record.at == s->record.length)
+            finish_slice(s);
     }
     return 1;
 }

@@ -33,6 +33,13 @@ void tt_inflate_start(void *work, const uint8_t *in, uint64_t length);
  * flushes, and 1 if a match reaches back over a flush. */
 int tt_inflate(void *work, uint8_t *out, uint64_t capacity, uint64_t *flushes, uint64_t most, uint64_t *sizes);
 
+/* Decodes whole blocks of a raw deflate stream, from bit `bit` of in[0..length) on, behind out[0..context), which is
+ * content that they may refer to; at most `most` blocks, and up to the final one. For each block `ends` gets the bit
+ * behind it, the end of its content in `out`, and its type plus 4 if it is final. Returns how many blocks were decoded;
+ * *state says what ended it: TT_DONE, TT_ROOM (`capacity`), or TT_BAD: the next block is malformed, or not all there. */
+uint64_t tt_inflate_blocks(void *work, const uint8_t *in, uint64_t length, unsigned bit, uint8_t *out, uint64_t context,
+                           uint64_t capacity, uint64_t *ends, uint64_t most, int *state);
+
 /* Writes the record of a stream that tt_inflate has accepted, with that content and those flushes, for a compressor
  * given by three bytes. TT_ROOM: it does not fit. It stops behind `stop` bytes of content; what it has written by then
  * is merely long or short. `sizes`: bytes of the record, and blocks: where all is as predicted both are equal. */
@@ -40,9 +47,20 @@ int tt_explain(void *work, const uint8_t *in, uint64_t length, const uint8_t *co
                const uint64_t *flushes, uint64_t count, const uint8_t *compressor, uint64_t stop, uint8_t *record,
                uint64_t capacity, uint64_t *sizes);
 
+/* The same for a slice: `blocks` whole blocks from bit `bit` of in[0..length) on. The first `context` bytes of the
+ * content are what lies before theirs. */
+int tt_explain_slice(void *work, const uint8_t *in, uint64_t length, unsigned bit, uint64_t blocks,
+                     const uint8_t *content, uint64_t content_length, uint64_t context, const uint64_t *flushes,
+                     uint64_t count, const uint8_t *compressor, uint8_t *record, uint64_t capacity, uint64_t *sizes);
+
 /* Begins to rebuild a stream from the whole content and the record. TT_BAD: there is no such compressor. */
 int tt_rebuild_start(void *work, const uint8_t *content, uint64_t content_length, const uint8_t *compressor,
                      const uint8_t *record, uint64_t record_length);
+
+/* Begins to rebuild a slice. Its first byte has zeros in the `bit` low bits; what does not fill up a byte at its end is
+ * left out, unless its last block is the final one. */
+int tt_rebuild_slice_start(void *work, const uint8_t *content, uint64_t content_length, uint64_t context, unsigned bit,
+                           const uint8_t *compressor, const uint8_t *record, uint64_t record_length);
 
 /* Writes what comes next of the stream, and its size. TT_ROOM: there is more, and another call, with at least
  * TT_REBUILD_ROOM bytes, goes on. TT_BAD: the record breaks a rule, at *size bytes from its start. A record that

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from deflating import compressor, deflated
 from vectors import content as content_of
 
@@ -34,6 +35,27 @@ def blamed(stream: bytes, by: bytes) -> bytes:
     made = native.explain(stream, found, by, stop=1 << 30, room=16 * len(stream) + 4096)
     assert made is not None
     return sealed(bytes([Part.DEFLATE]) + by + b"\0" + number(len(made[0])) + made[0])
+
+
+def sliced(stream: bytes, by: bytes, cut: int) -> tuple[bytes, bytes]:
+    """Return the bytes of a raw stream behind its first third of blocks, less ``cut``, and the record that makes them.
+
+    The content before them is the context, so that the content is that of the whole stream.
+    """
+    out = np.empty(1 << 23, np.uint8)
+    ends, _ = native.inflate_blocks(stream, out, bit=0, context=0, most=1 << 16)
+    content, first = out[: int(ends[-1, 1])].tobytes(), len(ends) // 3
+    (bit, context), data = ends[first, :2].tolist(), stream[int(ends[first, 0]) // 8 :]
+    blocks, empty = len(ends) - first - 1, (np.diff(ends[first:, 1]) == 0) & (ends[first + 1 :, 2] == 0)
+    flushes = np.unique(ends[first + 1 :, 1][empty])
+    flushes = flushes[flushes > context].astype(np.uint64)
+    made = native.explain_slice(
+        data, content, flushes, by, bit=bit % 8, context=context, blocks=blocks, room=2 * len(data) + 4096
+    )
+    assert made is not None
+    file = data[1 : len(data) - cut]
+    sizes = bytes([bit % 8]) + number(context) + b"\0" + number(1) + number(len(file)) + number(len(made))
+    return file, sealed(bytes([Part.SLICE]) + by + sizes + made)
 
 
 def best(file: bytes) -> bytes:
@@ -83,6 +105,11 @@ def makers() -> dict[str, tuple[list[list[Any]], Callable[[bytes], tuple[bytes, 
     raw("stored", compressor(6), lambda data: deflated([data], level=0), SMALL)
     raw("corrections", compressor(1), lambda data: deflated([data], level=9), SMALL)
     raw("wrong codes", compressor(6), lambda data: deflated([data], level=6, memory=3), SMALL)
+    for level in (9, 2):
+        by = compressor(level, gnu=True)
+        made[f"slice {level}"] = MIXED, lambda data, by=by, level=level: sliced(gnu(data, level)[10:-8], by, level)
+    by = bytes([0x85, 0xF7, 14])
+    made["slice, full flush"] = MIXED, lambda data: sliced(in_parts(data, zlib.Z_FULL_FLUSH), by, 0)
     made["members"] = SMALL, lambda data: (members(data), best(members(data)))
     made["zlib file"] = SMALL, lambda data: (zlib.compress(data), best(zlib.compress(data)))
     return made

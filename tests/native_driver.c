@@ -168,6 +168,90 @@ static int check_record(const uint8_t *content, uint64_t size, const uint8_t *by
     return state;
 }
 
+/* Rebuilds a slice whose record is hostile, or must give the bytes at `in` but for the bits that are not its own. */
+static void check_slice(const uint8_t *in, uint64_t bytes, unsigned bit, int final, const uint8_t *content,
+                        uint64_t size, uint64_t context, const uint8_t *by, const uint8_t *record, uint64_t length)
+{
+    void *work = room(tt_rebuild_memory());
+    uint64_t capacity = 2 * (uint64_t)TT_REBUILD_ROOM + 8 * size, written = 0;
+    uint8_t *made = room(capacity);
+    int state = tt_rebuild_slice_start(work, content, size, context, bit, by, record, length);
+    if (state == TT_DONE)
+        state = tt_rebuild(work, made, capacity, &written);
+    const uint64_t own = bytes - !final;
+    if (in != NULL && (state != TT_DONE || written < own || (own > 1 && memcmp(made + 1, in + 1, own - 1) != 0)))
+        exit(7);
+    free(work);
+    free(made);
+}
+
+/* Explains the blocks of a stream from `first` to `end`, of which `ends` tells, and rebuilds them. */
+static void check_blocks(const uint8_t *data, const uint8_t *content, const uint64_t *ends, uint64_t first,
+                         uint64_t end, const uint8_t *by)
+{
+    const uint64_t begin = first > 0 ? ends[3 * first - 3] : 0, origin = first > 0 ? ends[3 * first - 2] : 0;
+    const uint64_t context = origin < TT_WINDOW ? origin : TT_WINDOW, bytes = (ends[3 * end - 3] + 7) / 8 - begin / 8;
+    const uint64_t size = ends[3 * end - 2] - origin + context, capacity = 16 * bytes + 4096;
+    uint8_t *in = copy_of(data + begin / 8, bytes), *part = copy_of(content + origin - context, size);
+    uint8_t *record = room(capacity);
+    void *work = room(tt_explain_memory());
+    uint64_t sizes[2];
+    if (tt_explain_slice(work, in, bytes, begin % 8, end - first, part, size, context, NULL, 0, by, record, capacity,
+                         sizes) == TT_DONE) {
+        uint8_t *exact = copy_of(record, sizes[0]);
+        check_slice(in, bytes, begin % 8, (int)(ends[3 * end - 1] & 4), part, size, context, by, exact, sizes[0]);
+        for (uint64_t at = 0; at < sizes[0] && at < 60; at += 7) {
+            exact[at] ^= (uint8_t)(1 << at % 8);
+            check_slice(NULL, 0, begin % 8, 0, part, size, context, by, exact, sizes[0]);
+        }
+        free(exact);
+    }
+    free(work);
+    free(record);
+    free(part);
+    free(in);
+}
+
+/* The blocks of a stream, decoded some at a time, explained and rebuilt as slices; and any data as blocks from each bit
+ * of its first byte on, behind some context. */
+static void check_slices(const uint8_t *data, uint64_t length, FILE *out)
+{
+    static const uint8_t compressors[][3] = {{0x06, 0xF7, 14}, {0x82, 0xF7, 14}, {0x49, 0xF7, 15}};
+    enum { MOST = 400 };
+    uint64_t sizes[4] = {0}, *ends = room(3 * MOST * sizeof *ends);
+    int state;
+    uint8_t *content = inflated(data, length, 10, sizes);
+    void *work = room(tt_inflate_memory());
+    if (content != NULL) {
+        uint8_t *again = room(sizes[1]);
+        uint64_t count = tt_inflate_blocks(work, data, length, 0, again, 0, sizes[1], ends, MOST, &state);
+        if (count == 0 || (count < MOST && (state != TT_DONE || memcmp(again, content, sizes[1]) != 0)))
+            exit(8);
+        if (count < MOST)
+            fprintf(out, " %llu %llu", (unsigned long long)((ends[3 * count - 3] + 7) / 8),
+                    (unsigned long long)ends[3 * count - 2]);
+        else
+            fprintf(out, " %llu %llu", (unsigned long long)sizes[0], (unsigned long long)sizes[1]);
+        uint8_t *by = copy_of(compressors[length % 3], 3);
+        check_blocks(data, content, ends, 0, count, by);
+        check_blocks(data, content, ends, count / 2, count, by);
+        check_blocks(data, content, ends, count / 3, count / 3 + 1, by);
+        free(by);
+        free(again);
+    }
+    for (unsigned bit = 0; bit < 8 && length > 0; bit++) {
+        const uint64_t context = length < 3000 ? length : 3000, capacity = context + 5000;
+        uint8_t *any = room(capacity), *part = copy_of(data, length / 2 + 1);
+        memcpy(any, data, context);
+        tt_inflate_blocks(work, part, length / 2 + 1, bit, any, context, capacity, ends, MOST, &state);
+        free(any);
+        free(part);
+    }
+    free(work);
+    free(ends);
+    free(content);
+}
+
 /* The tokens that compressors of three kinds are predicted to choose for 2,500 bytes, as a sum; and the streams that are
  * made of them, in a fixed and in a dynamic block. Then the data as a record, which is hostile. */
 static void check_recompress(const uint8_t *data, uint64_t length, FILE *out)
@@ -334,6 +418,7 @@ static const struct {
     {"disk", check_disk},
     {"inflate", check_inflate},
     {"recompress", check_recompress},
+    {"slices", check_slices},
     {"bytes", check_bytes},
     {"scan", check_scan},
     {"match", check_match},

@@ -130,7 +130,7 @@ def recompress(data: bytes) -> str:
     return " ".join(found)
 
 
-TWINS |= {"inflate": inflate, "recompress": recompress}
+TWINS |= {"inflate": inflate, "recompress": recompress, "slices": inflate}
 
 
 def build(compiler: str, flags: list[str], target: Path) -> None:

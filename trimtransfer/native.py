@@ -157,6 +157,56 @@ def _inflate(
     return state
 
 
+class Ended(IntEnum):
+    """Why :func:`inflate_blocks` ended."""
+
+    DONE = lib.TT_DONE
+    ROOM = lib.TT_ROOM
+    """There is no room for the next block."""
+    BAD = lib.TT_BAD
+    """The next block is malformed, or not all there."""
+
+
+def inflate_blocks(
+    data: Bytes, out: NDArray[np.uint8], *, bit: int, context: int, most: int
+) -> tuple[NDArray[np.int64], Ended]:
+    """Decode at most ``most`` whole blocks of a raw deflate stream, from bit ``bit`` (0 to 7) of ``data`` on.
+
+    ``out`` begins with ``context`` bytes of content that they may refer to; theirs goes behind it. Returns a row for
+    each block - the bit behind it, the end of its content in ``out``, its type, plus 4 if it is the final one - and why
+    there are no more.
+    """
+    view = ffi.from_buffer("uint8_t[]", data)
+    if not 0 <= bit <= 7 or not 0 <= context <= len(out):
+        raise ValueError(f"bit {bit} (0 to 7), {context} bytes of context in {len(out)}")
+    work = np.empty(lib.tt_inflate_memory() // 8 + 1, np.uint64)
+    # A block takes at least ten bits.
+    ends, state = np.empty((min(most, len(view) + 1), 3), np.uint64), ffi.new("int *")
+    count = lib.tt_inflate_blocks(
+        _u64(work), view, len(view), bit, _u8(out), context, len(out), _u64(ends), len(ends), state
+    )
+    return ends[:count].astype(np.int64), Ended(state[0])
+
+
+def explain_slice(
+    data: Bytes, content: Bytes, flushes: NDArray[np.uint64], compressor: bytes, *, bit: int, context: int, blocks: int,
+    room: int,
+) -> bytes | None:  # fmt: skip
+    """Return the record of ``blocks`` whole blocks, from bit ``bit`` of ``data`` on, for a compressor.
+
+    ``content`` is ``context`` bytes before them, and theirs; ``flushes`` are the offsets in it where the compressor
+    flushed, rising, all behind the context. None if the record has more than ``room`` bytes, or this is not so.
+    """
+    view, whole = ffi.from_buffer("uint8_t[]", data), ffi.from_buffer("uint8_t[]", content)
+    work, record = np.empty(lib.tt_explain_memory() // 8 + 1, np.uint64), np.empty(room, np.uint8)
+    sizes = ffi.new("uint64_t[2]")
+    state = lib.tt_explain_slice(
+        _u64(work), view, len(view), bit, blocks, whole, len(whole), context, _u64(flushes), len(flushes), compressor,
+        _u8(record), room, sizes,
+    )  # fmt: skip
+    return record[: sizes[0]].tobytes() if state == lib.TT_DONE else None
+
+
 def explain(data: Bytes, by: Inflated, compressor: bytes, *, stop: int, room: int) -> tuple[bytes, bool] | None:
     """Return the record of the stream ``data``, which is ``by`` decoded, for a compressor given by three bytes.
 
@@ -174,14 +224,26 @@ def explain(data: Bytes, by: Inflated, compressor: bytes, *, stop: int, room: in
 class Rebuilder:
     """A raw deflate stream that comes again from its content and its record, piece by piece."""
 
-    def __init__(self, content: Bytes, compressor: bytes, record: Bytes) -> None:
-        """Raise ``ValueError`` if the three bytes describe no compressor, or the content is too large."""
+    def __init__(
+        self, content: Bytes, compressor: bytes, record: Bytes, *, context: int = 0, bit: int | None = None
+    ) -> None:
+        """With ``bit`` (0 to 7) it is a slice of a stream that begins there, behind ``context`` bytes of the content.
+
+        Raises ``ValueError`` if the three bytes describe no compressor, or the content is too large or too short.
+        """
         self._work = np.empty(lib.tt_rebuild_memory() // 8 + 1, np.uint64)
         # The work memory holds plain pointers to these.
         self._kept = ffi.from_buffer("uint8_t[]", content), ffi.from_buffer("uint8_t[]", record)
         sizes = len(self._kept[0]), len(self._kept[1])
-        start = _u64(self._work), self._kept[0], sizes[0], compressor, self._kept[1], sizes[1]
-        if len(compressor) != COMPRESSOR_SIZE or lib.tt_rebuild_start(*start) != lib.TT_DONE:
+        known, record_of = len(compressor) == COMPRESSOR_SIZE, (self._kept[1], sizes[1])
+        if known and bit is None:
+            state = lib.tt_rebuild_start(_u64(self._work), self._kept[0], sizes[0], compressor, *record_of)
+        elif known and bit is not None and 0 <= context <= sizes[0] and 0 <= bit <= 7:
+            slice_of = self._kept[0], sizes[0], context, bit
+            state = lib.tt_rebuild_slice_start(_u64(self._work), *slice_of, compressor, *record_of)
+        else:
+            state = lib.TT_BAD
+        if state != lib.TT_DONE:
             raise ValueError(f"compressor {compressor.hex()}, {sizes[0]} bytes of content")
 
     def write(self, piece: NDArray[np.uint8]) -> tuple[int, bool]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 
@@ -48,6 +48,8 @@ class Part(IntEnum):
     """Adler-32 of it."""
     MEMBER = 6
     """A gzip member with a head of ten bytes, the stream, and its check."""
+    SLICE = 7
+    """Some bytes of whole blocks of a deflate stream, whose content follows some that lies before it."""
 
 
 def rewrap(content: Bytes, record: Bytes, *, limit: int) -> bytes:
@@ -103,28 +105,67 @@ def number(value: int) -> bytes:
     return bytes(groups) + bytes([value])
 
 
-class _Rewrapping:
+class Fields:
+    """Reads what bytes hold, field by field; whatever is not there or too large is a ``FormatError``."""
+
+    def __init__(self, body: bytes, what: str) -> None:
+        """``what`` they are is said in errors."""
+        self._body, self._what, self.at = body, what, 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that were not read yet."""
+        return len(self._body) - self.at
+
+    def byte(self) -> int:
+        """Read a byte."""
+        return self.raw(1)[0]
+
+    def raw(self, size: int) -> bytes:
+        """Read ``size`` bytes."""
+        if size > self.left:
+            self.refuse(f"{size} bytes", f"{self.left} bytes left")
+        self.at += size
+        return self._body[self.at - size : self.at]
+
+    def number(self) -> int:
+        """Read a number as :func:`number` writes it."""
+        value, shift, group = 0, 0, 128
+        while group >= 128:
+            if shift == 63:
+                self.refuse("a number below 2^63", "a longer one")
+            group = self.byte()
+            value |= (group & 127) << shift
+            shift += 7
+        return value
+
+    def refuse(self, expected: object, got: object) -> NoReturn:
+        """Raise ``FormatError``: here something else is expected."""
+        raise FormatError(self._what, self.at, expected, got)
+
+
+class _Rewrapping(Fields):
     """Reads a record part by part and takes the content on the way."""
 
     def __init__(self, content: Bytes, body: bytes) -> None:
-        self._content, self._body = memoryview(content).cast("B"), body
-        self._at = self._taken = 0
+        super().__init__(body, _WHAT)
+        self._content, self._taken = memoryview(content).cast("B"), 0
         self._stream = self._content[:0]
         """Content of the last deflate stream."""
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of all parts."""
         for _ in range(MAX_PARTS):
-            if self._at == len(self._body):
+            if not self.left:
                 break
             yield from self._part()
-        if self._at < len(self._body) or self._taken < len(self._content):
-            self._refuse("all parts and all content used up", f"{len(self._content) - self._taken} bytes left")
+        if self.left or self._taken < len(self._content):
+            self.refuse("all parts and all content used up", f"{len(self._content) - self._taken} bytes left")
 
     def _part(self) -> Iterator[bytes]:
-        kind = self._byte()
+        kind = self.byte()
         if kind == Part.RAW:
-            yield self._bytes(self._number())
+            yield self.raw(self.number())
         elif kind == Part.COPIED:
             taken = self._take()
             yield from (bytes(taken[at : at + _PIECE]) for at in range(0, len(taken), _PIECE))
@@ -135,18 +176,36 @@ class _Rewrapping:
         elif kind == Part.ZLIB_CHECK:
             yield zlib_check(self._stream)
         elif kind == Part.MEMBER:
-            yield GZIP_HEAD + bytes([self._byte(), UNIX])
+            yield GZIP_HEAD + bytes([self.byte(), UNIX])
             yield from self._deflate()
             yield gzip_check(self._stream)
+        elif kind == Part.SLICE:
+            yield from self._slice()
         else:
-            self._refuse("a part", kind)
+            self.refuse("a part", kind)
 
     def _deflate(self) -> Iterator[bytes]:
-        compressor = self._bytes(native.COMPRESSOR_SIZE)
+        compressor = self.raw(native.COMPRESSOR_SIZE)
         self._stream = self._take()
-        start, size = self._at, self._number()
+        yield from self._rebuilt(compressor)
+
+    def _slice(self) -> Iterator[bytes]:
+        """Yield what is asked for of the bytes of a slice."""
+        compressor, bit, context = self.raw(native.COMPRESSOR_SIZE), self.byte(), self.number()
+        self._stream = self._take()
+        skip, left = self.number(), self.number()
+        for piece in self._rebuilt(compressor, context=context, bit=bit):
+            taken = piece[skip : skip + left]
+            skip, left = max(0, skip - len(piece)), left - len(taken)
+            yield taken
+        if left:
+            self.refuse(f"a slice of {left} bytes more", "its end")
+
+    def _rebuilt(self, compressor: bytes, **options: int) -> Iterator[bytes]:
+        """Yield what comes of the content that was taken last and the blocks that follow."""
+        start, size = self.at, self.number()
         try:
-            rebuilder = native.Rebuilder(self._stream, compressor, self._bytes(size))
+            rebuilder = native.Rebuilder(self._stream, compressor, self.raw(size), **options)
             more = True
             while more:
                 piece = np.empty(_PIECE, np.uint8)
@@ -157,34 +216,13 @@ class _Rewrapping:
 
     def _take(self) -> memoryview:
         """Take content: the rest for 0, else one byte less than a number says."""
-        said, left = self._number(), len(self._content) - self._taken
+        said, left = self.number(), len(self._content) - self._taken
         size = said - 1 if said else left
         if size > left:
-            self._refuse(f"at most {left} bytes of content", size)
+            self.refuse(f"at most {left} bytes of content", size)
         taken = self._content[self._taken : self._taken + size]
         self._taken += len(taken)
         return taken
-
-    def _byte(self) -> int:
-        return self._bytes(1)[0]
-
-    def _bytes(self, size: int) -> bytes:
-        if size > len(self._body) - self._at:
-            self._refuse(f"{size} bytes", f"{len(self._body) - self._at} bytes left")
-        self._at += size
-        return self._body[self._at - size : self._at]
-
-    def _number(self) -> int:
-        value = 0
-        for shift in range(0, 63, 7):
-            group = self._byte()
-            value |= (group & 127) << shift
-            if group < 128:
-                return value
-        return self._refuse("a number below 2^63", "a longer one")
-
-    def _refuse(self, expected: object, got: object) -> int:
-        raise FormatError(_WHAT, self._at, expected, got)
 
 
 def gzip_check(content: Bytes) -> bytes:

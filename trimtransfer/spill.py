@@ -125,6 +125,30 @@ class Pieces:
         self._file.close()
 
 
+class Flat:
+    """Bytes one after the other in a temporary file, read at any place. What is read is not checked."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - held
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, data: memoryview) -> None:
+        """Append bytes."""
+        _write_all(self._file.fileno(), data)
+        self._size += len(data)
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` to ``end``."""
+        return os.pread(self._file.fileno(), end - start, start)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
 def _write_all(descriptor: int, view: memoryview) -> None:
     while view:
         view = view[os.write(descriptor, view) :]

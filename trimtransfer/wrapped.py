@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trimtransfer import native
 from trimtransfer.chunk import Bytes
 from trimtransfer.errors import FormatError
@@ -22,6 +25,8 @@ _KEPT: Final = 8
 """Compressors that go on to the next stage, at most."""
 _SHORT: Final = 64
 """Bytes that go to the record; more of them go to the content, where a delta may find them again."""
+_SECTOR: Final = 512
+"""Files begin at multiples of it, and so do the parts of some: what an early boot image has before its archive."""
 _GZIP: Final = b"\x1f\x8b\x08"
 _LOCAL, _DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
 _INDEPENDENT: Final = 0x80
@@ -44,7 +49,7 @@ def unwrap(data: Bytes, *, limit: int) -> Unwrapped | None:
     None if it is no gzip, zlib or zip file, if it is damaged, or if the record does not pay.
     """
     view = memoryview(data).cast("B")
-    opened = _Unwrapping(view, limit)
+    opened = Unwrapping(view, limit=limit)
     magic = bytes(view[:4])
     if magic.startswith(_GZIP):
         _unwrap_gzip(opened)
@@ -52,9 +57,9 @@ def unwrap(data: Bytes, *, limit: int) -> Unwrapped | None:
         _unwrap_zip(opened)
     elif len(view) > 6 and magic[0] & 0x8F == 8 and int.from_bytes(magic[:2], "big") % 31 == 0 and not magic[1] & 32:
         _unwrap_zlib(opened)
-    if not opened.streams or not opened.copy_rest():
+    unwrapped = opened.finish()
+    if unwrapped is None:
         return None
-    unwrapped = Unwrapped(b"".join(opened.content), sealed(opened.parts))
     pays = len(unwrapped.record) * SHARE <= len(view)
     return unwrapped if pays and _comes_again(unwrapped, view) else None
 
@@ -72,39 +77,75 @@ def _comes_again(unwrapped: Unwrapped, view: memoryview) -> bool:
     return at == len(view)
 
 
-class _Unwrapping:
-    """A file whose bytes become parts, from the first to the last."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """Whole blocks of a deflate stream: ``blocks`` of them, from bit ``bit`` of ``data`` on.
 
-    def __init__(self, view: memoryview, limit: int) -> None:
-        self.view, self.at, self.streams = view, 0, 0
-        self.content: list[Bytes] = []
-        self.parts = bytearray()
+    ``content`` is ``context`` bytes before theirs, and theirs; ``flushes`` are offsets in it where the compressor
+    flushed. What is wanted of their bytes begins ``skip`` bytes behind the first of ``data``.
+    """
+
+    data: Bytes
+    bit: int
+    blocks: int
+    content: Bytes
+    context: int
+    flushes: NDArray[np.uint64]
+    skip: int
+
+
+class Unwrapping:
+    """Bytes that become parts of a record, from the first to the last; with at most ``limit`` bytes of content.
+
+    ``at`` is the end of the last deflate stream that was taken, ``streams`` how many were, ``likely`` the compressor
+    that explained the last one (empty: none).
+    """
+
+    def __init__(self, view: memoryview, *, limit: int) -> None:
+        self.view, self.at, self.streams, self.likely = view, 0, 0, b""
+        self._content: list[Bytes] = []
+        self._parts = bytearray()
         self._copied, self._left = 0, limit
 
-    def copy_rest(self) -> bool:
-        """Make a part of what is left; False if it is too much."""
-        return self._copy_to(len(self.view))
+    @property
+    def room(self) -> int:
+        """Bytes of content that there is room for."""
+        return self._left
 
-    def _copy_to(self, end: int) -> bool:
-        """Make a part of the bytes up to ``end`` that are in none yet."""
+    def finish(self) -> Unwrapped | None:
+        """Make a part of what is left, and return all; None if no stream was taken, or it is too much."""
+        if not self.streams or not self.copy_to(len(self.view)):
+            return None
+        return Unwrapped(b"".join(self._content), sealed(self._parts))
+
+    def copy_to(self, end: int) -> bool:
+        """Make a part of the bytes up to ``end`` that are in none yet; False if it is too much."""
         piece = self.view[self._copied : end]
         if len(piece) > max(_SHORT, self._left):
             return False
         if len(piece) > _SHORT:
-            self.content.append(piece)
+            self._content.append(piece)
             self._left -= len(piece)
-            self.parts += bytes([Part.COPIED]) + number(len(piece) + 1)
+            self._parts += bytes([Part.COPIED]) + number(len(piece) + 1)
         elif piece:
-            self.parts += bytes([Part.RAW]) + number(len(piece)) + piece
+            self._parts += bytes([Part.RAW]) + number(len(piece)) + piece
         self._copied = end
         return True
 
-    def take(self, start: int, check: Callable[[Bytes], bytes] | None, *, size: int | None = None) -> bool:
-        """Take the deflate stream at ``start``, of ``size`` bytes if that is known, and the check behind it.
+    def take(
+        self,
+        start: int,
+        check: Callable[[Bytes], bytes] | None,
+        *,
+        size: int | None = None,
+        stop: int | None = None,
+    ) -> bool:
+        """Take the deflate stream at ``start``, of ``size`` bytes if known, and the check behind it; up to ``stop``
+        if that is given.
 
         False if it is damaged or its record does not pay; then nothing has changed.
         """
-        rest = self.view[start:]
+        rest = self.view[start:stop]
         hint = int.from_bytes(rest[-4:], "little") if check is gzip_check else 0
         limit = min(self._left, native.CONTENT_MOST)
         found = native.inflate(rest, limit=limit, expected=hint if hint >> 10 <= len(rest) else 0)
@@ -113,10 +154,31 @@ class _Unwrapping:
         content = found.content.data
         ending = check(content) if check else b""
         end = start + found.consumed
-        explained = explain(self.view[start:end], found)
+        explained = explain(self.view[start:end], found, likely=self.likely)
         if bytes(self.view[end : end + len(ending)]) != ending or explained is None:
             return False
         return self._add(start, end + len(ending), content, explained, check)
+
+    def take_slice(self, start: int, end: int, by: Slice, compressor: bytes) -> bool:
+        """Take the bytes from ``start`` to ``end``, which are some of a slice of a deflate stream, as its content.
+
+        False if its record does not pay; then nothing has changed, but what lies before it may be copied.
+        """
+        room = (end - start) // SHARE + 16
+        if len(by.content) > self._left or not self.copy_to(start) or len(by.content) > self._left:
+            return False
+        record = native.explain_slice(
+            by.data, by.content, by.flushes, compressor, bit=by.bit, context=by.context, blocks=by.blocks, room=room
+        )
+        if record is None:
+            return False
+        head = bytes([Part.SLICE]) + compressor + bytes([by.bit]) + number(by.context) + number(len(by.content) + 1)
+        self._parts += head + number(by.skip) + number(end - start) + number(len(record)) + record
+        self._content.append(by.content)
+        self._left -= len(by.content)
+        self._copied = self.at = end
+        self.streams += 1
+        return True
 
     def _add(
         self,
@@ -130,32 +192,33 @@ class _Unwrapping:
         head = self.view[self._copied : start]
         plain = len(head) == 10 and head[:8] == GZIP_HEAD and head[9] == UNIX and check is gzip_check
         kept = len(head) if plain else 0
-        if not plain and not self._copy_to(start):
+        if not plain and not self.copy_to(start):
             return False
         if len(content) > self._left:
             return False
         # The rest of the content is the content of the last part, whose size is then not needed.
         size = 0 if end == len(self.view) else len(content) + 1
         stream = compressor + number(size) + number(len(record)) + record
-        self.parts += bytes([Part.MEMBER, head[8]]) if kept else bytes([Part.DEFLATE])
-        self.parts += stream
+        self._parts += bytes([Part.MEMBER, head[8]]) if kept else bytes([Part.DEFLATE])
+        self._parts += stream
         if check and not kept:
-            self.parts.append(Part.GZIP_CHECK if check is gzip_check else Part.ZLIB_CHECK)
-        self.content.append(content)
+            self._parts.append(Part.GZIP_CHECK if check is gzip_check else Part.ZLIB_CHECK)
+        self._content.append(content)
         self._left -= len(content)
         self._copied = self.at = end
         self.streams += 1
+        self.likely = compressor
         return True
 
 
-def _unwrap_gzip(opened: _Unwrapping) -> None:
+def _unwrap_gzip(opened: Unwrapping) -> None:
     """Take members while there are any."""
-    while (start := _gzip_content(opened.view, opened.at)) is not None and opened.take(start, gzip_check):
+    while (start := gzip_content(opened.view, opened.at)) is not None and opened.take(start, gzip_check):
         pass
 
 
-def _gzip_content(view: memoryview, at: int) -> int | None:
-    """Return where the deflate stream of a member begins: RFC 1952, section 2.3."""
+def gzip_content(view: memoryview, at: int) -> int | None:
+    """Return where the deflate stream of the gzip member at ``at`` begins, None if there is none (RFC 1952, 2.3)."""
     head = bytes(view[at : at + 10])
     if len(head) < 10 or not head.startswith(_GZIP) or head[3] & 0xE0:
         return None
@@ -171,18 +234,25 @@ def _gzip_content(view: memoryview, at: int) -> int | None:
     return at if at < len(view) else None
 
 
-def _unwrap_zlib(opened: _Unwrapping) -> None:
+def gzip_starts(content: Bytes) -> NDArray[np.int64]:
+    """Return the multiples of 512 at which a gzip member may begin in ``content``."""
+    whole = np.frombuffer(content, np.uint8)[: len(content) // _SECTOR * _SECTOR].reshape(-1, _SECTOR)
+    found = (whole[:, 0] == _GZIP[0]) & (whole[:, 1] == _GZIP[1]) & (whole[:, 2] == _GZIP[2]) & (whole[:, 3] < 32)
+    return np.flatnonzero(found).astype(np.int64) * _SECTOR
+
+
+def _unwrap_zlib(opened: Unwrapping) -> None:
     opened.take(2, zlib_check)
 
 
-def _unwrap_zip(opened: _Unwrapping) -> None:
+def _unwrap_zip(opened: Unwrapping) -> None:
     """Take the entries that come one after the other; what follows them, the directory, is copied."""
     at: int | None = 0
     while at is not None:
         at = _zip_entry(opened, at)
 
 
-def _zip_entry(opened: _Unwrapping, at: int) -> int | None:
+def _zip_entry(opened: Unwrapping, at: int) -> int | None:
     """Go on behind an entry, or behind what follows its data; None where there is none."""
     view = opened.view
     head = bytes(view[at : at + 30])
@@ -204,14 +274,17 @@ def _zip_entry(opened: _Unwrapping, at: int) -> int | None:
     return None if streamed or start + size > len(view) else start + size
 
 
-def explain(stream: Bytes, by: native.Inflated) -> tuple[bytes, bytes] | None:
+def explain(stream: Bytes, by: native.Inflated, *, likely: bytes = b"") -> tuple[bytes, bytes] | None:
     """Return the compressor that explains a deflate stream best, and its record; None if no record pays.
+
+    ``likely`` is tried first, and suffices where it is right everywhere.
 
     Compressors are compared by ever longer parts of the content, so that few of them have to explain all; those whose
     record would be too long by twice are given up at once.
     """
     flag = _INDEPENDENT if len(by.flushes) and not by.crossing else 0
     compressors = [bytes([one[0] | flag]) + one[1:] for one in COMPRESSORS]
+    compressors.sort(key=lambda one: one != likely)
     room = len(stream) // SHARE + 16
     for stop in _STAGES:
         if stop >= len(by.content):
@@ -228,6 +301,23 @@ def explain(stream: Bytes, by: native.Inflated) -> tuple[bytes, bytes] | None:
         if found is not None and found[1]:
             break
     return best
+
+
+def compressor_of(by: Slice) -> bytes | None:
+    """Return the compressor that explains the first blocks of a deflate stream best; None if no record pays."""
+    flags = (0, _INDEPENDENT) if len(by.flushes) else (0,)
+    room = best = len(by.data) // SHARE + 16
+    found = None
+    for flag in flags:
+        for one in COMPRESSORS:
+            compressor = bytes([one[0] | flag]) + one[1:]
+            record = native.explain_slice(
+                by.data, by.content, by.flushes, compressor, bit=by.bit, context=by.context, blocks=by.blocks,
+                room=min(room, best),
+            )  # fmt: skip
+            if record is not None and len(record) < best:
+                best, found = len(record), compressor
+    return found
 
 
 def _best(

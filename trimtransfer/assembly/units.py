@@ -20,7 +20,6 @@ from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.plan import Groups, Mask, Window
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.chunk import chunk_digest, object_check
-from trimtransfer.delta import decode
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex
 from trimtransfer.errors import (
     FetchError,
@@ -32,12 +31,14 @@ from trimtransfer.errors import (
 from trimtransfer.manifest import Region
 from trimtransfer.names import deltas_name
 from trimtransfer.table import Table
+from trimtransfer.unit import make
 
 _LOG: Final = logging.getLogger("trimtransfer.assembly")
 _TABLES: Final = 32
 """Tables fetched at a time: some 8 MiB at most."""
 _AT_ONCE: Final = 2
-"""Units made at a time: each takes up to 8 MiB for its content, 16 MiB for its base and 24 MiB for its columns."""
+"""Units made at a time: each takes up to 8 MiB for its content, 16 MiB for its base and 24 MiB for its columns; a wrapped
+one up to 16 MiB for its base, 16 MiB for what that contains, 12 MiB for its own content and 36 MiB for the columns."""
 
 
 class Deltas:
@@ -82,7 +83,7 @@ class Deltas:
         if found != task.check:
             raise IntegrityError("delta", task.check, found)
         with self._at_once:
-            return decode(stored, self._base(plan.base(task.number)), limit=task.raw)
+            return make(stored, self._base(plan.base(task.number)), limit=task.raw)
 
     def _base(self, chunks: NDArray[np.void]) -> memoryview:
         """Return the content of chunks of the old image, one after the other, each compared with its digest."""

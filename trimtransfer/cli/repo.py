@@ -291,7 +291,8 @@ def _made(report: DeltaReport) -> str:
         return f"No deltas from {report.base}: plain packs are as small"
     made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"
     saved = f"{size_text(report.stored_bytes)} instead of {size_text(report.plain_bytes)}"
-    return f"Deltas from {report.base}: {made} in {saved}; {report.seconds:.1f} s"
+    inside = f" ({size_text(report.wrapped_bytes)} by looking into gzip files)" if report.wrapped_units else ""
+    return f"Deltas from {report.base}: {made}{inside} in {saved}; {report.seconds:.1f} s"
 
 
 def _kind_text(volume: TrimmedVolume) -> str:

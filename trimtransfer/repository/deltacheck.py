@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import chunk_digest, object_check
-from trimtransfer.delta import decode
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.manifest import Manifest
@@ -21,6 +20,7 @@ from trimtransfer.repository.contents import Damage
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.reading import VersionReader, delta_bases
 from trimtransfer.store import DirectoryStore
+from trimtransfer.unit import make
 from trimtransfer.watch import Watch
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class DeltaCheck:
             base = _sound(partial(_base, chosen, old))
             if base is None:
                 continue
-            content = memoryview(decode(delta, base, limit=int(row["raw"])))
+            content = memoryview(make(delta, base, limit=int(row["raw"])))
             for piece in pieces[pieces["frame"] == number]:
                 start = int(piece["start"])
                 found = chunk_digest(content[start : start + int(piece["length"])])

@@ -20,22 +20,25 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import object_check, object_digest
+from trimtransfer.chunk import Bytes, object_check, object_digest
 from trimtransfer.delta import MAX_LEVEL, decode, encode
-from trimtransfer.deltaindex import TARGET, UNIT, Units, encode_index
+from trimtransfer.deltaindex import MAX_BASES, TARGET, UNIT, Units, encode_index
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.location import PackRef
 from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, PACK_MAGIC, PackBuilder, pack_name
 from trimtransfer.repository.deltaunits import NewContent, Unit, runs_of
+from trimtransfer.repository.inside import Inside, unwrap_unit
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
+from trimtransfer.unit import inflated, is_wrapped, make, wrap
 from trimtransfer.watch import Progress, Watch
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")
 _MOST: Final = 0.9
-"""A unit is kept if it takes at most this share of what its chunks take in plain frames."""
+"""A unit is kept if it takes at most this share of what its chunks take in plain frames; a wrapped one, if it takes at
+most this share of the delta, too."""
 _WORKERS: Final = 4
 """Threads at most that make deltas, each with up to 200 MiB: half of it is zstd's, at level 19."""
 _AHEAD: Final = 1
@@ -46,7 +49,8 @@ class DeltaReport:
     """What the deltas of a pair are: ``stored_bytes`` (packs and index) in ``units``, which make ``content_bytes`` of
     the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames.
 
-    ``problem``: why there are none, if something was damaged. ``disks``: those of further disks, if there are any."""
+    ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content. ``problem``: why
+    there are none, if something was damaged. ``disks``: those of further disks, if there are any."""
 
     image: str
     version: str
@@ -59,6 +63,8 @@ class DeltaReport:
     packs: int
     seconds: float
     problem: str = ""
+    wrapped_units: int = 0
+    wrapped_bytes: int = 0
     disks: tuple[DeltaReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,6 +90,8 @@ class _Made:
     content: int = 0
     plain: int = 0
     count: int = 0
+    wrapped: int = 0
+    wrapped_content: int = 0
 
 
 def add_deltas(
@@ -190,6 +198,8 @@ def make_deltas(
         plain_bytes=made.plain,
         packs=len(made.packs),
         seconds=round(time.monotonic() - started, 3),
+        wrapped_units=made.wrapped,
+        wrapped_bytes=made.wrapped_content,
     )
 
 
@@ -231,7 +241,7 @@ class _Maker:
         done = 0
         for unit, delta in self._encoded(self._new.units()):
             done += len(unit.target)
-            if len(delta) <= min(_MOST * unit.plain, MAX_PACK - len(PACK_MAGIC)):
+            if len(delta) <= min(_MOST * unit.plain, MAX_PACK - len(PACK_MAGIC)) and self._fits(unit):
                 self._keep(unit, delta)
             self._watch.report("delta", done, self._new.size)
         return self._made, self._finish()
@@ -261,24 +271,45 @@ class _Maker:
         if made != unit.target:
             expected, found = object_digest(unit.target), object_digest(made)
             raise IntegrityError(f"delta of region {unit.region}", expected, found, DISK_REMEDY)
-        return delta
+        wrapped = self._wrap(unit.inside, unit.target) if unit.inside else None
+        return wrapped if wrapped is not None and len(wrapped) <= _MOST * len(delta) else delta
+
+    def _wrap(self, inside: Inside, target: Bytes) -> bytes | None:
+        """Return a wrapped unit, proven in the same way; None if there is none that makes the target."""
+        unwrapped = unwrap_unit(target, inside.takes)
+        if unwrapped is None:
+            return None
+        try:
+            delta = encode(inflated(inside.spans, inside.base), unwrapped.content, level=self._level)
+            stored = wrap(inside.spans, unwrapped.record, delta, base=len(inside.base))
+            return stored if make(stored, inside.base, limit=len(target)) == target else None
+        except FormatError as error:  # a limit of the format: too many parts or spans
+            _LOG.info("compressed files are not looked into: %s", error)
+            return None
 
     # ---- storing
+
+    def _fits(self, unit: Unit) -> bool:
+        """Tell whether an index can hold the base runs of all units of the region."""
+        most = max(len(unit.runs), len(unit.inside.runs) if unit.inside else 0)
+        return most + sum(len(kept.bases) for kept in self._made.units.get(unit.region, ())) <= MAX_BASES
 
     def _keep(self, unit: Unit, delta: bytes) -> None:
         if self._builder.full(len(delta)):
             self._close_pack()
-        row = np.zeros(1, dtype=UNIT)
-        targets = runs_of(unit.records, TARGET)
+        row, wrapped = np.zeros(1, dtype=UNIT), is_wrapped(delta)
+        targets, bases = runs_of(unit.records, TARGET), unit.inside.runs if wrapped and unit.inside else unit.runs
         row["pack"], row["offset"], row["stored"] = len(self._made.packs), self._builder.add(delta), len(delta)
         row["raw"] = len(unit.target)
-        row["plain"], row["targets"], row["bases"] = unit.plain, len(targets), len(unit.runs)
+        row["plain"], row["targets"], row["bases"] = unit.plain, len(targets), len(bases)
         row["check"] = np.frombuffer(object_check(delta), dtype=np.uint8)
         made = self._made
-        made.units.setdefault(unit.region, []).append(_Kept(row, targets, unit.runs))
+        made.units.setdefault(unit.region, []).append(_Kept(row, targets, bases))
         made.content += len(unit.target)
         made.plain += unit.plain
         made.count += 1
+        made.wrapped += wrapped
+        made.wrapped_content += len(unit.target) * wrapped
 
     def _close_pack(self) -> None:
         """Write the pack that is full, durably, read it back and begin another."""

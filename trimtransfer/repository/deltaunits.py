@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import Bytes
 from trimtransfer.deltaindex import BASE
 from trimtransfer.manifest import Manifest
+from trimtransfer.repository.imagebytes import ImageBytes
+from trimtransfer.repository.inside import Inside, Insides
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.places import ChunkReader, Places
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.similar import Similar
+from trimtransfer.repository.starts import new_starts
+from trimtransfer.repository.streams import Streams
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 
@@ -33,7 +37,8 @@ the regions on that changed. So a small change of a large image costs little."""
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit to be: target records of a region, what they take in plain frames; base runs; both contents."""
+    """A unit to be: target records of a region, what they take in plain frames; base runs; both contents; and how it is
+    done by looking into compressed files, where there are some."""
 
     region: int
     records: NDArray[np.int64]
@@ -41,6 +46,7 @@ class Unit:
     runs: NDArray[np.void]
     target: Bytes
     base: Bytes
+    inside: Inside | None = None
 
 
 class NewContent:
@@ -74,7 +80,20 @@ class NewContent:
         with ExitStack() as stack:
             similar = Similar(self._base.reader, regions, self._directory, workers=self._workers, watch=self._watch)
             stack.callback(similar.close)
-            yield from self._units(similar)
+            yield from self._units(similar, self._insides(similar, stack))
+
+    def _insides(self, similar: Similar, stack: ExitStack) -> Insides | None:
+        """Return what of the new chunks lies in deflate streams; None if nothing does."""
+        starts = new_starts(self._target.reader, self._records, workers=self._workers, watch=self._watch)
+        targets = Streams(ImageBytes(self._target), starts, self._directory, watch=self._watch)
+        stack.callback(targets.close)
+        if not len(targets):
+            return None
+        bases = Streams(ImageBytes(self._base), similar.starts.tolist(), self._directory, watch=self._watch)
+        stack.callback(bases.close)
+        insides = Insides(targets, bases, self._base, similar, self._directory)
+        stack.callback(insides.close)
+        return insides
 
     def _tables(self, regions: Sequence[int]) -> Iterator[tuple[int, Table]]:
         for index in regions:
@@ -99,16 +118,18 @@ class NewContent:
         self.size += int(table.lengths[records].sum(dtype=np.int64))
         return records
 
-    def _units(self, similar: Similar) -> Iterator[Unit]:
+    def _units(self, similar: Similar, insides: Insides | None) -> Iterator[Unit]:
         for index, records in self._records.items():
             table, places = self._target.region(index)
-            plain = plain_cost(table, places)
-            for part in split(table.lengths[records].astype(np.int64)):
+            plain, start = plain_cost(table, places), int(self._target.reader.manifest.starts[index])
+            lengths = table.lengths[records].astype(np.int64)
+            for part in split(lengths if insides is None else insides.weights(start, table, records)):
                 chosen = records[part]
                 content = bytearray(int(table.lengths[chosen].sum(dtype=np.int64)))
                 self._target.read(index, chosen.tolist(), memoryview(content))
                 runs, base = self._base_of(content, similar)
-                yield Unit(index, chosen, int(plain[chosen].sum()), runs, content, base)
+                inside = insides.find(start, table, chosen, content) if insides else None
+                yield Unit(index, chosen, int(plain[chosen].sum()), runs, content, base, inside)
 
     def _base_of(self, target: Bytes, similar: Similar) -> tuple[NDArray[np.void], Bytes]:
         """Return the runs of the base that resemble ``target``, and their content."""

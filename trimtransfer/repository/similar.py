@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.rebuild import parts
 from trimtransfer.spill import Rows
 from trimtransfer.watch import Watch
+from trimtransfer.wrapped import gzip_starts
 
 _DENSITY: Final = 8
 """One place in 2^8 is an anchor: twice as many make deltas of a desktop's update no smaller."""
@@ -35,31 +36,25 @@ _LEAST: Final = 1.5
 """Votes a chunk needs. One is often chance: a vote is split among all chunks that have the key."""
 _GAP: Final = 2
 """So many chunks between two that were found are taken, too: most often they belong to the same file."""
-_CHUNK: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("length", "<u4")])
+CHUNK: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("length", "<u4")])
+_Scan: TypeAlias = tuple[int, NDArray[np.void], NDArray[np.uint64], NDArray[np.int64]]
 
 
-class Similar:
-    """An index of the anchors of some regions of a version. Memory: 12 bytes a chunk, 4 MiB of content per worker."""
+class Anchored:
+    """An index of the anchors of chunks, which are records of regions. Memory: 12 bytes a chunk."""
 
-    def __init__(
-        self, reader: VersionReader, regions: Sequence[int], directory: Path, *, workers: int, watch: Watch
-    ) -> None:
-        """Read these regions, in ascending order; ``directory`` takes temporary files.
+    def __init__(self, directory: Path, *, total: int) -> None:
+        """``total`` bytes of content will be added; ``directory`` takes temporary files."""
+        self.bits = min(_SPARSEST, max(_DENSITY, (max(0, total - 1) >> _MOST).bit_length()))
+        self._chunks, self._entries = Rows(CHUNK, directory), Rows(np.dtype("<u8"), directory)
 
-        Raises:
-            FormatError, IntegrityError, NotFound: the repository is damaged.
-        """
-        total = int(reader.manifest.lengths[list(regions)].sum()) if len(regions) else 0
-        self._bits = min(_SPARSEST, max(_DENSITY, (max(0, total - 1) >> _MOST).bit_length()))
-        self._reader, self._watch = reader, watch
-        self._chunks, self._entries = Rows(_CHUNK, directory), Rows(np.dtype("<u8"), directory)
-        done = 0
-        watch.report("similar", 0, total)
-        for chunks, entries in self._scanned(regions, workers):
-            first = self._chunks.append(chunks)
-            self._entries.append(entries + np.uint64(first))
-            done += int(reader.manifest.lengths[int(chunks["region"][0])])
-            watch.report("similar", done, total)
+    def add(self, chunks: NDArray[np.void], entries: NDArray[np.uint64]) -> None:
+        """Add chunks (dtype ``CHUNK``), by region and record in order, and their anchors, made with ``bits``: each with
+        the key above, and the number of the chunk among these below 32 bits."""
+        self._entries.append(entries + np.uint64(self._chunks.append(chunks)))
+
+    def finish(self) -> None:
+        """Prepare for being asked; nothing can be added any more."""
         self._sorted = self._entries.array()
         self._sorted.sort()
         self._all = self._chunks.array()
@@ -69,11 +64,13 @@ class Similar:
         self._chunks.close()
         self._entries.close()
 
-    def find(self, target: Bytes, *, most: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    def find(self, target: Bytes, *, most: int, share: float = 0.0) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield regions and the records of them that resemble ``target`` most, in order, at most ``most`` bytes of
-        chunks in all."""
+        chunks in all; only those that share so much of the anchors that they have in the mean."""
         numbers, votes = self._votes(target)
         lengths = self._all["length"]
+        near = votes * (1 << self.bits) >= share * lengths[numbers]
+        numbers, votes = numbers[near], votes[near]
         chosen, room = set[int](), most
         for number in numbers[np.argsort(-votes / lengths[numbers], kind="stable")].tolist():
             room -= int(lengths[number])
@@ -87,7 +84,7 @@ class Similar:
 
     def _votes(self, target: Bytes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return chunks that share enough anchors with ``target``, and how many: a shared one counts in parts."""
-        keys = np.unique(anchors(target, bits=self._bits)[0]).astype(np.uint64) << np.uint64(32)
+        keys = np.unique(anchors(target, bits=self.bits)[0]).astype(np.uint64) << np.uint64(32)
         low = np.searchsorted(self._sorted, keys)
         count = np.searchsorted(self._sorted, keys | np.uint64(0xFFFFFFFF), side="right") - low
         use = (count > 0) & (count <= _COMMON)
@@ -113,9 +110,37 @@ class Similar:
             found.update(between)
         return found
 
-    def _scanned(self, regions: Sequence[int], workers: int) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint64]]]:
-        """Yield each region's chunks, and its anchors: the key above, the number of the chunk below 32 bits."""
-        pending: deque[Future[tuple[NDArray[np.void], NDArray[np.uint64]]]] = deque()
+
+class Similar(Anchored):
+    """The anchors of some regions of a version; ``starts`` of gzip members that may be in them, as places in the image.
+
+    Memory: 12 bytes a chunk, 4 MiB of content per worker.
+    """
+
+    def __init__(
+        self, reader: VersionReader, regions: Sequence[int], directory: Path, *, workers: int, watch: Watch
+    ) -> None:
+        """Read these regions, in ascending order; ``directory`` takes temporary files.
+
+        Raises:
+            FormatError, IntegrityError, NotFound: the repository is damaged.
+        """
+        total = int(reader.manifest.lengths[list(regions)].sum()) if len(regions) else 0
+        super().__init__(directory, total=total)
+        self._reader, self._watch = reader, watch
+        starts, done = [np.zeros(0, dtype=np.int64)], 0
+        watch.report("similar", 0, total)
+        for region, chunks, entries, found in self._scanned(regions, workers):
+            self.add(chunks, entries)
+            starts.append(found)
+            done += int(reader.manifest.lengths[region])
+            watch.report("similar", done, total)
+        self.starts = np.concatenate(starts)
+        self.finish()
+
+    def _scanned(self, regions: Sequence[int], workers: int) -> Iterator[_Scan]:
+        """Yield each region with its chunks, its anchors, and where gzip members may begin."""
+        pending: deque[Future[_Scan]] = deque()
         with ThreadPoolExecutor(workers, "anchors") as pool:
             try:
                 for index in regions:
@@ -128,20 +153,22 @@ class Similar:
                 for job in pending:
                     job.cancel()
 
-    def _scan(self, index: int) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
+    def _scan(self, index: int) -> _Scan:
         self._watch.check()
         table = self._reader.table(index)
         records = np.flatnonzero(~table.zero)
-        chunks = np.zeros(len(records), dtype=_CHUNK)
+        chunks = np.zeros(len(records), dtype=CHUNK)
         chunks["region"], chunks["record"], chunks["length"] = index, records, table.lengths[records]
         number = np.cumsum(~table.zero) - 1
-        found = [np.zeros(0, dtype=np.uint64)]
+        found, starts = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+        place = int(self._reader.manifest.starts[index]) + table.offsets
         for first, last, content in parts(self._reader, index, table):
             if content is None:
                 continue
-            keys, places = anchors(content, bits=self._bits)
+            keys, places = anchors(content, bits=self.bits)
             ends = np.cumsum(table.lengths[first:last], dtype=np.int64)
             record = first + np.searchsorted(ends, places, side="right")
             solid = ~table.zero[record]  # an anchor that begins in zeros belongs to nothing
             found.append((keys[solid].astype(np.uint64) << np.uint64(32)) | number[record[solid]].astype(np.uint64))
-        return chunks, np.unique(np.concatenate(found))
+            starts.append(gzip_starts(content) + place[first])
+        return index, chunks, np.unique(np.concatenate(found)), np.concatenate(starts)

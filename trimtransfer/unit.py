@@ -1,0 +1,156 @@
+"""What a stored unit makes of its base: chunks, one after the other (FORMAT.md, "Delta" and "Wrapped unit").
+
+A unit is told by its first bytes. A *delta* makes them of the base as it is. A *wrapped* unit looks into compressed
+files: parts of the base are inflated, a delta makes content of that, and a record makes compressed bytes of the content
+again. Where base bytes come from is not known here, and nothing is believed: who makes a unit compares every chunk.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer import codec, delta, native
+from trimtransfer.chunk import Bytes
+from trimtransfer.errors import FormatError
+from trimtransfer.recompress import Fields, number, rewrap
+
+MAGIC: Final = b"TrimWrap"
+VERSION: Final = 1
+MAX_CONTENT: Final = 12 << 20
+"""Most bytes of content of a wrapped unit: with the columns of their delta they are in memory."""
+MAX_INFLATED: Final = 16 << 20
+"""Most bytes that the spans of its base give together."""
+MAX_UNKNOWN: Final = 1 << 15
+_MAX_SPANS: Final = 65_536
+_MAX_BODY: Final = 4 << 20
+_HEADER: Final = struct.Struct("<8sHHIII")
+_WHAT: Final = "wrapped unit"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes that the base of a wrapped unit's delta consists of: ``pieces`` (start, length) of the chunks' bytes, one
+    after the other. As they are; or, with ``blocks``, so many blocks of a deflate stream from bit ``bit`` on, of
+    ``size`` bytes, with ``unknown`` bytes before them to which they may refer, and which are taken for zeros."""
+
+    pieces: tuple[tuple[int, int], ...]
+    blocks: int = 0
+    bit: int = 0
+    size: int = 0
+    unknown: int = 0
+
+
+def is_wrapped(stored: Bytes) -> bool:
+    """Tell whether a stored unit is a wrapped one."""
+    return bytes(memoryview(stored)[: len(MAGIC)]) == MAGIC
+
+
+def make(stored: Bytes, base: Bytes, *, limit: int) -> bytes:
+    """Return what a stored unit makes of its base's bytes, at most ``limit`` of them.
+
+    Of another base with the same length comes something else, or an error: only digests tell. Takes any bytes, in time
+    and memory bounded by the length of the two, ``limit``, ``MAX_CONTENT`` and ``MAX_INFLATED``.
+
+    Raises:
+        FormatError: it is no unit for a base of this length, or makes more.
+    """
+    if not is_wrapped(stored):
+        return delta.decode(stored, base, limit=limit)
+    spans, record, inner = _parse(memoryview(stored), memoryview(base).nbytes)
+    return rewrap(delta.decode(inner, inflated(spans, base), limit=MAX_CONTENT), record, limit=limit)
+
+
+def inflated(spans: Sequence[Span], base: Bytes) -> memoryview:
+    """Return what spans give of these base bytes, one after the other.
+
+    Raises:
+        FormatError: they give more than ``MAX_INFLATED`` bytes, or are not in the base as they say.
+    """
+    view = memoryview(base).cast("B")
+    taken = [_taken(span, len(view)) for span in spans]
+    if sum(taken) > 2 * len(view):
+        raise FormatError(_WHAT, "spans", f"at most {2 * len(view)} bytes of chunks", sum(taken))
+    sizes = [span.size if span.blocks else size for span, size in zip(spans, taken, strict=True)]
+    if sum(sizes) > MAX_INFLATED:
+        raise FormatError(_WHAT, "spans", f"at most {MAX_INFLATED} bytes", sum(sizes))
+    found = np.empty(sum(sizes), np.uint8)
+    at = 0
+    for span, size in zip(spans, sizes, strict=True):
+        data = b"".join(view[start : start + length] for start, length in span.pieces)
+        found[at : at + size] = _inflated(span, data) if span.blocks else np.frombuffer(data, np.uint8)
+        at += size
+    return found.data
+
+
+def _taken(span: Span, length: int) -> int:
+    """Return how many bytes a span takes, and check that its pieces lie in a base of this length."""
+    if any(start + size > length for start, size in span.pieces):
+        raise FormatError(_WHAT, "spans", f"pieces of {length} bytes", "others")
+    return sum(size for _, size in span.pieces)
+
+
+def _inflated(span: Span, data: bytes) -> NDArray[np.uint8]:
+    out = np.zeros(span.unknown + span.size, np.uint8)
+    ends, _ = native.inflate_blocks(data, out, bit=span.bit, context=span.unknown, most=span.blocks)
+    if len(ends) != span.blocks or int(ends[-1, 1]) != len(out):
+        raise FormatError(_WHAT, "spans", f"{span.blocks} blocks of {span.size} bytes", f"{len(ends)} blocks")
+    return out[span.unknown :]
+
+
+def wrap(spans: Sequence[Span], record: bytes, inner: bytes, *, base: int) -> bytes:
+    """Return a wrapped unit for ``base`` bytes: its spans, the record, and the delta between their contents."""
+    body = codec.compress(b"".join((number(len(spans)), *map(_stored, spans))), 19)
+    return b"".join((_HEADER.pack(MAGIC, VERSION, 0, base, len(body), len(record)), body, record, inner))
+
+
+def _stored(span: Span) -> bytes:
+    head = number(span.blocks) + number(len(span.pieces))
+    pieces = b"".join(number(start) + number(length) for start, length in span.pieces)
+    if not span.blocks:
+        return head + pieces
+    return head + pieces + bytes([span.bit]) + number(span.size) + number(span.unknown)
+
+
+def _parse(view: memoryview, base: int) -> tuple[list[Span], memoryview, memoryview]:
+    """Return spans, record and delta."""
+    if len(view) < _HEADER.size:
+        raise FormatError(_WHAT, 0, f"a header of {_HEADER.size} bytes", len(view))
+    magic, version, reserved, length, *sizes = _HEADER.unpack_from(view)
+    if (magic, version, reserved) != (MAGIC, VERSION, 0):
+        raise FormatError(_WHAT, 0, f"TrimWrap, version {VERSION}", bytes(view[:12]))
+    if length != base:
+        raise FormatError(_WHAT, 12, f"a base of {base} bytes", length)
+    if _HEADER.size + sum(sizes) > len(view):
+        raise FormatError(_WHAT, 16, f"parts of {len(view)} bytes", sizes)
+    middle, end = _HEADER.size + sizes[0], _HEADER.size + sum(sizes)
+    body = codec.decompress(view[_HEADER.size : middle], _MAX_BODY, _WHAT)
+    return list(_spans(Fields(body, _WHAT))), view[middle:end], view[end:]
+
+
+def _spans(fields: Fields) -> Iterator[Span]:
+    count = fields.number()
+    if count > _MAX_SPANS:
+        fields.refuse(f"at most {_MAX_SPANS} spans", count)
+    for _ in range(count):
+        yield _span(fields)
+    if fields.left:
+        fields.refuse("the end", f"{fields.left} bytes more")
+
+
+def _span(fields: Fields) -> Span:
+    blocks, count = fields.number(), fields.number()
+    if count > fields.left // 2:
+        fields.refuse("pieces of two bytes at least", count)
+    pieces = tuple((fields.number(), fields.number()) for _ in range(count))
+    if not blocks:
+        return Span(pieces)
+    span = Span(pieces, blocks, fields.byte(), fields.number(), fields.number())
+    if span.bit > 7 or blocks > MAX_INFLATED or span.unknown > MAX_UNKNOWN:
+        fields.refuse(f"a bit of a byte, at most {MAX_UNKNOWN} unknown bytes", (span.bit, span.unknown))
+    return span
