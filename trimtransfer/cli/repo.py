@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, delta, ls, show, verify."""
+"""Commands on a repository: publish, delta, profile, ls, show, verify."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of
+from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
+from trimtransfer.cli.profile import profile
 
 if TYPE_CHECKING:
     from trimtransfer.repository.audit import AuditReport
@@ -91,6 +92,14 @@ def repo() -> None:
     help="Make deltas from this version, too. May be given several times.",
 )
 @click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    callback=name_of("profile"),
+    metavar="NAME",
+    help="Make deltas from the files of this host profile, too (see `profile`). May be given several times.",
+)
+@click.option(
     "--trim",
     is_flag=True,
     help="Blank the free blocks of clean file systems (deleted files' remains too); nothing in use changes.",
@@ -138,13 +147,15 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
 @repo.command()
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
 @click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image.")
+@click.option("--from", "base", callback=name_of("version"), metavar="V", help="The version that clients have.")
+@click.option("--profile", callback=name_of("profile"), metavar="NAME", help="Or the profile of their host files.")
 @click.option(
-    "--from",
-    "base",
-    required=True,
-    callback=name_of("version"),
-    metavar="V",
-    help="The version that clients have.",
+    "--tree",
+    "trees",
+    multiple=True,
+    callback=local_paths,
+    metavar="DIR",
+    help="Where a tree of the profile is now; in their order, all of them.  [default: where it was recorded]",
 )
 @click.option(
     "--to",
@@ -156,20 +167,35 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
 @click.option("--level", type=click.IntRange(1, _MAX_LEVEL), default=_LEVEL, show_default=True, help="zstd level.")
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads, at most 4 of them.  [default: all cores]")
 @output_options
-def delta(output: Output, /, repository: str, image: str, **options: Any) -> None:
-    """Make the deltas between two published versions of an image, so that clients of the one fetch less for the other.
+def delta(
+    output: Output, /, repository: str, image: str, base: str | None, profile: str | None, trees: Any, **options: Any
+) -> None:
+    """Make the deltas between two published versions of an image, so that clients of the one fetch less for the other;
+    or from the files of a host profile, for first downloads on such hosts.
 
-    `publish` makes those from the parent by itself. Deltas are optional: deleting the file `from-V.bin` of a version
-    takes them away again.
+    `publish` makes those from the parent by itself. Deltas are optional: deleting the file `from-V.bin` or
+    `host-NAME.bin` of a version takes them away again.
 
     \b
-    Example:
+    Examples:
       medv-repo delta /srv/images --image debian --from 12.1 --to 12.4
+      medv-repo delta /srv/images --image debian --profile debian-12
     """
     from trimtransfer.repository.deltas import add_deltas
+    from trimtransfer.repository.hostdeltas import add_host_deltas
 
-    report = add_deltas(repository, image, progress=output.progress, **options)
+    if (base is None) == (profile is None) or (trees and profile is None):
+        raise click.UsageError("name either --from V, or --profile NAME (with --tree where it was moved)")
+    if base is not None:
+        report = add_deltas(repository, image, base=base, progress=output.progress, **options)
+    else:
+        report = add_host_deltas(
+            repository, image, profile=str(profile), trees=trees, progress=output.progress, **options
+        )
     output.result(report.to_dict(), _made(report))
+
+
+repo.add_command(profile)
 
 
 @repo.command()
@@ -277,13 +303,14 @@ def _published(report: PublishReport) -> str:
 
 
 def _made(report: DeltaReport) -> str:
+    base = report.base or f"the profile {report.profile}"
     if report.problem:
-        return f"No deltas from {report.base}: {report.problem}"
+        return f"No deltas from {base}: {report.problem}"
     if not report.units:
-        return f"No deltas from {report.base}: plain packs are as small"
+        return f"No deltas from {base}: plain packs are as small"
     made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"
     saved = f"{size_text(report.stored_bytes)} instead of {size_text(report.plain_bytes)}"
-    return f"Deltas from {report.base}: {made} in {saved}; {report.seconds:.1f} s"
+    return f"Deltas from {base}: {made} in {saved}; {report.seconds:.1f} s"
 
 
 def _kind_text(volume: TrimmedVolume) -> str:

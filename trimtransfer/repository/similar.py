@@ -1,4 +1,4 @@
-"""Which chunks of a version resemble new content: found by anchors that both have, whatever the file system.
+"""Which chunks of a version, or of a host, resemble new content: found by anchors that both have, whatever stores them.
 
 Deltas are made against what is found here. Nothing depends on it but how small they are: no name, no path and no place
 is believed, so moved, renamed and rewritten files are found alike.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from trimtransfer.native import anchors
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.rebuild import parts
 from trimtransfer.spill import Rows
+from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 
 _DENSITY: Final = 8
@@ -38,27 +39,57 @@ _GAP: Final = 2
 _CHUNK: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("length", "<u4")])
 
 
+class Content(Protocol):
+    """Chunks in numbered regions that can be read one region after the other, by several threads."""
+
+    def size(self, index: int) -> int:
+        """Return the bytes of a region."""
+        ...
+
+    def table(self, index: int) -> Table:
+        """Return its table."""
+        ...
+
+    def parts(self, index: int, table: Table) -> Iterator[tuple[int, int, bytearray | None]]:
+        """Yield its content as :func:`trimtransfer.repository.rebuild.parts` does."""
+        ...
+
+
+class _Version:
+    """The content of a version."""
+
+    def __init__(self, reader: VersionReader) -> None:
+        self._reader, self.table = reader, reader.table
+
+    def size(self, index: int) -> int:
+        return int(self._reader.manifest.lengths[index])
+
+    def parts(self, index: int, table: Table) -> Iterator[tuple[int, int, bytearray | None]]:
+        return parts(self._reader, index, table)
+
+
 class Similar:
-    """An index of the anchors of some regions of a version. Memory: 12 bytes a chunk, 4 MiB of content per worker."""
+    """An index of the anchors of some regions. Memory: 12 bytes a chunk, 4 MiB of content per worker."""
 
     def __init__(
-        self, reader: VersionReader, regions: Sequence[int], directory: Path, *, workers: int, watch: Watch
+        self, reader: VersionReader | Content, regions: Sequence[int], directory: Path, *, workers: int, watch: Watch
     ) -> None:
         """Read these regions, in ascending order; ``directory`` takes temporary files.
 
         Raises:
             FormatError, IntegrityError, NotFound: the repository is damaged.
         """
-        total = int(reader.manifest.lengths[list(regions)].sum()) if len(regions) else 0
+        self._content: Content = _Version(reader) if isinstance(reader, VersionReader) else reader
+        total = sum(self._content.size(index) for index in regions)
         self._bits = min(_SPARSEST, max(_DENSITY, (max(0, total - 1) >> _MOST).bit_length()))
-        self._reader, self._watch = reader, watch
+        self._watch = watch
         self._chunks, self._entries = Rows(_CHUNK, directory), Rows(np.dtype("<u8"), directory)
         done = 0
         watch.report("similar", 0, total)
         for chunks, entries in self._scanned(regions, workers):
             first = self._chunks.append(chunks)
             self._entries.append(entries + np.uint64(first))
-            done += int(reader.manifest.lengths[int(chunks["region"][0])])
+            done += self._content.size(int(chunks["region"][0]))
             watch.report("similar", done, total)
         self._sorted = self._entries.array()
         self._sorted.sort()
@@ -130,13 +161,13 @@ class Similar:
 
     def _scan(self, index: int) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
         self._watch.check()
-        table = self._reader.table(index)
+        table = self._content.table(index)
         records = np.flatnonzero(~table.zero)
         chunks = np.zeros(len(records), dtype=_CHUNK)
         chunks["region"], chunks["record"], chunks["length"] = index, records, table.lengths[records]
         number = np.cumsum(~table.zero) - 1
         found = [np.zeros(0, dtype=np.uint64)]
-        for first, last, content in parts(self._reader, index, table):
+        for first, last, content in self._content.parts(index, table):
             if content is None:
                 continue
             keys, places = anchors(content, bits=self._bits)

@@ -1,0 +1,395 @@
+"""Deltas from host files: units that rebuild what a version has and a profile's files lack, out of chunks of these.
+
+For first downloads on hosts like the one that was recorded. What such a host has itself is taken from its files, so a
+unit holds exactly the chunks that it lacks - whether anything resembles them or not: compressed together, and without
+what is beside them in frames, they take less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtransfer.chunk import Bytes, Kind
+from trimtransfer.deltaindex import BASE, Units, encode_index
+from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
+from trimtransfer.hostdelta import GROUP_BITS, MAX_BASE_CHUNKS, BaseChunks, encode_host_delta
+from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
+from trimtransfer.manifest import Manifest
+from trimtransfer.names import host_delta_name, hosts_name
+from trimtransfer.repository.deltas import DeltaReport, Maker, replace_index
+from trimtransfer.repository.deltaunits import Unit, runs_of, split
+from trimtransfer.repository.intent import Intent, clean_up, repository_lock
+from trimtransfer.repository.inventory import Inventory
+from trimtransfer.repository.places import ChunkReader, Places
+from trimtransfer.repository.profilefiles import ProfileFiles
+from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tree, open_profile
+from trimtransfer.repository.reading import VersionReader, folder_names, version_names
+from trimtransfer.repository.similar import Similar
+from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.table import Table
+from trimtransfer.watch import Progress, Watch
+
+_LOG: Final = logging.getLogger("trimtransfer.repository")
+_MOST: Final = 0.97
+"""A unit is kept if it takes at most this share of what a host of the profile would fetch for it in plain frames."""
+_BASE: Final = 8 << 20
+"""Most bytes that a unit is made of."""
+
+
+def add_host_deltas(
+    repository: str | os.PathLike[str],
+    image: str,
+    *,
+    profile: str,
+    trees: Sequence[str | os.PathLike[str]] = (),
+    version: str | None = None,
+    level: int,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> DeltaReport:
+    """Make the deltas from the files of ``profile`` to ``version`` of an image (the newest by default).
+
+    Those of the same profile, if there are any, are replaced. ``trees`` are where its trees are now (default: where
+    they were recorded). ``level`` is zstd's, 1 to 22 (above 19 counts as 19).
+
+    Raises:
+        NotFound: no such image, version or profile.
+        TargetRefused: a tree is not there, or the image is not a disk.
+        Locked: another process writes to the repository; and what :func:`make_host_deltas` raises.
+    """
+    store = DirectoryStore(repository)
+    watch = Watch(progress, cancel, "stopped; nothing was added")
+    target = VersionReader.open(store, image, version)
+    opened = open_profile(store, profile, trees)
+    with space_errors(store.path), repository_lock(store, f"deltas of {image} {target.manifest.version}"):
+        clean_up(store)
+        intent = Intent(store, image, None)
+        try:
+            count = workers or len(os.sched_getaffinity(0))
+            report = make_host_deltas(store, target, opened, intent, level=level, workers=count, watch=watch)
+        except BaseException:
+            intent.close()
+            with contextlib.suppress(Exception):  # the next command that writes does it, too
+                clean_up(store)
+            raise
+        intent.close()
+        intent.done()
+    return report
+
+
+def remove_profile(repository: str | os.PathLike[str], name: str) -> int:
+    """Delete a profile and the deltas from it; return how many versions had some. Their packs are of no use then.
+
+    Raises:
+        NotFound: there is neither.
+        Locked: another process writes to the repository.
+    """
+    store, versions = DirectoryStore(repository), 0
+    if not store.path.is_dir():
+        raise NotFound("the repository, a directory,", store.url)
+    with space_errors(store.path), repository_lock(store, f"removing the profile {name}"):
+        clean_up(store)
+        for image in folder_names(store):
+            for version in version_names(store, image):
+                versions += _withdraw(store, image, version, name)
+        try:
+            forget_profile(store, name)
+        except NotFound:
+            if not versions:
+                raise
+    return versions
+
+
+def _withdraw(store: DirectoryStore, image: str, version: str, profile: str) -> bool:
+    """Take the deltas from a profile away from a version; return whether it had any."""
+    offers = read_offers(store, image, version)
+    kept = [offer for offer in offers if offer.profile != profile]
+    if len(kept) < len(offers):
+        _store_offers(store, image, version, kept)
+    return store.delete(host_delta_name(image, version, profile))
+
+
+def try_host_deltas(
+    store: DirectoryStore, target: VersionReader, opened: OpenProfile, intent: Intent, **options: Any
+) -> DeltaReport:
+    """Do what :func:`make_host_deltas` does, with the same options; but where it cannot, there are no deltas, and the
+    report says why."""
+    try:
+        return make_host_deltas(store, target, opened, intent, **options)
+    except (FormatError, IntegrityError, NotFound, TargetRefused) as error:
+        _LOG.warning("no deltas from the profile %s: %s", opened.name, error)
+        return DeltaReport(target.manifest.image, target.manifest.version, "", profile=opened.name, problem=str(error))
+
+
+def make_host_deltas(
+    store: DirectoryStore,
+    target: VersionReader,
+    opened: OpenProfile,
+    intent: Intent,
+    *,
+    level: int,
+    workers: int,
+    watch: Watch,
+) -> DeltaReport:
+    """Store the deltas that make ``target`` out of a profile's files, and return what they are.
+
+    Options as for :func:`trimtransfer.repository.deltas.make_deltas`. Memory: what that takes, and 160 bytes for each
+    chunk of the profile. Where nothing is worth a delta no index is written.
+
+    Raises:
+        TargetRefused: a tree is not there, the version is not a disk, or has deltas from too many profiles.
+        FormatError, IntegrityError, NotFound: the repository is damaged.
+        NoSpace: its disk is full. Cancelled: as asked.
+    """
+    started = time.monotonic()
+    manifest = target.manifest
+    image, version = manifest.image, manifest.version
+    offers = [offer for offer in read_offers(store, image, version) if offer.profile != opened.name]
+    _check(manifest, opened, offers)
+    with ExitStack() as stack:
+        files = stack.enter_context(ProfileFiles(opened))
+        new = HostContent(target, files, store.scratch(), workers=workers, watch=watch)
+        stack.callback(new.close)
+        maker = Maker(store, new, intent, level=level, workers=workers, watch=watch, most=_MOST)
+        try:
+            made = maker.run()
+            data, used = _encode(manifest, opened, files, list(made.regions()))
+            replace_index(store, intent, host_delta_name(image, version, opened.name), data)
+            if made.count:
+                stored = sum(ref.length for ref in made.packs)
+                offers.append(Offer(opened.name, len(data), made.plain, stored, _sample(files, used | new.known)))
+            if offers and not store.exists(hosts_name(image, version)):
+                intent.add(hosts_name(image, version))  # else it stays: an index that it names may be missing
+            _store_offers(store, image, version, offers)
+        except BaseException:
+            maker.discard()
+            raise
+    begun = DeltaReport(image, version, "", profile=opened.name)
+    return made.report(begun, new.size, data, started)
+
+
+def _check(manifest: Manifest, opened: OpenProfile, offers: list[Offer]) -> None:
+    """Raise ``TargetRefused`` where deltas cannot be made."""
+    if manifest.kind is not Kind.DISK:
+        raise TargetRefused(
+            f"{manifest.image} {manifest.version}", "is not a disk image, so host files hold none of it"
+        )
+    if len(offers) >= MAX_OFFERS:
+        raise TargetRefused(f"{manifest.image} {manifest.version}", f"has deltas from {MAX_OFFERS} profiles already")
+    if not opened.trees:
+        raise TargetRefused(opened.name, "where the trees of this profile are is not known here; name them with --tree")
+    for tree in opened.trees:
+        if not is_tree(tree):
+            raise TargetRefused(tree, f"this tree of the profile {opened.name} is not there; name it with --tree")
+
+
+# ---- what a version offers
+
+
+def read_offers(store: DirectoryStore, image: str, version: str) -> list[Offer]:
+    """Return the profiles that a version has deltas from; none where what tells of them is missing or damaged."""
+    try:
+        return parse_hosts(store.read(hosts_name(image, version), limit=MAX_HOSTS))
+    except (NotFound, FormatError):
+        return []
+
+
+def _store_offers(store: DirectoryStore, image: str, version: str, offers: list[Offer]) -> None:
+    """Replace what tells of them: after the indexes that it names, before any of them is taken away."""
+    if offers:
+        store.put(hosts_name(image, version), encode_hosts(sorted(offers, key=lambda offer: offer.profile)))
+    else:
+        store.delete(hosts_name(image, version))
+
+
+def _sample(files: ProfileFiles, held: NDArray[np.bool_]) -> NDArray[np.void]:
+    """Return some of the chunks that hosts of the profile hold and the version needs: those whose digests are least."""
+    numbers = np.flatnonzero(held)
+    prefixes = _prefixes(files)[numbers]
+    least = np.argsort(prefixes, kind="stable")[:MAX_SAMPLE]
+    sample = np.zeros(len(least), dtype=SAMPLE)
+    sample["prefix"], sample["length"] = prefixes[least], files.lengths[numbers[least]]
+    return sample
+
+
+def _prefixes(files: ProfileFiles) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(files.digests[:, :8]).view("<u8").reshape(-1).astype(np.uint64, copy=False)
+
+
+# ---- the index
+
+
+def _encode(
+    manifest: Manifest, opened: OpenProfile, files: ProfileFiles, regions: list[tuple[int, Units]]
+) -> tuple[bytes, NDArray[np.bool_]]:
+    """Return the index (nothing for no units), and which chunks of the profile its deltas start from."""
+    used = np.zeros(len(files), dtype=np.bool_)
+    for _, units in regions:
+        used[_numbers(units.bases, files.first)] = True
+    if not regions:
+        return b"", used
+    named = np.cumsum(used) - 1
+    renamed = ((index, _renamed(units, files.first, named)) for index, units in regions)
+    index = encode_index(manifest.digest(), opened.digest, renamed)
+    return encode_host_delta(BaseChunks(files.lengths[used], _prefixes(files)[used]), index), used
+
+
+def _numbers(runs: NDArray[np.void], first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers of the chunks of base runs, in order; ``first`` are those of the regions' first chunks."""
+    counts = runs["count"].astype(np.int64)
+    starts = first[runs["region"]] + runs["record"]
+    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+
+
+def _renamed(units: Units, first: NDArray[np.int64], named: NDArray[np.int64]) -> Units:
+    """Return units whose base runs number the chunks of the index's own list, in groups of 2^14."""
+    bases = [np.zeros(0, dtype=BASE)]
+    rows, at = units.units.copy(), 0
+    for row in rows:
+        count = int(row["bases"])
+        numbers = named[_numbers(units.bases[at : at + count], first)]
+        at += count
+        runs = _grouped_runs(numbers)
+        row["bases"] = len(runs)
+        bases.append(runs)
+    return Units.of(units.packs, rows, units.targets, np.concatenate(bases))
+
+
+def _grouped_runs(numbers: NDArray[np.int64]) -> NDArray[np.void]:
+    """Return ascending numbers as runs of which each stays within its group."""
+    parts = [np.zeros(0, dtype=BASE)]
+    groups = numbers >> GROUP_BITS
+    for group in np.unique(groups).tolist():
+        runs = runs_of(numbers[groups == group] & ((1 << GROUP_BITS) - 1), BASE)
+        runs["region"] = group
+        parts.append(runs)
+    return np.concatenate(parts)
+
+
+# ---- what the units are made of
+
+
+class HostContent:
+    """The chunks that ``target`` has and a profile lacks: ``size`` of them in bytes; ``known``: chunks of the profile
+    that the target has, too.
+
+    ``directory`` takes temporary files. Not for several threads at a time.
+    """
+
+    def __init__(
+        self, target: VersionReader, files: ProfileFiles, directory: Path, *, workers: int, watch: Watch
+    ) -> None:
+        """Compare the target's tables with the profile.
+
+        Raises:
+            FormatError, IntegrityError, NotFound: the repository is damaged.
+        """
+        self._target, self._files = ChunkReader(target), files
+        self._directory, self._workers, self._watch = directory, workers, watch
+        self._used = list(target.used_regions())
+        self._room = MAX_BASE_CHUNKS
+        self._taken = np.zeros(len(files), dtype=np.bool_)
+        self.known = np.zeros(len(files), dtype=np.bool_)
+        self._inventory = Inventory(self._tables, directory)
+        self._mark_known()
+        self.size = sum(
+            int(self._inventory.length[part][self._inventory.marks[part] == 0].sum(dtype=np.int64))
+            for part in self._inventory.slices()
+        )
+
+    def close(self) -> None:
+        """Give temporary files back."""
+        self._inventory.close()
+
+    def units(self) -> Iterator[Unit]:
+        """Yield the units that make all of it, in order; raises what the constructor raises."""
+        if not self.size:
+            return
+        similar = Similar(self._files, self._files.regions, self._directory, workers=self._workers, watch=self._watch)
+        try:
+            for index in self._used:
+                yield from self._units(index, similar)
+        finally:
+            similar.close()
+
+    def _tables(self) -> Iterator[tuple[int, Table]]:
+        for index in self._used:
+            yield index, self._target.reader.table(index)
+            self._watch.check()
+
+    def _mark_known(self) -> None:
+        """Mark the chunks that the profile has, on both sides."""
+        for region in self._files.regions:
+            numbers = self._inventory.find(self._files.table(region))
+            first = int(self._files.first[region])
+            self.known[first : first + len(numbers)] = numbers >= 0
+            self._inventory.marks[numbers[numbers >= 0]] = 1
+            self._watch.check()
+
+    def _units(self, index: int, similar: Similar) -> Iterator[Unit]:
+        """Yield the units of a region."""
+        table, places = self._target.region(index)
+        records, lacking = self._new_records(index, table)
+        if not len(records):
+            return
+        plain = _plain_cost(table, places, lacking)
+        for part in split(table.lengths[records].astype(np.int64)):
+            chosen = records[part]
+            content = bytearray(int(table.lengths[chosen].sum(dtype=np.int64)))
+            self._target.read(index, chosen.tolist(), memoryview(content))
+            runs, base = self._base_of(content, similar)
+            yield Unit(index, chosen, int(plain[chosen].sum()), runs, content, base)
+
+    def _new_records(self, index: int, table: Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the records of a region whose chunks the profile lacks: those that occur here first, and all."""
+        inventory = self._inventory
+        numbers = inventory.find(table)
+        records = np.flatnonzero(numbers >= 0)
+        lacking = records[inventory.marks[numbers[records]] == 0]
+        at = numbers[lacking]
+        first_here = (inventory.region[at] == index) & (inventory.record[at] == lacking)
+        return np.compress(first_here, lacking), lacking
+
+    def _base_of(self, target: Bytes, similar: Similar) -> tuple[NDArray[np.void], Bytes]:
+        """Return the runs of the profile's chunks that resemble ``target``, and their content."""
+        buffer = memoryview(bytearray(_BASE))
+        at = 0
+        runs = [np.zeros(0, dtype=BASE)]
+        for region, records in similar.find(target, most=_BASE):
+            first = int(self._files.first[region])
+            good = []
+            for record in records.tolist():
+                length = int(self._files.lengths[first + record])
+                new = not self._taken[first + record]
+                if (self._room or not new) and self._files.read(first + record, buffer[at : at + length]):
+                    good.append(record)
+                    at += length
+                    self._taken[first + record] = True
+                    self._room -= new
+            run = runs_of(np.array(good, dtype=np.int64), BASE) if good else np.zeros(0, dtype=BASE)
+            run["region"] = region
+            runs.append(run)
+        return np.concatenate(runs), buffer[:at]
+
+
+def _plain_cost(table: Table, places: Places, lacking: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return about what each of the ``lacking`` records takes in plain frames, in stored bytes: all of a frame is
+    fetched for what of it is lacking."""
+    cost = np.zeros(len(table))
+    frame = places.frame[lacking]
+    lengths = table.lengths[lacking].astype(np.float64)
+    wanted = np.bincount(frame, weights=lengths, minlength=len(places.frames))
+    cost[lacking] = lengths * places.frames["stored"][frame] / wanted[frame]
+    return cost
