@@ -219,14 +219,16 @@ def ls(output: Output, repository: str) -> None:
 @output_options
 def show(output: Output, repository: str, image: str, version: str | None) -> None:
     """Show one version of IMAGE in REPO, the newest by default: what it is and what a first download of it costs."""
-    from trimtransfer.repository.reading import delta_bases, describe, require_repository
+    from trimtransfer.repository.reading import delta_bases, describe, host_profiles, require_repository
     from trimtransfer.store import DirectoryStore
 
     store = DirectoryStore(repository)
     require_repository(store)
     details = describe(store, image, version)
     bases = delta_bases(store, image, details.version)
-    output.result({**details.to_dict(), "deltas_from": bases}, _shown(details, bases))
+    profiles = host_profiles(store, image, details.version)
+    facts = {**details.to_dict(), "deltas_from": bases, "deltas_from_profiles": profiles}
+    output.result(facts, _shown(details, [*bases, *(f"the profile {name}" for name in profiles)]))
 
 
 @repo.command()
@@ -360,6 +362,7 @@ def _verified(report: AuditReport) -> str:
     ]
     if report.unreferenced:
         lines.append(f"Of no use to any version: {count_text(len(report.unreferenced), 'pack')}")
+    lines += [f"Not applied, the files of its profile are not all here: {name}" for name in report.not_made]
     for damage in report.damage:
         lines.append(f"DAMAGED {damage.name}: {damage.problem}")
         lines += [f"  needed by {version}, {_numbers(regions)}" for version, regions in damage.needed.items()]

@@ -1,8 +1,7 @@
 """Deltas from host files: units that rebuild what a version has and a profile's files lack, out of chunks of these.
 
 For first downloads on hosts like the one that was recorded. What such a host has itself is taken from its files, so a
-unit holds exactly the chunks that it lacks - whether anything resembles them or not: compressed together, and without
-what is beside them in frames, they take less.
+unit holds exactly the chunks that it lacks (:mod:`trimtransfer.repository.hostcontent`).
 """
 
 from __future__ import annotations
@@ -12,39 +11,33 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import Bytes, Kind
+from trimtransfer.chunk import Kind
 from trimtransfer.deltaindex import BASE, Units, encode_index
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
-from trimtransfer.hostdelta import GROUP_BITS, MAX_BASE_CHUNKS, BaseChunks, encode_host_delta
+from trimtransfer.hostdelta import GROUP_BITS, BaseChunks, encode_host_delta
 from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import host_delta_name, hosts_name
 from trimtransfer.repository.deltas import DeltaReport, Maker, replace_index
-from trimtransfer.repository.deltaunits import Unit, runs_of, split
+from trimtransfer.repository.deltaunits import runs_of
+from trimtransfer.repository.hostcontent import HostContent
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
-from trimtransfer.repository.inventory import Inventory
-from trimtransfer.repository.places import ChunkReader, Places
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tree, open_profile
 from trimtransfer.repository.reading import VersionReader, folder_names, version_names
-from trimtransfer.repository.similar import Similar
 from trimtransfer.store import DirectoryStore, space_errors
-from trimtransfer.table import Table
 from trimtransfer.watch import Progress, Watch
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")
 _MOST: Final = 0.97
 """A unit is kept if it takes at most this share of what a host of the profile would fetch for it in plain frames."""
-_BASE: Final = 8 << 20
-"""Most bytes that a unit is made of."""
 
 
 def add_host_deltas(
@@ -217,15 +210,11 @@ def _store_offers(store: DirectoryStore, image: str, version: str, offers: list[
 def _sample(files: ProfileFiles, held: NDArray[np.bool_]) -> NDArray[np.void]:
     """Return some of the chunks that hosts of the profile hold and the version needs: those whose digests are least."""
     numbers = np.flatnonzero(held)
-    prefixes = _prefixes(files)[numbers]
+    prefixes = files.prefixes[numbers]
     least = np.argsort(prefixes, kind="stable")[:MAX_SAMPLE]
     sample = np.zeros(len(least), dtype=SAMPLE)
     sample["prefix"], sample["length"] = prefixes[least], files.lengths[numbers[least]]
     return sample
-
-
-def _prefixes(files: ProfileFiles) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(files.digests[:, :8]).view("<u8").reshape(-1).astype(np.uint64, copy=False)
 
 
 # ---- the index
@@ -243,7 +232,7 @@ def _encode(
     named = np.cumsum(used) - 1
     renamed = ((index, _renamed(units, files.first, named)) for index, units in regions)
     index = encode_index(manifest.digest(), opened.digest, renamed)
-    return encode_host_delta(BaseChunks(files.lengths[used], _prefixes(files)[used]), index), used
+    return encode_host_delta(BaseChunks(files.lengths[used], files.prefixes[used]), index), used
 
 
 def _numbers(runs: NDArray[np.void], first: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -276,120 +265,3 @@ def _grouped_runs(numbers: NDArray[np.int64]) -> NDArray[np.void]:
         runs["region"] = group
         parts.append(runs)
     return np.concatenate(parts)
-
-
-# ---- what the units are made of
-
-
-class HostContent:
-    """The chunks that ``target`` has and a profile lacks: ``size`` of them in bytes; ``known``: chunks of the profile
-    that the target has, too.
-
-    ``directory`` takes temporary files. Not for several threads at a time.
-    """
-
-    def __init__(
-        self, target: VersionReader, files: ProfileFiles, directory: Path, *, workers: int, watch: Watch
-    ) -> None:
-        """Compare the target's tables with the profile.
-
-        Raises:
-            FormatError, IntegrityError, NotFound: the repository is damaged.
-        """
-        self._target, self._files = ChunkReader(target), files
-        self._directory, self._workers, self._watch = directory, workers, watch
-        self._used = list(target.used_regions())
-        self._room = MAX_BASE_CHUNKS
-        self._taken = np.zeros(len(files), dtype=np.bool_)
-        self.known = np.zeros(len(files), dtype=np.bool_)
-        self._inventory = Inventory(self._tables, directory)
-        self._mark_known()
-        self.size = sum(
-            int(self._inventory.length[part][self._inventory.marks[part] == 0].sum(dtype=np.int64))
-            for part in self._inventory.slices()
-        )
-
-    def close(self) -> None:
-        """Give temporary files back."""
-        self._inventory.close()
-
-    def units(self) -> Iterator[Unit]:
-        """Yield the units that make all of it, in order; raises what the constructor raises."""
-        if not self.size:
-            return
-        similar = Similar(self._files, self._files.regions, self._directory, workers=self._workers, watch=self._watch)
-        try:
-            for index in self._used:
-                yield from self._units(index, similar)
-        finally:
-            similar.close()
-
-    def _tables(self) -> Iterator[tuple[int, Table]]:
-        for index in self._used:
-            yield index, self._target.reader.table(index)
-            self._watch.check()
-
-    def _mark_known(self) -> None:
-        """Mark the chunks that the profile has, on both sides."""
-        for region in self._files.regions:
-            numbers = self._inventory.find(self._files.table(region))
-            first = int(self._files.first[region])
-            self.known[first : first + len(numbers)] = numbers >= 0
-            self._inventory.marks[numbers[numbers >= 0]] = 1
-            self._watch.check()
-
-    def _units(self, index: int, similar: Similar) -> Iterator[Unit]:
-        """Yield the units of a region."""
-        table, places = self._target.region(index)
-        records, lacking = self._new_records(index, table)
-        if not len(records):
-            return
-        plain = _plain_cost(table, places, lacking)
-        for part in split(table.lengths[records].astype(np.int64)):
-            chosen = records[part]
-            content = bytearray(int(table.lengths[chosen].sum(dtype=np.int64)))
-            self._target.read(index, chosen.tolist(), memoryview(content))
-            runs, base = self._base_of(content, similar)
-            yield Unit(index, chosen, int(plain[chosen].sum()), runs, content, base)
-
-    def _new_records(self, index: int, table: Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the records of a region whose chunks the profile lacks: those that occur here first, and all."""
-        inventory = self._inventory
-        numbers = inventory.find(table)
-        records = np.flatnonzero(numbers >= 0)
-        lacking = records[inventory.marks[numbers[records]] == 0]
-        at = numbers[lacking]
-        first_here = (inventory.region[at] == index) & (inventory.record[at] == lacking)
-        return np.compress(first_here, lacking), lacking
-
-    def _base_of(self, target: Bytes, similar: Similar) -> tuple[NDArray[np.void], Bytes]:
-        """Return the runs of the profile's chunks that resemble ``target``, and their content."""
-        buffer = memoryview(bytearray(_BASE))
-        at = 0
-        runs = [np.zeros(0, dtype=BASE)]
-        for region, records in similar.find(target, most=_BASE):
-            first = int(self._files.first[region])
-            good = []
-            for record in records.tolist():
-                length = int(self._files.lengths[first + record])
-                new = not self._taken[first + record]
-                if (self._room or not new) and self._files.read(first + record, buffer[at : at + length]):
-                    good.append(record)
-                    at += length
-                    self._taken[first + record] = True
-                    self._room -= new
-            run = runs_of(np.array(good, dtype=np.int64), BASE) if good else np.zeros(0, dtype=BASE)
-            run["region"] = region
-            runs.append(run)
-        return np.concatenate(runs), buffer[:at]
-
-
-def _plain_cost(table: Table, places: Places, lacking: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return about what each of the ``lacking`` records takes in plain frames, in stored bytes: all of a frame is
-    fetched for what of it is lacking."""
-    cost = np.zeros(len(table))
-    frame = places.frame[lacking]
-    lengths = table.lengths[lacking].astype(np.float64)
-    wanted = np.bincount(frame, weights=lengths, minlength=len(places.frames))
-    cost[lacking] = lengths * places.frames["stored"][frame] / wanted[frame]
-    return cost

@@ -27,8 +27,9 @@ _WINDOW: Final = 4 << 20
 class ProfileFiles:
     """The distinct chunks of a profile in the order of its files, put into regions as those of an image are.
 
-    ``lengths``, ``digests`` of the chunks, ``first``: the number of each region's first chunk (and of the end), and
-    ``usable``: those not found wrong so far. Its methods may be called from any thread. Memory: 60 bytes a chunk.
+    ``lengths``, ``digests`` and ``prefixes`` (the first eight bytes of these, as numbers) of the chunks; ``first``: the
+    number of each region's first chunk, and of the end; ``usable``: those not found wrong so far. Its methods may be
+    called from any thread. Memory: 68 bytes a chunk.
     """
 
     def __init__(self, opened: OpenProfile) -> None:
@@ -40,6 +41,7 @@ class ProfileFiles:
         _, once = np.unique(keys, return_index=True)
         once.sort()
         self.lengths, self.digests = length[once], opened.profile.digests[once]
+        self.prefixes = np.ascontiguousarray(self.digests[:, :8]).view("<u8").reshape(-1).astype(np.uint64)
         self._file, self._offset = file[once], offset[once]
         self.usable = np.ones(len(once), dtype=np.bool_)
         self.first = _borders(self.lengths)

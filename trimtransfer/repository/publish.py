@@ -159,10 +159,10 @@ def publish(
     newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
     ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file
     systems mark free, see ``trim_image``; else every byte is published. ``deltas`` are made from the parent, and from
-    the versions of ``delta_from``, and from the files of host ``profiles``. ``workers`` threads compress (all cores by default). Memory: two regions of 64 MiB,
-    4 MiB a column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB per
-    worker; with ``trim`` before that 200 bytes per file; then for deltas 200 MiB, and as much for each of at most four
-    workers.
+    the versions of ``delta_from`` and the files of host ``profiles``. ``workers`` threads compress (all cores by
+    default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks (more lies in temporary files in
+    the repository), and about 5 MiB per worker; with ``trim`` before that 200 bytes per file; then for deltas 200 MiB,
+    and as much for each of at most four workers, with a profile 160 bytes for each of its chunks.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
