@@ -20,7 +20,7 @@ import trimtransfer
 from trimtransfer.chunk import MAX_CHUNK_SIZE, chunk_digest, object_check, object_digest
 from trimtransfer.codec import compress
 from trimtransfer.deltaindex import DeltaIndex, encode_index
-from trimtransfer.errors import FormatError, IntegrityError, TrimTransferError
+from trimtransfer.errors import FormatError, IntegrityError
 from trimtransfer.hostdelta import MAX_BASE_CHUNKS, BaseChunks, HostDelta, encode_host_delta
 from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
 from trimtransfer.profile import FILE, Profile
@@ -72,7 +72,9 @@ def profiles(draw: st.DrawFn) -> Profile:
         records += [4096 * blocks | (ZERO if zero else 0) for zero, blocks in own]
         digests += sum(not zero for zero, _ in own)
         size = 4096 * sum(blocks for _, blocks in own) - draw(st.integers(0, 4095))
-        names = st.binary(min_size=1, max_size=9).filter(lambda one: one not in (b".", b"..") and not set(one) & {0, 47})
+        names = st.binary(min_size=1, max_size=9).filter(
+            lambda one: one not in (b".", b"..") and not set(one) & {0, 47}
+        )
         paths.append(b"/".join(draw(st.lists(names, min_size=1, max_size=3))))
         rows.append((draw(st.integers(0, trees - 1)), size, len(own), len(paths[-1])))
     named = np.arange(32 * digests, dtype=np.uint64).astype(np.uint8).reshape(-1, 32)
@@ -137,7 +139,9 @@ def test_every_damaged_byte_of_a_profile() -> None:
 
 
 @settings(max_examples=300)
-@given(st.binary(max_size=200), st.lists(st.sampled_from([0, 1, 2, 16, 1 << 23, (1 << 32) - 1]), min_size=5, max_size=5))
+@given(
+    st.binary(max_size=200), st.lists(st.sampled_from([0, 1, 2, 16, 1 << 23, (1 << 32) - 1]), min_size=5, max_size=5)
+)
 def test_hostile_profiles(data: bytes, numbers: list[int]) -> None:
     head = b"TrimProf" + struct.pack("<HBB", 1, 1, 0)
     for columns in (data, compress(data, 1)):
@@ -280,5 +284,5 @@ def test_hostile_offers(data: bytes, count: int) -> None:
     for body in (data, b"TrimHost" + struct.pack("<HH", 1, count) + data):
         try:
             parse_hosts(body + object_check(body))
-        except TrimTransferError as error:
-            assert isinstance(error, FormatError)
+        except FormatError:
+            continue
