@@ -176,7 +176,7 @@ def test_a_host_of_the_profile_fetches_less(place: Place) -> None:
     assert (preview.content, preview.made) == (report.content, report.made)
     offer = parse_hosts(place.hosts.read_bytes())[0]
     assert offer.length == place.index.stat().st_size
-    assert len(offer.sample) == 32
+    assert 10 < len(offer.sample) <= 32
 
 
 @pytest.mark.parametrize("refresh", [False, True])
