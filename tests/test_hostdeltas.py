@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from images import make_ext4
-from syncing import leftovers
+from syncing import STARTS, content, leftovers, partition_table, put, write_sparse
 from test_deltas import SmallPacks
 from test_similar import edited
 
@@ -86,12 +86,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     host, guest = folder / "host", folder / "guest"
     for number, path in enumerate(real_files(8)):
         data = path.read_bytes()
-        for tree, content in ((host, data), (guest, data if number < 3 else edited(data, rnd, 1500))):
+        for tree, held in ((host, data), (guest, data if number < 3 else edited(data, rnd, 1500))):
             if tree is host and number == 7:
                 continue
             target = tree / f"usr/{number % 2}" / f"file{number}"
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            target.write_bytes(held)
             target.chmod(0o644)
     for path in (host, *host.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -265,6 +265,55 @@ def test_publish_makes_them(place: Place, public_path: Path) -> None:
         publish(again, public_path / "source.img", image="disk", version="3", profiles=["other"])
 
 
+def test_a_new_version_takes_over_what_did_not_change(
+    public_path: Path, rng: np.random.Generator, rnd: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units of regions that the parent has, too, are not made again; those whose packs are gone are."""
+    monkeypatch.setattr(deltaunits, "_TARGET", 300_000)
+    monkeypatch.setattr(deltas, "PackBuilder", SmallPacks)
+    repository, host = public_path / "repository", public_path / "host"
+    host.mkdir()
+    image = bytearray(STARTS[-1] * 512 + 1_200_000)
+    image[:512] = partition_table(len(image))
+    for number, start in enumerate(STARTS[1:]):
+        data = content(rng, 700_000)
+        put(image, start * 512 + BLOCK_SIZE, edited(data, rnd, 1500))
+        (host / f"file{number}").write_bytes(data)
+        (host / f"file{number}").chmod(0o644)
+    host.chmod(0o755)
+    record_profile(repository, "deb", [host])
+    made = []
+    for version in ("1", "2", "3"):
+        write_sparse(public_path / "source.img", bytes(image))
+        options: dict[str, Any] = {"image": "disk", "version": version, "kind": Kind.DISK, "level": 3}
+        report = publish(repository, public_path / "source.img", deltas=False, profiles=["deb"], **options)
+        made.append(report.deltas[0])
+        output = public_path / f"{version}.img"
+        synced = sync(repository, "disk", output=output, seeds=[host], cache=public_path / "cache")
+        assert output.read_bytes() == bytes(image)
+        assert synced.made.units == made[-1].units > 8
+        assert synced.made.failed == 0
+        put(image, STARTS[2] * 512 + 50 * BLOCK_SIZE, content(rng, 40_000))
+        if version == "2":
+            path = repository / "images/disk/2/host-deb.bin"
+            units = HostDelta(path.read_bytes()).index.units(1)
+            assert units is not None
+            for ref in units.packs:
+                (repository / pack_name(ref.digest)).unlink()
+    first, second, third = (set(units_in(repository, version)) for version in "123")
+    assert len(first & second) > len(first) / 2
+    assert len(first & third) < len(first & second)
+    assert made[0].new_bytes <= made[1].new_bytes
+    assert audit(DirectoryStore(repository)).not_made == ()
+
+
+def units_in(repository: Path, version: str) -> list[tuple[bytes, int]]:
+    """Return where the units of a version lie."""
+    index = HostDelta((repository / f"images/disk/{version}/host-deb.bin").read_bytes()).index
+    found = [units for region in index.regions.tolist() if (units := index.units(region)) is not None]
+    return [(units.packs[int(row["pack"])].digest, int(row["offset"])) for units in found for row in units.units]
+
+
 # ---- what goes wrong on the way
 
 
@@ -362,8 +411,8 @@ def test_what_is_missing_or_damaged_costs_plain_packs(place: Place) -> None:
         assert place.sync(output=place.folder / f"{number}.img").made.failed > 0
     place.index.unlink()
     assert place.sync(output=place.folder / "none.img").made == Made()
-    for number, content in enumerate((b"", b"TrimHost", damaged(place.hosts.read_bytes()), bytes(20_000))):
-        place.hosts.write_bytes(content)
+    for number, wrong in enumerate((b"", b"TrimHost", damaged(place.hosts.read_bytes()), bytes(20_000))):
+        place.hosts.write_bytes(wrong)
         assert place.sync(output=place.folder / f"hosts{number}.img").made == Made()
 
 

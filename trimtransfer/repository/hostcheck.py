@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, NotFound, SourceRefused, TrimTransferError
-from trimtransfer.hostdelta import GROUP_BITS, MAX_HOST_DELTA, BaseChunks, HostDelta
+from trimtransfer.hostdelta import MAX_HOST_DELTA, HostDelta
 from trimtransfer.hosts import MAX_HOSTS, parse_hosts
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import host_delta_name, hosts_name, profile_name
 from trimtransfer.repository.contents import Damage
 from trimtransfer.repository.deltacheck import DeltaCheck
+from trimtransfer.repository.hostreuse import groups, numbers_of
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import is_tree, list_profiles, open_profile
 from trimtransfer.repository.reading import host_profiles
@@ -36,7 +37,7 @@ class HostCheck:
 
     def __init__(self, store: DirectoryStore, deltas: DeltaCheck) -> None:
         self._store, self._deltas = store, deltas
-        self._files: dict[str, tuple[bytes, ProfileFiles] | None] = {}
+        self._files: dict[str, ProfileFiles | None] = {}
         self._stack = ExitStack()
         self.not_made: list[str] = []
 
@@ -78,13 +79,15 @@ class HostCheck:
         if delta.index.target != target.digest():
             raise IntegrityError("target of a delta index", target.digest(), delta.index.target)
         files = self._open(profile)
-        found = _numbers(delta.chunks, files[1]) if files is not None and files[0] == delta.index.base else None
-        incomplete = False
+        if files is not None and files.digest != delta.index.base:
+            files = None
+        found = files.find(delta.chunks.prefixes, delta.chunks.lengths) if files is not None else None
+        first, incomplete = groups(len(delta.chunks)), False
 
         def base(runs: NDArray[np.void]) -> Bytes | None:
             nonlocal incomplete
-            chunks = _chunks(runs, len(delta.chunks))
-            content = None if files is None or found is None else _content(files[1], found[chunks])
+            chunks = numbers_of(runs, first)
+            content = None if files is None or found is None else _content(files, found[chunks])
             incomplete = incomplete or content is None
             return content
 
@@ -92,8 +95,8 @@ class HostCheck:
         if incomplete:
             self.not_made.append(name)
 
-    def _open(self, profile: str) -> tuple[bytes, ProfileFiles] | None:
-        """Return digest and files of a profile, as far as they are at hand."""
+    def _open(self, profile: str) -> ProfileFiles | None:
+        """Return the files of a profile, if they are at hand."""
         if profile not in self._files:
             self._files[profile] = None
             try:
@@ -101,26 +104,8 @@ class HostCheck:
             except (NotFound, FormatError, SourceRefused):
                 return None  # a damaged one is noted with the profiles
             if opened.trees and all(map(is_tree, opened.trees)):
-                self._files[profile] = opened.digest, self._stack.enter_context(ProfileFiles(opened))
+                self._files[profile] = self._stack.enter_context(ProfileFiles(opened))
         return self._files[profile]
-
-
-def _chunks(runs: NDArray[np.void], count: int) -> NDArray[np.int64]:
-    """Return the numbers of the base chunks of runs; ``FormatError`` if there are not so many."""
-    sizes = runs["count"].astype(np.int64)
-    starts = (runs["region"].astype(np.int64) << GROUP_BITS) + runs["record"]
-    numbers = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
-    if len(numbers) and int(numbers.max()) >= count:
-        raise FormatError("delta units", "bases", f"chunks below {count}", int(numbers.max()))
-    return numbers
-
-
-def _numbers(chunks: BaseChunks, files: ProfileFiles) -> NDArray[np.int64]:
-    """Return the number in the profile's files of each base chunk, -1 where they have none."""
-    order = np.argsort(files.prefixes, kind="stable")
-    at = order[np.minimum(np.searchsorted(files.prefixes, chunks.prefixes, sorter=order), len(order) - 1)]
-    same = (files.prefixes[at] == chunks.prefixes) & (files.lengths[at] == chunks.lengths)
-    return np.where(same, at, -1)
 
 
 def _content(files: ProfileFiles, numbers: NDArray[np.int64]) -> Bytes | None:

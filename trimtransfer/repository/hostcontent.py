@@ -6,7 +6,7 @@ frames and is on the host already, it takes less. That is what the price of a un
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -30,14 +30,21 @@ _BASE: Final = 8 << 20
 
 
 class HostContent:
-    """The chunks that ``target`` has and a profile lacks: ``size`` of them in bytes; ``known``: chunks of the profile
-    that the target has, too.
+    """The chunks that ``target`` has and a profile lacks, outside the regions ``kept``: ``size`` of them in bytes.
+    ``known``: chunks of the profile that the target has, too.
 
     ``directory`` takes temporary files. Not for several threads at a time.
     """
 
     def __init__(
-        self, target: VersionReader, files: ProfileFiles, directory: Path, *, workers: int, watch: Watch
+        self,
+        target: VersionReader,
+        files: ProfileFiles,
+        directory: Path,
+        *,
+        kept: Collection[int],
+        workers: int,
+        watch: Watch,
     ) -> None:
         """Compare the target's tables with the profile.
 
@@ -46,16 +53,13 @@ class HostContent:
         """
         self._target, self._files = ChunkReader(target), files
         self._directory, self._workers, self._watch = directory, workers, watch
-        self._used = list(target.used_regions())
+        self._used, self._kept = list(target.used_regions()), frozenset(kept)
         self._room = MAX_BASE_CHUNKS
         self._taken = np.zeros(len(files), dtype=np.bool_)
         self.known = np.zeros(len(files), dtype=np.bool_)
         self._inventory = Inventory(self._tables, directory)
         self._mark_known()
-        self.size = sum(
-            int(self._inventory.length[part][self._inventory.marks[part] == 0].sum(dtype=np.int64))
-            for part in self._inventory.slices()
-        )
+        self.size = sum(map(self._size, self._inventory.slices()))
 
     def close(self) -> None:
         """Give temporary files back."""
@@ -68,7 +72,8 @@ class HostContent:
         similar = Similar(self._files, self._files.regions, self._directory, workers=self._workers, watch=self._watch)
         try:
             for index in self._used:
-                yield from self._units(index, similar)
+                if index not in self._kept:
+                    yield from self._units(index, similar)
         finally:
             similar.close()
 
@@ -76,6 +81,12 @@ class HostContent:
         for index in self._used:
             yield index, self._target.reader.table(index)
             self._watch.check()
+
+    def _size(self, part: slice) -> int:
+        """Return the bytes of some chunks that are lacking, those that kept regions have first left out."""
+        inventory = self._inventory
+        lacking = (inventory.marks[part] == 0) & ~np.isin(inventory.region[part], list(self._kept))
+        return int(inventory.length[part][lacking].sum(dtype=np.int64))
 
     def _mark_known(self) -> None:
         """Mark the chunks that the profile has, on both sides."""

@@ -13,21 +13,22 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import Kind
-from trimtransfer.deltaindex import BASE, Units, encode_index
+from trimtransfer.deltaindex import Units, encode_index
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
-from trimtransfer.hostdelta import GROUP_BITS, BaseChunks, encode_host_delta
+from trimtransfer.hostdelta import BaseChunks, encode_host_delta
 from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import host_delta_name, hosts_name
 from trimtransfer.repository.deltas import DeltaReport, Maker, replace_index
-from trimtransfer.repository.deltaunits import runs_of
 from trimtransfer.repository.hostcontent import HostContent
+from trimtransfer.repository.hostreuse import groups, numbers_of, renumbered, units_of_parent
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tree, open_profile
@@ -135,10 +136,12 @@ def make_host_deltas(
     level: int,
     workers: int,
     watch: Watch,
+    parent: VersionReader | None = None,
 ) -> DeltaReport:
     """Store the deltas that make ``target`` out of a profile's files, and return what they are.
 
-    Options as for :func:`trimtransfer.repository.deltas.make_deltas`. Memory: what that takes, and 160 bytes for each
+    Units of regions that ``parent`` has, too, are taken over from its deltas if these are from the same profile. Other
+    options as for :func:`trimtransfer.repository.deltas.make_deltas`. Memory: what that takes, and 160 bytes for each
     chunk of the profile. Where nothing is worth a delta no index is written.
 
     Raises:
@@ -153,24 +156,46 @@ def make_host_deltas(
     _check(manifest, opened, offers)
     with ExitStack() as stack:
         files = stack.enter_context(ProfileFiles(opened))
-        new = HostContent(target, files, store.scratch(), workers=workers, watch=watch)
+        kept = units_of_parent(store, target, parent, files, opened.name) if parent is not None else {}
+        new = HostContent(target, files, store.scratch(), kept=kept, workers=workers, watch=watch)
         stack.callback(new.close)
         maker = Maker(store, new, intent, level=level, workers=workers, watch=watch, most=_MOST)
         try:
-            made = maker.run()
-            data, used = _encode(manifest, opened, files, list(made.regions()))
+            regions = sorted([*maker.run().regions(), *kept.items()], key=lambda region: region[0])
+            data, used = _encode(manifest, opened, files, regions)
             replace_index(store, intent, host_delta_name(image, version, opened.name), data)
-            if made.count:
-                stored = sum(ref.length for ref in made.packs)
-                offers.append(Offer(opened.name, len(data), made.plain, stored, _sample(files, used | new.known)))
+            new_bytes = new.size + sum(int(units.units["raw"].sum(dtype=np.int64)) for units in kept.values())
+            begun = DeltaReport(image, version, "", new_bytes=new_bytes, profile=opened.name)
+            report = _report(begun, regions, data, started)
+            if regions:
+                stored = report.stored_bytes - len(data)
+                offers.append(
+                    Offer(opened.name, len(data), report.plain_bytes, stored, _sample(files, used | new.known))
+                )
             if offers and not store.exists(hosts_name(image, version)):
                 intent.add(hosts_name(image, version))  # else it stays: an index that it names may be missing
             _store_offers(store, image, version, offers)
         except BaseException:
             maker.discard()
             raise
-    begun = DeltaReport(image, version, "", profile=opened.name)
-    return made.report(begun, new.size, data, started)
+    return report
+
+
+def _report(begun: DeltaReport, regions: Sequence[tuple[int, Units]], data: bytes, started: float) -> DeltaReport:
+    """Return a report with all units and their index."""
+
+    def total(name: str) -> int:
+        return sum(int(units.units[name].sum(dtype=np.int64)) for _, units in regions)
+
+    return replace(
+        begun,
+        units=sum(len(units.units) for _, units in regions),
+        content_bytes=total("raw"),
+        stored_bytes=total("stored") + len(data),
+        plain_bytes=total("plain"),
+        packs=len({ref.digest for _, units in regions for ref in units.packs}),
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def _check(manifest: Manifest, opened: OpenProfile, offers: list[Offer]) -> None:
@@ -226,42 +251,10 @@ def _encode(
     """Return the index (nothing for no units), and which chunks of the profile its deltas start from."""
     used = np.zeros(len(files), dtype=np.bool_)
     for _, units in regions:
-        used[_numbers(units.bases, files.first)] = True
+        used[numbers_of(units.bases, files.first)] = True
     if not regions:
         return b"", used
-    named = np.cumsum(used) - 1
-    renamed = ((index, _renamed(units, files.first, named)) for index, units in regions)
+    named, own = np.cumsum(used) - 1, groups(int(np.count_nonzero(used)))
+    renamed = ((index, renumbered(units, files.first, named, own)) for index, units in regions)
     index = encode_index(manifest.digest(), opened.digest, renamed)
     return encode_host_delta(BaseChunks(files.lengths[used], files.prefixes[used]), index), used
-
-
-def _numbers(runs: NDArray[np.void], first: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers of the chunks of base runs, in order; ``first`` are those of the regions' first chunks."""
-    counts = runs["count"].astype(np.int64)
-    starts = first[runs["region"]] + runs["record"]
-    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
-
-
-def _renamed(units: Units, first: NDArray[np.int64], named: NDArray[np.int64]) -> Units:
-    """Return units whose base runs number the chunks of the index's own list, in groups of 2^14."""
-    bases = [np.zeros(0, dtype=BASE)]
-    rows, at = units.units.copy(), 0
-    for row in rows:
-        count = int(row["bases"])
-        numbers = named[_numbers(units.bases[at : at + count], first)]
-        at += count
-        runs = _grouped_runs(numbers)
-        row["bases"] = len(runs)
-        bases.append(runs)
-    return Units.of(units.packs, rows, units.targets, np.concatenate(bases))
-
-
-def _grouped_runs(numbers: NDArray[np.int64]) -> NDArray[np.void]:
-    """Return ascending numbers as runs of which each stays within its group."""
-    parts = [np.zeros(0, dtype=BASE)]
-    groups = numbers >> GROUP_BITS
-    for group in np.unique(groups).tolist():
-        runs = runs_of(numbers[groups == group] & ((1 << GROUP_BITS) - 1), BASE)
-        runs["region"] = group
-        parts.append(runs)
-    return np.concatenate(parts)

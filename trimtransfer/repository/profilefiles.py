@@ -33,7 +33,8 @@ class ProfileFiles:
     """
 
     def __init__(self, opened: OpenProfile) -> None:
-        self.profile, self._trees = opened.profile, [os.fsencode(tree) for tree in opened.trees]
+        self.profile, self.digest = opened.profile, opened.digest
+        self._trees = [os.fsencode(tree) for tree in opened.trees]
         self._open = OpenFiles()
         self._lock = threading.Lock()
         file, offset, length = _chunks_of(opened.profile.files, opened.profile.records)
@@ -59,6 +60,17 @@ class ProfileFiles:
     def regions(self) -> range:
         """The numbers of the regions."""
         return range(len(self.first) - 1)
+
+    def find(self, prefixes: NDArray[np.uint64], lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return the number of each chunk with these first bytes of its digest and this length, -1 where there is none.
+
+        Of two that share both it is one of them.
+        """
+        if not len(self):
+            return np.full(len(prefixes), -1, dtype=np.int64)
+        order = np.argsort(self.prefixes, kind="stable")
+        at = order[np.minimum(np.searchsorted(self.prefixes, prefixes, sorter=order), len(order) - 1)]
+        return np.where((self.prefixes[at] == prefixes) & (self.lengths[at] == lengths), at, -1)
 
     def size(self, index: int) -> int:
         """Return the bytes of a region."""

@@ -344,7 +344,10 @@ class _Publication:
         alike = (base for base in bases.deltas if base.manifest.kind == manifest.kind)
         return (
             *(try_deltas(self._store, target, base, self._intent, **options) for base in alike),
-            *(try_host_deltas(self._store, target, profile, self._intent, **options) for profile in bases.profiles),
+            *(
+                try_host_deltas(self._store, target, profile, self._intent, parent=bases.parent, **options)
+                for profile in bases.profiles
+            ),
         )
 
     def _commit(self, manifest: Manifest) -> int:
