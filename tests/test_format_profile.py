@@ -3,6 +3,7 @@ FORMAT.md."""
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import tracemalloc
@@ -26,6 +27,7 @@ from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer,
 from trimtransfer.profile import FILE, Profile
 from trimtransfer.table import ZERO
 
+GOLDEN = Path(__file__).parent / "golden" / "profile_1.json"
 FILE_CONTENT = b"second\n".ljust(4096, b"\0")
 """The one file of the examples, filled up to a block."""
 
@@ -57,6 +59,28 @@ def test_the_examples_of_the_format() -> None:
     assert offer.sample.tolist() == [(prefix, 4096)]
     for heading, again in (("Profile", profile.to_bytes()), ("Hosts of a version", encode_hosts([offer]))):
         assert len(again) == len(example(heading))
+
+
+def test_golden() -> None:
+    """Objects as they were written once: read for ever."""
+    golden = json.loads(GOLDEN.read_text())
+    data = {name: bytes.fromhex("".join(part["data"])) for name, part in golden.items()}
+    profile, expected = Profile.from_bytes(data["profile"]), golden["profile"]
+    assert (profile.trees, [path.hex() for path in profile.paths]) == (expected["trees"], expected["paths"])
+    assert [list(row) for row in profile.files.tolist()] == expected["files"]
+    assert profile.records.tolist() == expected["records"]
+    assert [digest.tobytes().hex() for digest in profile.digests] == expected["digests"]
+    delta, expected = HostDelta(data["host_delta"]), golden["host_delta"]
+    assert (delta.index.target.hex(), delta.index.base.hex()) == (expected["target"], expected["base"])
+    assert delta.chunks.lengths.tolist() == expected["lengths"]
+    assert delta.chunks.prefixes.tolist() == expected["prefixes"]
+    assert delta.index.regions.tolist() == expected["regions"]
+    units = delta.index.units(expected["regions"][0])
+    assert units is not None
+    assert [list(row) for row in units.targets.tolist()] == expected["targets"]
+    assert [list(row) for row in units.bases.tolist()] == expected["bases"]
+    found = facts(parse_hosts(data["hosts"]))
+    assert [[*row[:4], [list(one) for one in row[4]]] for row in found] == golden["hosts"]["offers"]
 
 
 # ---- profiles

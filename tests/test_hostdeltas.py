@@ -519,6 +519,8 @@ def test_nothing_is_recorded_of_an_empty_tree(tmp_path: Path) -> None:
     with pytest.raises(SourceRefused, match="no file"):
         record_profile(tmp_path / "repository", "p", [tmp_path / "tree"])
     assert list_profiles(DirectoryStore(tmp_path / "repository")) == []
+    with pytest.raises(NotFound):
+        list_profiles(DirectoryStore(tmp_path / "nothing"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
     with pytest.raises(TargetRefused, match="neither empty nor a repository"):

@@ -30,13 +30,25 @@ class BaseTable(Protocol):
     """Chunks that units are made of, in the columns of a table; a ``zero`` one cannot be had."""
 
     @property
-    def offsets(self) -> Numbers: ...
+    def offsets(self) -> Numbers:
+        """Where each begins in its region, in bytes; or whatever number names it to who reads it."""
+        ...
+
     @property
-    def lengths(self) -> NDArray[np.uint32]: ...
+    def lengths(self) -> NDArray[np.uint32]:
+        """Their lengths in bytes."""
+        ...
+
     @property
-    def zero(self) -> Mask: ...
+    def zero(self) -> Mask:
+        """Those that cannot be had."""
+        ...
+
     @property
-    def digests(self) -> NDArray[np.uint8]: ...
+    def digests(self) -> NDArray[np.uint8]:
+        """Their digests, as far as known, 32 bytes each."""
+        ...
+
     def __len__(self) -> int: ...
 
 

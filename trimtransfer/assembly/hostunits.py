@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, TypeVar
 
 import numpy as np
@@ -70,22 +71,22 @@ class BasePlaces:
     def read(self, number: int, into: memoryview) -> bool:
         """Fill a buffer of its length with a chunk, wherever it is; False if no place has it any more."""
         prefix = int(self.chunks.prefixes[number]).to_bytes(_PREFIX, "little")
-        for seed, row in self._places(number):
+        for seed, row in islice(self._places(number), _TRIES):
             if seed.read(row, into) and chunk_digest(into)[:_PREFIX] == prefix:
                 return True
         return False
 
-    def _places(self, number: int) -> list[tuple[Seed, int]]:
-        first = int(self._seed[number])
-        prefix, length = self.chunks.prefixes[number], self.chunks.lengths[number]
-        places = [(self._seeds[first], int(self._row[number]))]
-        for seed in self._seeds[first:]:
+    def _places(self, number: int) -> Iterator[tuple[Seed, int]]:
+        """Yield where a chunk may be: the place that was found first, then others."""
+        first = self._seeds[int(self._seed[number])], int(self._row[number])
+        yield first
+        prefix, length = self.chunks.prefixes[number : number + 1], self.chunks.lengths[number : number + 1]
+        for seed in self._seeds:
             if isinstance(seed, IndexedSeed):
-                rows = seed.rows(int(prefix), int(length), limit=_TRIES)
+                rows = seed.rows(int(prefix[0]), int(length[0]), limit=_TRIES)
             else:
-                rows = seed.find(np.array([prefix]), np.array([length]))
-            places += [(seed, row) for row in rows.tolist() if row >= 0 and (seed, row) != places[0]]
-        return places[:_TRIES]
+                rows = seed.find(prefix, length)
+            yield from ((seed, row) for row in rows.tolist() if row >= 0 and (seed, row) != first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,7 +31,7 @@ from trimtransfer.localfile import look, next_data, open_local, read_into
 from trimtransfer.names import check_name, profile_name
 from trimtransfer.profile import FILE, MAX_PROFILE, Profile
 from trimtransfer.repository.intent import check_target, clean_up, repository_lock
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import PRIVATE, DirectoryStore, space_errors
 from trimtransfer.table import ZERO
 from trimtransfer.watch import Progress, Watch
 
@@ -149,7 +149,9 @@ def open_profile(store: DirectoryStore, name: str, trees: Sequence[str | os.Path
 
 
 def list_profiles(store: DirectoryStore) -> list[ProfileSummary]:
-    """Return all profiles by name; one that cannot be read with its problem."""
+    """Return all profiles by name; one that cannot be read with its problem. ``NotFound`` if there is no repository."""
+    if not store.path.is_dir():
+        raise NotFound("the repository, a directory,", store.url)
     names = (name.rpartition("/")[2] for name, _ in store.list("profiles"))
     found = []
     for name in sorted(name[:-4] for name in names if name.endswith(".bin")):
@@ -171,7 +173,7 @@ def forget_profile(store: DirectoryStore, name: str) -> None:
 def _remembered(store: DirectoryStore) -> dict[str, tuple[str, ...]]:
     """Return where the trees of profiles are on this machine; nothing where that is not known any more."""
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(store.private(_TREES).read_bytes())
+        found = json.loads((store.path / PRIVATE / _TREES).read_bytes())
         if isinstance(found, dict):
             return {str(name): tuple(map(str, trees)) for name, trees in found.items() if isinstance(trees, list)}
     return {}
