@@ -30,7 +30,7 @@ GROUP_BITS: Final = 14
 """Base runs number chunks in groups of 2^14: ``region`` and ``record`` of a run."""
 _HEADER: Final = struct.Struct(f"<8sHHII{CHECK_SIZE}s")
 _ROW: Final = 12
-_LEVEL: Final = 19
+_LEVEL: Final = 9
 MAX_HOST_DELTA: Final = MAX_INDEX + _HEADER.size + _ROW * MAX_BASE_CHUNKS + (1 << 16)
 """Longest such index in bytes: a reader takes it whole."""
 

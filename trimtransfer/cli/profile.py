@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def profile(
     output: Output, repository: str, name: str | None, trees: tuple[str, ...], listing: bool, remove: bool
 ) -> None:
-    """Record the files of a reference host as the profile NAME, so that first downloads need little more than these.
+    """Record the files of a reference host as the profile NAME, so that first downloads on such hosts take less.
 
     Clients take what equals files of their own system from there (`medv-sync index`, or `--seed`). With a profile of
     their system, deltas also make what is only similar: publish with `--profile NAME`, or `medv-repo delta --profile

@@ -95,7 +95,7 @@ def record_profile(
 ) -> ProfileReport:
     """Record the files below ``trees`` as the profile ``name``, in place of one of that name; return what it holds.
 
-    Deltas that were made with the other one stay good. Memory: two regions of 64 MiB, and 80 bytes a chunk.
+    Deltas that were made with the other one stay good. Memory: two regions of 64 MiB, 80 bytes a chunk, 300 a file.
 
     Raises:
         FormatError: a name that is none, or more files than a profile takes.
