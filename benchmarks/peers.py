@@ -25,12 +25,14 @@ SETTLE_SECONDS = 2.5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a client wants and has: the image ``wanted``, the image that is here already, files of the host or not."""
+    """What a client wants and has: the image ``wanted``, the image that is here already, files of the host or not;
+    ``profile``: the publisher knows these files (a help to this project only)."""
 
     name: str
     wanted: str
     local: str | None = None
     host: bool = False
+    profile: bool = False
 
 
 CASES = (
@@ -39,6 +41,7 @@ CASES = (
     Case("rebuilt image", "rebuilt", "old"),
     Case("first download", "old"),
     Case("first download with host files", "old", host=True),
+    Case("first download with a profile of the host", "old", host=True, profile=True),
     Case("unchanged", "installed", "installed"),
 )
 
@@ -151,15 +154,27 @@ class Trimtransfer(Peer):
             self.lab.images[image], "--image", "disk", "--version", image, "--level", str(self.lab.level), "--quiet",
             "--delta" if self.lab.deltas else "--no-delta", *(["--trim"] if self.trims else []),
         )  # fmt: skip
-        if image == "old":
-            shutil.copytree(self.folder / "disk", self.folder / "again", copy_function=os.link)
+        for line in ("again", "hosted") if image == "old" else ():
+            shutil.copytree(self.folder / "disk", self.folder / line, copy_function=os.link)
         return cost
+
+    def _publish_profile(self) -> None:
+        """Make the deltas from the host's files, once, in a repository of their own."""
+        hosted = self.folder / "hosted"
+        if not (hosted / "profiles").exists():
+            self.lab.run(self._commands / "medv-repo", "profile", hosted, "host", self.lab.host_tree, "--quiet")
+            self.lab.run(
+                self._commands / "medv-repo", "delta", hosted, "--image", "disk", "--profile", "host", "--level",
+                str(self.lab.level), "--quiet",
+            )  # fmt: skip
 
     def prepare(self, case: Case, output: Path) -> None:
         """Sync the image that the client has already, or make the index of the host's files."""
         if case.local:
             self._run("sync", case.local, case, output)
             time.sleep(SETTLE_SECONDS)
+        if case.profile:
+            self._publish_profile()
         if case.host:
             self._run("plan", case.wanted, case, output)
 
@@ -168,7 +183,7 @@ class Trimtransfer(Peer):
         return self._run("sync", case.wanted, case, output)
 
     def _run(self, command: str, version: str, case: Case, output: Path) -> Cost:
-        line = "again" if case.wanted == "rebuilt" else "disk"
+        line = "hosted" if case.profile else "again" if case.wanted == "rebuilt" else "disk"
         seeds = ["--seed", str(self.lab.host_tree)] if case.host else []
         newest = version == ("rebuilt" if line == "again" else "installed")
         return self.lab.run(

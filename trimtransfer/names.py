@@ -83,3 +83,18 @@ def keys_name(image: str, version: str) -> str:
 def deltas_name(image: str, version: str, base: str) -> str:
     """Return the store name of the index of the deltas that make a version out of another, ``base``."""
     return version_name(image, version, f"from-{check_name('version', base)}.bin")
+
+
+def hosts_name(image: str, version: str) -> str:
+    """Return the store name of what tells which host profiles a version has deltas for."""
+    return version_name(image, version, "hosts.bin")
+
+
+def host_delta_name(image: str, version: str, profile: str) -> str:
+    """Return the store name of the index of the deltas that make a version out of the files of a host ``profile``."""
+    return version_name(image, version, f"host-{check_name('profile', profile)}.bin")
+
+
+def profile_name(profile: str) -> str:
+    """Return the store name of a host profile."""
+    return f"profiles/{check_name('profile', profile)}.bin"

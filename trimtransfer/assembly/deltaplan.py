@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.assembly.fetchplan import FetchPlan, Located, plan_fetch
+from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, Located, plan_fetch
 from trimtransfer.assembly.plan import Groups, Mask, Numbers, Window
 from trimtransfer.chunk import DIGEST_SIZE
 from trimtransfer.deltaindex import MAX_BASE, Units
+from trimtransfer.manifest import Region
 from trimtransfer.table import Table
 
 BASE_CHUNK: Final = np.dtype([("offset", "<i8"), ("length", "<u4"), ("digest", "u1", (DIGEST_SIZE,))])
@@ -24,8 +25,56 @@ _BASE_CHUNKS: Final = 1 << 19
 """Most chunks that the units of a window are made of, 22 MiB of rows; units beyond are left to plain packs. Those of 32
 regions that all changed have a quarter of it, but an index may say anything."""
 
-OldTable: TypeAlias = Callable[[int], tuple[int, Table] | None]
-"""Returns start and table of a region of the old version, by its number; None if that is not known."""
+
+class BaseTable(Protocol):
+    """Chunks that units are made of, in the columns of a table; a ``zero`` one cannot be had."""
+
+    @property
+    def offsets(self) -> Numbers:
+        """Where each begins in its region, in bytes; or whatever number names it to who reads it."""
+        ...
+
+    @property
+    def lengths(self) -> NDArray[np.uint32]:
+        """Their lengths in bytes."""
+        ...
+
+    @property
+    def zero(self) -> Mask:
+        """Those that cannot be had."""
+        ...
+
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """Their digests, as far as known, 32 bytes each."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+OldTable: TypeAlias = Callable[[int], tuple[int, BaseTable] | None]
+"""Returns start and table of a region of the old version, or whatever else units start from, by its number; None if
+that is not known."""
+
+
+class DeltaSource(Protocol):
+    """Deltas that can be used: plans which, and makes content from them."""
+
+    def plan(
+        self,
+        window: Window,
+        regions: Sequence[Region],
+        tables: Sequence[Table],
+        groups: Groups,
+        wanted: Mask,
+        placed: Mask,
+    ) -> DeltaPlan:
+        """Plan what of the ``wanted`` groups of a window is made; arguments as for :func:`plan_deltas`."""
+        ...
+
+    def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
+        """Return the content of a unit; ``IntegrityError`` or ``FormatError`` if it cannot be made."""
+        ...
 
 
 class UnitsOf(NamedTuple):

@@ -33,7 +33,14 @@ from trimtransfer.assembly.resolve import Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
 from trimtransfer.assembly.space import Needs, copied, shortage
-from trimtransfer.assembly.sync import comes_from_parent, deltas_from, share_that_stays, untouched, windows
+from trimtransfer.assembly.sync import (
+    add_host_deltas,
+    comes_from_parent,
+    deltas_from,
+    share_that_stays,
+    untouched,
+    windows,
+)
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
@@ -167,6 +174,7 @@ class _Preview:
         if host is not None and refresh:
             self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)
         self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
+        add_host_deltas(resolver, old)
         self._read_seconds += sources.read_seconds
         survey = _survey(self._done, old)
         done, total = 0, int(manifest.lengths[todo].sum())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly import report
-from trimtransfer.assembly.deltaplan import DeltaPlan
+from trimtransfer.assembly.deltaplan import DeltaPlan, DeltaSource
 from trimtransfer.assembly.fetchplan import FetchPlan, Located, plan_fetch
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
 from trimtransfer.assembly.plan import (
@@ -31,7 +31,6 @@ from trimtransfer.assembly.plan import (
 )
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.assembly.report import Content
-from trimtransfer.assembly.units import Deltas
 from trimtransfer.errors import FormatError
 from trimtransfer.index.seed import Seed
 from trimtransfer.manifest import Region
@@ -120,7 +119,7 @@ class Resolver:
         output: Output,
         *,
         from_parent: bool,
-        deltas: Deltas | None = None,
+        deltas: DeltaSource | None = None,
     ) -> None:
         self.remote, self.written, self.output, self.deltas = remote, written, output, deltas
         self.seeds: tuple[Seed, ...] = tuple(seeds)

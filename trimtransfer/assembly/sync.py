@@ -19,6 +19,7 @@ import numpy as np
 from trimtransfer.assembly.allocation import layout_for
 from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
 from trimtransfer.assembly.choice import Choice, choose
+from trimtransfer.assembly.hostunits import open_host_deltas
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.partial import PartialFile
 from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
@@ -260,6 +261,7 @@ class _Sync:
         if host is not None and refresh:
             self._warnings += sources.add_host(host, resolver, windows(manifest, todo), done)
         self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done)
+        add_host_deltas(resolver, old)
         self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
         wrong = self._find_wrong(manifest, choice.way, todo)
@@ -346,6 +348,13 @@ class _Sync:
 def deltas_from(remote: Remote, old: Old | None) -> Deltas | None:
     """Return the deltas from the old image's version, if that is known and the repository has any."""
     return open_deltas(remote, old.image) if old is not None and old.image is not None else None
+
+
+def add_host_deltas(resolver: Resolver, old: Old | None) -> None:
+    """Give the resolver deltas from host files where it has no others and no version of the image is here."""
+    known = None if old is None else old.manifest
+    if resolver.deltas is None and (known is None or known.image != resolver.remote.manifest.image):
+        resolver.deltas = open_host_deltas(resolver.remote, resolver.seeds)
 
 
 def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:

@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, delta, ls, show, verify."""
+"""Commands on a repository: publish, delta, profile, ls, show, verify."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of
+from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
+from trimtransfer.cli.profile import profile
 
 if TYPE_CHECKING:
     from trimtransfer.repository.audit import AuditReport
@@ -93,6 +94,14 @@ def repo() -> None:
     help="Make deltas from this version, too. May be given several times.",
 )
 @click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    callback=name_of("profile"),
+    metavar="NAME",
+    help="Make deltas from the files of this host profile, too (see `profile`). May be given several times.",
+)
+@click.option(
     "--trim",
     is_flag=True,
     help="Blank the free blocks of clean file systems (deleted files' remains too); nothing in use changes.",
@@ -145,13 +154,15 @@ def publish(
 @repo.command()
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
 @click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image.")
+@click.option("--from", "base", callback=name_of("version"), metavar="V", help="The version that clients have.")
+@click.option("--profile", callback=name_of("profile"), metavar="NAME", help="Or the profile of their host files.")
 @click.option(
-    "--from",
-    "base",
-    required=True,
-    callback=name_of("version"),
-    metavar="V",
-    help="The version that clients have.",
+    "--tree",
+    "trees",
+    multiple=True,
+    callback=local_paths,
+    metavar="DIR",
+    help="Where a tree of the profile is now; in their order, all of them.  [default: where it was recorded]",
 )
 @click.option(
     "--to",
@@ -163,20 +174,35 @@ def publish(
 @click.option("--level", type=click.IntRange(1, _MAX_LEVEL), default=_LEVEL, show_default=True, help="zstd level.")
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads, at most 4 of them.  [default: all cores]")
 @output_options
-def delta(output: Output, /, repository: str, image: str, **options: Any) -> None:
-    """Make the deltas between two published versions of an image, so that clients of the one fetch less for the other.
+def delta(
+    output: Output, /, repository: str, image: str, base: str | None, profile: str | None, trees: Any, **options: Any
+) -> None:
+    """Make the deltas between two published versions of an image, so that clients of the one fetch less for the other;
+    or from the files of a host profile, for first downloads on such hosts.
 
-    `publish` makes those from the parent by itself. Deltas are optional: deleting the file `from-V.bin` of a version
-    takes them away again.
+    `publish` makes those from the parent by itself. Deltas are optional: deleting the file `from-V.bin` or
+    `host-NAME.bin` of a version takes them away again.
 
     \b
-    Example:
+    Examples:
       medv-repo delta /srv/images --image debian --from 12.1 --to 12.4
+      medv-repo delta /srv/images --image debian --profile debian-12
     """
     from trimtransfer.repository.deltas import add_deltas
+    from trimtransfer.repository.hostdeltas import add_host_deltas
 
-    report = add_deltas(repository, image, progress=output.progress, **options)
+    if (base is None) == (profile is None) or (trees and profile is None):
+        raise click.UsageError("name either --from V, or --profile NAME (with --tree where it was moved)")
+    if base is not None:
+        report = add_deltas(repository, image, base=base, progress=output.progress, **options)
+    else:
+        report = add_host_deltas(
+            repository, image, profile=str(profile), trees=trees, progress=output.progress, **options
+        )
     output.result(report.to_dict(), "\n".join(map(_made, (report, *report.disks))))
+
+
+repo.add_command(profile)
 
 
 @repo.command()
@@ -200,15 +226,17 @@ def ls(output: Output, repository: str) -> None:
 @output_options
 def show(output: Output, repository: str, image: str, version: str | None) -> None:
     """Show one version of IMAGE in REPO, the newest by default: what it is and what a first download of it costs."""
-    from trimtransfer.repository.reading import delta_bases, describe, require_repository
+    from trimtransfer.repository.reading import delta_bases, describe, host_profiles, require_repository
     from trimtransfer.store import DirectoryStore
 
     store = DirectoryStore(repository)
     require_repository(store)
     details = describe(store, image, version)
     bases = delta_bases(store, image, details.version)
-    text = "\n".join((_shown(details, bases), *(_shown(disk, bases) for disk in details.disks)))
-    output.result({**details.to_dict(), "deltas_from": bases}, text)
+    profiles = host_profiles(store, image, details.version)
+    facts = {**details.to_dict(), "deltas_from": bases, "deltas_from_profiles": profiles}
+    sources = [*bases, *(f"the profile {name}" for name in profiles)]
+    output.result(facts, "\n".join((_shown(details, sources), *(_shown(disk, bases) for disk in details.disks))))
 
 
 @repo.command()
@@ -285,14 +313,15 @@ def _published(report: PublishReport) -> str:
 
 
 def _made(report: DeltaReport) -> str:
+    base = report.base or f"the profile {report.profile}"
     if report.problem:
-        return f"No deltas from {report.base}: {report.problem}"
+        return f"No deltas from {base}: {report.problem}"
     if not report.units:
-        return f"No deltas from {report.base}: plain packs are as small"
+        return f"No deltas from {base}: plain packs are as small"
     made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"
     saved = f"{size_text(report.stored_bytes)} instead of {size_text(report.plain_bytes)}"
     inside = f" ({size_text(report.wrapped_bytes)} by looking into gzip files)" if report.wrapped_units else ""
-    return f"Deltas from {report.base}: {made}{inside} in {saved}; {report.seconds:.1f} s"
+    return f"Deltas from {base}: {made}{inside} in {saved}; {report.seconds:.1f} s"
 
 
 def _kind_text(volume: TrimmedVolume) -> str:
@@ -342,6 +371,7 @@ def _verified(report: AuditReport) -> str:
     ]
     if report.unreferenced:
         lines.append(f"Of no use to any version: {count_text(len(report.unreferenced), 'pack')}")
+    lines += [f"Not applied, the files of its profile are not all here: {name}" for name in report.not_made]
     for damage in report.damage:
         lines.append(f"DAMAGED {damage.name}: {damage.problem}")
         lines += [f"  needed by {version}, {_numbers(regions)}" for version, regions in damage.needed.items()]

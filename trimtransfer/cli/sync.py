@@ -277,7 +277,7 @@ def _made_lines(made: Made) -> list[str]:
     """Tell what part of the content fetched is made by deltas."""
     failed = f"; {made.failed} of them could not be used" if made.failed else ""
     parts = f"{size_text(made.content)} by {count_text(made.units, 'delta')}{failed}"
-    return [f"    of these made out of the old version: {parts}"] if made.units or made.failed else []
+    return [f"    of these made out of what is here: {parts}"] if made.units or made.failed else []
 
 
 def _content_lines(content: Content, length: int) -> list[str]:

@@ -25,6 +25,7 @@ from trimtransfer.names import further_disk_of, head_name, manifest_name
 from trimtransfer.pack import pack_name
 from trimtransfer.repository.contents import ContentCheck, Damage, Expected, PackCheck
 from trimtransfer.repository.deltacheck import DeltaCheck
+from trimtransfer.repository.hostcheck import HostCheck
 from trimtransfer.repository.intent import pending
 from trimtransfer.repository.keycheck import REMEDY as KEYS_REMEDY
 from trimtransfer.repository.keycheck import KeyCheck
@@ -46,7 +47,8 @@ _PIECE: Final = 4 << 20
 class AuditReport:
     """What was checked, and the damage found; ``regions`` and ``packs`` are how many different ones there are.
 
-    ``unreferenced`` packs are of no use and no harm.
+    ``unreferenced`` packs are of no use and no harm. ``not_made`` are indexes of deltas from host files whose units
+    could not all be made, for the files of their profile are not here.
     """
 
     images: int
@@ -60,6 +62,7 @@ class AuditReport:
     read_bytes: int
     unreferenced: tuple[str, ...]
     damage: tuple[Damage, ...]
+    not_made: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -92,10 +95,12 @@ def audit(
     if image is not None:
         _require(store, image, version, images)
         images = [name for name in images if image in (name, further_disk_of(name))]
-    with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory:
+    deltas = DeltaCheck(store, sample=sample, quick=quick, watch=watch)
+    with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory, HostCheck(store, deltas) as hosts:
         keys = KeyCheck(store)
-        deltas = DeltaCheck(store, sample=sample, quick=quick, watch=watch)
-        metadata = _Metadata(store, Path(directory), keys, deltas, watch)
+        metadata = _Metadata(store, Path(directory), keys, deltas, hosts, watch)
+        if image is None:
+            hosts.profiles()
         for name in images:
             metadata.image(name, version)
         expected = metadata.expected
@@ -121,6 +126,7 @@ def audit(
             read_bytes=store.stats.bytes,
             unreferenced=_unreferenced(store, used) if image is None and not damage else (),
             damage=damage,
+            not_made=tuple(hosts.not_made),
         )
 
 
@@ -139,9 +145,15 @@ class _Metadata:
     """Checks heads, manifests, tables and locations, and notes which chunks must be found where."""
 
     def __init__(
-        self, store: DirectoryStore, directory: Path, keys: KeyCheck, deltas: DeltaCheck, watch: Watch
+        self,
+        store: DirectoryStore,
+        directory: Path,
+        keys: KeyCheck,
+        deltas: DeltaCheck,
+        hosts: HostCheck,
+        watch: Watch,
     ) -> None:
-        self._store, self._keys, self._deltas, self._watch = store, keys, deltas, watch
+        self._store, self._keys, self._deltas, self._hosts, self._watch = store, keys, deltas, hosts, watch
         self.damage: list[Damage] = []
         self.images = self.regions = 0
         self.expected = Expected(directory)
@@ -185,6 +197,7 @@ class _Metadata:
             if version in (None, manifest.version) and (head is None or manifest.sequence <= head.sequence):
                 self._version(manifest, found.get(manifest.parent))
                 self._deltas.run(manifest, found)
+                self._hosts.run(manifest)
 
     def _version(self, manifest: Manifest, parent: Manifest | None) -> None:
         self.expected.versions.append(manifest)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import chunk_digest, object_check
+from trimtransfer.chunk import Bytes, chunk_digest, object_check
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.manifest import Manifest
@@ -60,7 +60,18 @@ class DeltaCheck:
         for what, manifest, found in (("target", target, index.target), ("base", base, index.base)):
             if manifest.digest() != found:
                 raise IntegrityError(f"{what} of a delta index", manifest.digest(), found)
-        new, old = ChunkReader(VersionReader(self._store, target)), ChunkReader(VersionReader(self._store, base))
+        old = ChunkReader(VersionReader(self._store, base))
+        self.check_index(index, target, lambda runs: _sound(partial(_base, runs, old)))
+
+    def check_index(
+        self, index: DeltaIndex, target: Manifest, base: Callable[[NDArray[np.void]], Bytes | None]
+    ) -> None:
+        """Check units that make ``target``; ``base`` returns what base runs hold, None where that cannot be had.
+
+        Raises:
+            FormatError, IntegrityError, NotFound: they are damaged.
+        """
+        new = ChunkReader(VersionReader(self._store, target))
         for done, number in enumerate(index.regions.tolist()):
             units = index.units(number)
             if units is None or number >= target.region_count or target.zero[number]:
@@ -71,11 +82,15 @@ class DeltaCheck:
                     raise FormatError(pack_name(ref.digest), "its end", f"{ref.length:,} bytes", "another length")
             region = _sound(partial(new.region, number))
             if region is not None:
-                self._check_units(units, units.pieces(region[0]), region[0].digests, old)
+                self._check_units(units, units.pieces(region[0]), region[0].digests, base)
             self._watch.report("deltas", done + 1, len(index.regions))
 
     def _check_units(
-        self, units: Units, pieces: NDArray[np.void], digests: NDArray[np.uint8], old: ChunkReader
+        self,
+        units: Units,
+        pieces: NDArray[np.void],
+        digests: NDArray[np.uint8],
+        base_of: Callable[[NDArray[np.void]], Bytes | None],
     ) -> None:
         for number, chosen in self._chosen(units):
             row = units.units[number]
@@ -83,7 +98,7 @@ class DeltaCheck:
             delta = memoryview(pack)[int(row["offset"]) :][: int(row["stored"])]
             if object_check(delta) != row["check"].tobytes():
                 raise IntegrityError("delta", row["check"].tobytes(), object_check(delta))
-            base = _sound(partial(_base, chosen, old))
+            base = base_of(chosen)
             if base is None:
                 continue
             content = memoryview(make(delta, base, limit=int(row["raw"])))

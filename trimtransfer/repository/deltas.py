@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,22 +49,24 @@ class DeltaReport:
     """What the deltas of a pair are: ``stored_bytes`` (packs and index) in ``units``, which make ``content_bytes`` of
     the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames.
 
-    ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content. ``problem``: why
-    there are none, if something was damaged. ``disks``: those of further disks, if there are any."""
+    ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content. Those from host
+    files have no ``base`` but a ``profile``. ``problem``: why there are none, if something was damaged. ``disks``:
+    those of further disks, if there are any."""
 
     image: str
     version: str
     base: str
-    units: int
-    new_bytes: int
-    content_bytes: int
-    stored_bytes: int
-    plain_bytes: int
-    packs: int
-    seconds: float
+    units: int = 0
+    new_bytes: int = 0
+    content_bytes: int = 0
+    stored_bytes: int = 0
+    plain_bytes: int = 0
+    packs: int = 0
+    seconds: float = 0.0
     problem: str = ""
     wrapped_units: int = 0
     wrapped_bytes: int = 0
+    profile: str = ""
     disks: tuple[DeltaReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class _Kept:
 
 
 @dataclass(slots=True)
-class _Made:
+class Made:
     """The units kept so far, by region, and the packs that they lie in; bytes they make, and what those take plain."""
 
     packs: list[PackRef] = field(default_factory=list)
@@ -92,6 +94,26 @@ class _Made:
     count: int = 0
     wrapped: int = 0
     wrapped_content: int = 0
+
+    def regions(self) -> Iterator[tuple[int, Units]]:
+        """Yield the units of each region, which refer to their packs only."""
+        for index in sorted(self.units):
+            yield index, _units(self.units[index], self.packs)
+
+    def report(self, begun: DeltaReport, new_bytes: int, index: bytes, started: float) -> DeltaReport:
+        """Return a report with what was made for ``new_bytes``; ``started`` by the monotonic clock."""
+        return replace(
+            begun,
+            units=self.count,
+            new_bytes=new_bytes,
+            content_bytes=self.content,
+            stored_bytes=len(index) + sum(ref.length for ref in self.packs),
+            plain_bytes=self.plain,
+            packs=len(self.packs),
+            wrapped_units=self.wrapped,
+            wrapped_bytes=self.wrapped_content,
+            seconds=round(time.monotonic() - started, 3),
+        )
 
 
 def add_deltas(
@@ -157,7 +179,7 @@ def try_deltas(
     except (FormatError, IntegrityError, NotFound) as error:
         _LOG.warning("no deltas from %s: %s", base.manifest.version, error)
         names = target.manifest.image, target.manifest.version, base.manifest.version
-        return DeltaReport(*names, 0, 0, 0, 0, 0, 0, 0.0, str(error))
+        return DeltaReport(*names, problem=str(error))
 
 
 def make_deltas(
@@ -181,54 +203,62 @@ def make_deltas(
         Cancelled: as asked.
     """
     started = time.monotonic()
-    maker = _Maker(store, target, base, intent, level=min(level, MAX_LEVEL), workers=workers, watch=watch)
+    new = NewContent(target, base, store.scratch(), workers=workers, watch=watch)
+    maker = Maker(store, new, intent, level=level, workers=workers, watch=watch)
     try:
-        made, size = maker.run()
+        made = maker.run()
+        data = encode_index(target.manifest.digest(), base.manifest.digest(), made.regions()) if made.count else b""
+        name = deltas_name(target.manifest.image, target.manifest.version, base.manifest.version)
+        replace_index(store, intent, name, data)
     except BaseException:
         maker.discard()
         raise
-    return DeltaReport(
-        image=target.manifest.image,
-        version=target.manifest.version,
-        base=base.manifest.version,
-        units=made.count,
-        new_bytes=maker.new_bytes,
-        content_bytes=made.content,
-        stored_bytes=size + sum(ref.length for ref in made.packs),
-        plain_bytes=made.plain,
-        packs=len(made.packs),
-        seconds=round(time.monotonic() - started, 3),
-        wrapped_units=made.wrapped,
-        wrapped_bytes=made.wrapped_content,
-    )
+    report = DeltaReport(target.manifest.image, target.manifest.version, base.manifest.version)
+    return made.report(report, new.size, data, started)
 
 
-class _Maker:
-    """Makes the deltas of one pair."""
+def replace_index(store: DirectoryStore, intent: Intent, name: str, data: bytes) -> None:
+    """Store an index in the place of the one before; where there is nothing to store there is none any more."""
+    if data:
+        intent.add(name)
+        store.put(name, data)
+    else:
+        store.delete(name)
+
+
+class Work(Protocol):
+    """What deltas are made for: ``size`` in bytes of what the base lacks."""
+
+    size: int
+
+    def units(self) -> Iterator[Unit]:
+        """Yield the units that make it, region by region."""
+        ...
+
+
+class Maker:
+    """Makes units and stores them in packs: those that take at most the share ``most`` of what plain frames take.
+
+    ``level`` is zstd's; ``workers`` threads compress, at most 4 of them.
+    """
 
     def __init__(
         self,
         store: DirectoryStore,
-        target: VersionReader,
-        base: VersionReader,
+        new: Work,
         intent: Intent,
         *,
         level: int,
         workers: int,
         watch: Watch,
+        most: float = _MOST,
     ) -> None:
         self._store, self._intent, self._watch = store, intent, watch
-        self._target, self._base = target.manifest, base.manifest
-        self._level, self._workers = level, min(workers, _WORKERS)
-        self._new = NewContent(target, base, store.scratch(), workers=workers, watch=watch)
+        self._level, self._workers, self._most = min(level, MAX_LEVEL), min(workers, _WORKERS), most
+        self._new = new
         self._builder = PackBuilder()
-        self._made = _Made()
+        self._made = Made()
         self._written: list[str] = []
-
-    @property
-    def new_bytes(self) -> int:
-        """Bytes of chunks that the base lacks."""
-        return self._new.size
 
     def discard(self) -> None:
         """Delete the packs that were written: nothing refers to them."""
@@ -236,15 +266,22 @@ class _Maker:
             with contextlib.suppress(OSError):
                 self._store.delete(name)
 
-    def run(self) -> tuple[_Made, int]:
-        """Make and store everything; return what was made and the length of the index."""
+    def run(self) -> Made:
+        """Make and store everything, and return what was made.
+
+        Raises:
+            FormatError, IntegrityError, NotFound: the repository is damaged.
+            NoSpace: its disk is full. Cancelled: as asked.
+        """
         done = 0
         for unit, delta in self._encoded(self._new.units()):
             done += len(unit.target)
-            if len(delta) <= min(_MOST * unit.plain, MAX_PACK - len(PACK_MAGIC)) and self._fits(unit):
+            if len(delta) <= min(self._most * unit.plain, MAX_PACK - len(PACK_MAGIC)) and self._fits(unit):
                 self._keep(unit, delta)
             self._watch.report("delta", done, self._new.size)
-        return self._made, self._finish()
+        if not self._builder.empty:
+            self._close_pack()
+        return self._made
 
     def _encoded(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, bytes]]:
         """Yield units with their deltas, in order, made by several threads."""
@@ -324,21 +361,6 @@ class _Maker:
             self._intent.add(name)
             self._written.append(name)
         self._store.put(name, data)
-
-    def _finish(self) -> int:
-        """Write the last pack and the index; return the latter's length. Without units there is no index any more."""
-        target, base = self._target, self._base
-        name = deltas_name(target.image, target.version, base.version)
-        if not self._made.count:
-            self._store.delete(name)
-            return 0
-        if not self._builder.empty:
-            self._close_pack()
-        regions = ((index, _units(self._made.units[index], self._made.packs)) for index in sorted(self._made.units))
-        data = encode_index(target.digest(), base.digest(), regions)
-        self._intent.add(name)
-        self._store.put(name, data)
-        return len(data)
 
 
 def _units(kept: Sequence[_Kept], packs: Sequence[PackRef]) -> Units:

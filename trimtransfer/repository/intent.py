@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from trimtransfer.errors import FormatError, Locked, NotFound
+from trimtransfer.errors import FormatError, Locked, NotFound, TargetRefused
 from trimtransfer.head import MAX_HEAD, Head
 from trimtransfer.names import head_name, keys_name, locations_name, manifest_name, tables_name
 from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
@@ -26,6 +26,18 @@ from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
 _LOCK: Final = "lock"
 _INTENT: Final = "intent"
 _MAX_INTENT: Final = 1 << 30
+_OURS: Final = frozenset((PRIVATE, "images", "metadata", "packs", "profiles"))
+"""Directories by which a repository is known."""
+
+
+def check_target(store: DirectoryStore) -> None:
+    """Refuse with ``TargetRefused`` to make a repository among other files: the wrong directory was named."""
+    if store.path.exists() and not store.path.is_dir():
+        raise TargetRefused(store.url, "is a file; name the repository's directory first, then the file to publish")
+    if store.path.is_dir():
+        names = set(os.listdir(store.path))
+        if names and not names & _OURS:
+            raise TargetRefused(store.url, "is neither empty nor a repository; name another directory")
 
 
 @contextlib.contextmanager

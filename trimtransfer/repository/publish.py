@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from trimtransfer.chunk import Kind, object_digest
 from trimtransfer.disk.source import DiskSource, open_disk
-from trimtransfer.errors import FormatError, NotFound, TargetRefused, VersionExists
+from trimtransfer.errors import FormatError, NotFound, VersionExists
 from trimtransfer.geometry import Geometry, recognise
 from trimtransfer.head import Head
 from trimtransfer.image import Source
@@ -36,10 +36,12 @@ from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Deduped, Limits, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
 from trimtransfer.repository.deltas import DeltaReport, try_deltas
-from trimtransfer.repository.intent import Intent, clean_up, repository_lock
+from trimtransfer.repository.hostdeltas import try_host_deltas
+from trimtransfer.repository.intent import Intent, check_target, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
+from trimtransfer.repository.profiles import OpenProfile, open_profile
 from trimtransfer.repository.reading import VersionReader, further_disks, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
@@ -51,8 +53,6 @@ DEFAULT_LEVEL: Final = 16
 """Measured on ext4 images of programs (benchmarks/bench_publish.py): 0.3 % more bytes than level 19 for three quarters
 of its CPU time; below level 14 frames get 6 % larger at once."""
 MAX_LEVEL: Final = 22
-_OURS: Final = frozenset((".trimtransfer", "images", "metadata", "packs"))
-"""Directories by which a repository is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class _Job:
     flat: bool
     deltas: bool
     delta_from: tuple[str, ...]
+    profiles: tuple[str, ...]
     trim: bool
     workers: int
     pack_limit: int
@@ -141,6 +142,7 @@ class _Base:
     parent: VersionReader | None
     like: tuple[VersionReader, ...]
     deltas: tuple[VersionReader, ...]
+    profiles: tuple[OpenProfile, ...]
     sequence: int
     disk: int = 0
 
@@ -149,7 +151,7 @@ class _Base:
         parents = _disks_of_number(store, disk, [self.parent] if self.parent else [])
         like = (*self.like, *(VersionReader(store, manifest) for manifest in made))
         deltas = _disks_of_number(store, disk, self.deltas)
-        return _Base(parents[0] if parents else None, like, tuple(deltas), self.sequence, disk)
+        return _Base(parents[0] if parents else None, like, tuple(deltas), self.profiles, self.sequence, disk)
 
 
 def publish(
@@ -167,6 +169,7 @@ def publish(
     flat: bool = False,
     deltas: bool = True,
     delta_from: Sequence[str] = (),
+    profiles: Sequence[str] = (),
     trim: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -182,16 +185,17 @@ def publish(
     made where missing. ``parent`` is the version that content is compared with (the newest by default), ``like`` names
     further images whose content is not stored again. ``kind`` None: recognised. ``level`` is zstd's (1 to 22). ``flat``
     adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file systems mark free, see ``trim_image``; else
-    every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from``. ``workers``
-    threads compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks
-    (more lies in temporary files in the repository), and about 5 MiB per worker; with ``trim`` before that 200 bytes
-    per file; then for deltas 200 MiB, and as much for each of at most four workers.
+    every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from`` and the files
+    of host ``profiles``. ``workers`` threads compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a
+    column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB per worker;
+    with ``trim`` before that 200 bytes per file; then for deltas 200 MiB, and as much for each of at most four workers,
+    with a profile 160 bytes for each of its chunks.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
         SourceRefused: a disk image that cannot be read with certainty.
         VersionExists: versions never change.
-        NotFound: no such parent or ``like`` image.
+        NotFound: no such parent, ``like`` image or profile.
         Locked: another process writes to the repository.
         SourceChanged: the file changed meanwhile.
         NoSpace: the repository's disk is full. Nothing was published, and nothing is left over.
@@ -200,28 +204,18 @@ def publish(
     """
     workers = workers or len(os.sched_getaffinity(0))
     job = _Job(
-        image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), trim, workers, _pack_limit,
-        _limits,
+        image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), tuple(profiles), trim,
+        workers, _pack_limit, _limits,
     )  # fmt: skip
     job.check(1 + len(disks))
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with contextlib.ExitStack() as opened, space_errors(store.path):
         sources = [opened.enter_context(open_disk(one, format=format)) for one in (path, *disks)]
-        _check_target(store)
+        check_target(store)
         with repository_lock(store, f"publishing {image} {version}"):
             clean_up(store)
             return _publish(job, store, sources, watch)
-
-
-def _check_target(store: DirectoryStore) -> None:
-    """Refuse to make a repository among other files: the wrong directory was named."""
-    if store.path.exists() and not store.path.is_dir():
-        raise TargetRefused(store.url, "is a file; name the repository's directory first, then the file to publish")
-    if store.path.is_dir():
-        names = set(os.listdir(store.path))
-        if names and not names & _OURS:
-            raise TargetRefused(store.url, "is neither empty nor a repository; name another directory")
 
 
 def _publish(job: _Job, store: DirectoryStore, sources: Sequence[DiskSource], watch: Watch) -> PublishReport:
@@ -293,7 +287,8 @@ def _open_base(job: _Job, store: DirectoryStore) -> _Base:
     like = tuple(VersionReader.open(store, image) for image in job.like)
     names = [name for name in (parent.manifest.version if job.deltas and parent else None, *job.delta_from) if name]
     deltas = tuple(_open_version(store, job.image, name, head) for name in sorted({*names}))
-    return _Base(parent, like, deltas, head.sequence + 1 if head else 1)
+    profiles = tuple(open_profile(store, name) for name in sorted({*job.profiles}))
+    return _Base(parent, like, deltas, profiles, head.sequence + 1 if head else 1)
 
 
 def _open_version(store: DirectoryStore, image: str, version: str, head: Head | None) -> VersionReader:
@@ -405,11 +400,15 @@ class _Publication:
 
     def _make_deltas(self, manifest: Manifest) -> tuple[DeltaReport, ...]:
         """Store the deltas that are asked for, while nobody knows of the version yet; none between kinds of cuts."""
-        job, target = self._job, VersionReader(self._store, manifest)
-        return tuple(
-            try_deltas(self._store, target, base, self._intent, level=job.level, workers=job.workers, watch=self._watch)
-            for base in self._base.deltas
-            if base.manifest.kind == manifest.kind
+        target, bases = VersionReader(self._store, manifest), self._base
+        options: dict[str, Any] = {"level": self._job.level, "workers": self._job.workers, "watch": self._watch}
+        alike = (base for base in bases.deltas if base.manifest.kind == manifest.kind)
+        return (
+            *(try_deltas(self._store, target, base, self._intent, **options) for base in alike),
+            *(
+                try_host_deltas(self._store, target, profile, self._intent, parent=bases.parent, **options)
+                for profile in bases.profiles
+            ),
         )
 
     def _commit(self, manifest: Manifest) -> int:

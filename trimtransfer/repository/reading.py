@@ -233,9 +233,18 @@ def version_names(store: DirectoryStore, image: str) -> list[str]:
 
 def delta_bases(store: DirectoryStore, image: str, version: str) -> list[str]:
     """Return the versions from which deltas make a version, by name."""
+    return _named_files(store, image, version, "from-")
+
+
+def host_profiles(store: DirectoryStore, image: str, version: str) -> list[str]:
+    """Return the host profiles from whose files deltas make a version, by name."""
+    return _named_files(store, image, version, "host-")
+
+
+def _named_files(store: DirectoryStore, image: str, version: str, kind: str) -> list[str]:
     prefix = f"images/{check_name('image', image)}/{check_name('version', version)}"
     names = (name.rpartition("/")[2] for name, _ in store.list(prefix))
-    return sorted(name[5:-4] for name in names if name.startswith("from-") and name.endswith(".bin"))
+    return sorted(name[len(kind) : -4] for name in names if name.startswith(kind) and name.endswith(".bin"))
 
 
 def list_images(store: DirectoryStore) -> list[ImageSummary]:

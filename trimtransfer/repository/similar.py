@@ -1,4 +1,4 @@
-"""Which chunks of a version resemble new content: found by anchors that both have, whatever the file system.
+"""Which chunks of a version, or of a host, resemble new content: found by anchors that both have, whatever stores them.
 
 Deltas are made against what is found here. Nothing depends on it but how small they are: no name, no path and no place
 is believed, so moved, renamed and rewritten files are found alike.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from trimtransfer.native import anchors
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.rebuild import parts
 from trimtransfer.spill import Rows
+from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 from trimtransfer.wrapped import gzip_starts
 
@@ -38,6 +39,35 @@ _GAP: Final = 2
 """So many chunks between two that were found are taken, too: most often they belong to the same file."""
 CHUNK: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("length", "<u4")])
 _Scan: TypeAlias = tuple[int, NDArray[np.void], NDArray[np.uint64], NDArray[np.int64]]
+
+
+class Content(Protocol):
+    """Chunks in numbered regions that can be read one region after the other, by several threads."""
+
+    def size(self, index: int) -> int:
+        """Return the bytes of a region."""
+        ...
+
+    def table(self, index: int) -> Table:
+        """Return its table."""
+        ...
+
+    def parts(self, index: int, table: Table) -> Iterator[tuple[int, int, bytearray | None]]:
+        """Yield its content as :func:`trimtransfer.repository.rebuild.parts` does."""
+        ...
+
+
+class _Version:
+    """The content of a version."""
+
+    def __init__(self, reader: VersionReader) -> None:
+        self._reader, self.table = reader, reader.table
+
+    def size(self, index: int) -> int:
+        return int(self._reader.manifest.lengths[index])
+
+    def parts(self, index: int, table: Table) -> Iterator[tuple[int, int, bytearray | None]]:
+        return parts(self._reader, index, table)
 
 
 class Anchored:
@@ -112,28 +142,31 @@ class Anchored:
 
 
 class Similar(Anchored):
-    """The anchors of some regions of a version; ``starts`` of gzip members that may be in them, as places in the image.
+    """The anchors of some regions; of a version also ``starts`` of gzip members that may be in them, as places in the
+    image.
 
     Memory: 12 bytes a chunk, 4 MiB of content per worker.
     """
 
     def __init__(
-        self, reader: VersionReader, regions: Sequence[int], directory: Path, *, workers: int, watch: Watch
+        self, reader: VersionReader | Content, regions: Sequence[int], directory: Path, *, workers: int, watch: Watch
     ) -> None:
         """Read these regions, in ascending order; ``directory`` takes temporary files.
 
         Raises:
             FormatError, IntegrityError, NotFound: the repository is damaged.
         """
-        total = int(reader.manifest.lengths[list(regions)].sum()) if len(regions) else 0
+        self._content: Content = _Version(reader) if isinstance(reader, VersionReader) else reader
+        self._places = reader.manifest.starts if isinstance(reader, VersionReader) else None
+        total = sum(self._content.size(index) for index in regions)
         super().__init__(directory, total=total)
-        self._reader, self._watch = reader, watch
+        self._watch = watch
         starts, done = [np.zeros(0, dtype=np.int64)], 0
         watch.report("similar", 0, total)
         for region, chunks, entries, found in self._scanned(regions, workers):
             self.add(chunks, entries)
             starts.append(found)
-            done += int(reader.manifest.lengths[region])
+            done += self._content.size(region)
             watch.report("similar", done, total)
         self.starts = np.concatenate(starts)
         self.finish()
@@ -155,14 +188,13 @@ class Similar(Anchored):
 
     def _scan(self, index: int) -> _Scan:
         self._watch.check()
-        table = self._reader.table(index)
+        table = self._content.table(index)
         records = np.flatnonzero(~table.zero)
         chunks = np.zeros(len(records), dtype=CHUNK)
         chunks["region"], chunks["record"], chunks["length"] = index, records, table.lengths[records]
         number = np.cumsum(~table.zero) - 1
         found, starts = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-        place = int(self._reader.manifest.starts[index]) + table.offsets
-        for first, last, content in parts(self._reader, index, table):
+        for first, last, content in self._content.parts(index, table):
             if content is None:
                 continue
             keys, places = anchors(content, bits=self.bits)
@@ -170,5 +202,6 @@ class Similar(Anchored):
             record = first + np.searchsorted(ends, places, side="right")
             solid = ~table.zero[record]  # an anchor that begins in zeros belongs to nothing
             found.append((keys[solid].astype(np.uint64) << np.uint64(32)) | number[record[solid]].astype(np.uint64))
-            starts.append(gzip_starts(content) + place[first])
+            if self._places is not None:
+                starts.append(gzip_starts(content) + self._places[index] + table.offsets[first])
         return index, chunks, np.unique(np.concatenate(found)), np.concatenate(starts)
