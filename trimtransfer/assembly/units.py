@@ -37,9 +37,8 @@ _LOG: Final = logging.getLogger("trimtransfer.assembly")
 _TABLES: Final = 32
 """Tables fetched at a time: some 8 MiB at most."""
 _AT_ONCE: Final = 2
-"""Units made at a time: each takes up to 8 MiB for its content, 16 MiB for its base and 24 MiB for its columns; a
-wrapped one up to 16 MiB for its base, 16 MiB for what that contains, 12 MiB for its own content and 36 MiB for the
-columns."""
+"""Units made at a time: each takes up to 8 MiB for what it makes, 16 MiB for its base and 24 MiB for its columns; a
+wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns."""
 
 
 class Deltas:
