@@ -49,11 +49,18 @@ Held: TypeAlias = list[tuple[int, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class BundleVersion:
-    """A version in a bundle; with ``bases`` only what machines lack that have one of these versions of the image."""
+    """A version in a bundle; with ``bases`` (or ``files``: image files that it does not name) only what machines lack
+    that have one of these versions of the image."""
 
     image: str
     version: str
     bases: tuple[str, ...] = ()
+    files: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether any machine can be brought to the version."""
+        return not self.bases and not self.files
 
     def __str__(self) -> str:
         return f"{self.image} {self.version}"
@@ -235,7 +242,9 @@ def piece_array(rows: Sequence[tuple[int, int]]) -> NDArray[np.void]:
 
 def _encode_version(version: BundleVersion) -> bytes:
     names = (version.image, version.version, *version.bases)
-    return bytes([len(version.bases)]) + b"".join(bytes([len(name)]) + name.encode("ascii") for name in names)
+    return bytes([len(version.bases) | version.files << 7]) + b"".join(
+        bytes([len(name)]) + name.encode("ascii") for name in names
+    )
 
 
 class _Reader:
@@ -287,8 +296,9 @@ def _parse(body: memoryview) -> Directory:
 
 
 def _parse_version(reader: _Reader) -> BundleVersion:
-    bases = reader.take(1)[0]
+    flags = reader.take(1)[0]
+    bases = flags & 0x7F
     if bases > MAX_BASES:
         raise FormatError("bundle", "directory", f"at most {MAX_BASES} bases", bases)
     image, version, *others = (reader.text(reader.take(1)[0]) for _ in range(2 + bases))
-    return BundleVersion(image, version, tuple(others))
+    return BundleVersion(image, version, tuple(others), bool(flags >> 7))

@@ -50,14 +50,13 @@ def part_path(path: Path, number: int) -> Path:
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Return whether a file, or the first of its parts, begins as bundles do. Never raises ``OSError``."""
-    with suppress(OSError):
-        named = Path(path)
-        found = named if named.is_file() else named.with_name(named.name + ".001")
-        descriptor = open_local(look(found)[0])
-        try:
-            return os.pread(descriptor, len(MAGIC), 0) == MAGIC
-        finally:
-            os.close(descriptor)
+    for name in (os.fspath(path), f"{os.fspath(path)}.001"):
+        with suppress(OSError):
+            descriptor = open_local(look(name)[0])
+            try:
+                return os.pread(descriptor, len(MAGIC), 0) == MAGIC
+            finally:
+                os.close(descriptor)
     return False
 
 
@@ -153,10 +152,6 @@ class BundleStore:
             if held == 0 or (again and held != part.length):
                 raise self._lacking(part.name)
         in_threads(wanted, lambda part: deliver(part, self._gather(part, self._held(part))), self.connections)
-
-    def holds(self, wanted: Range) -> bool:
-        """Return whether the bundle has all bytes of a range, as far as its directory says."""
-        return sum(length for _, length, _ in self.held(wanted)) == wanted.length
 
     def held(self, wanted: Range) -> Held:
         """Return what there is of a range; nothing of an object that has another length than promised."""
@@ -267,6 +262,7 @@ class BundleStore:
     def _lacking(self, name: str) -> NotFound:
         """Return the error for bytes that the bundle does not have."""
         bases = sorted({f"{version.image} {base}" for version in self.versions for base in version.bases})
+        bases += ["the image file that it was made for"] if any(version.files for version in self.versions) else []
         if not bases or not name.startswith("packs/"):
             return NotFound(f"part of {name}", self.url)
         starts = " or ".join(bases)

@@ -50,12 +50,7 @@ class NearStore:
         return self.far.stats
 
     def read(self, name: str, *, limit: int) -> bytes:
-        """Return a small object whole; indexes of deltas, which prove nothing, from the bundle if it has them."""
-        if name.rpartition("/")[2].startswith("from-") and self.near.exists(name):
-            try:
-                return self.near.read(name, limit=limit)
-            except (TrimTransferError, OSError) as error:
-                self._warn(error)
+        """Return a small object whole: from the farther store, which decides."""
         return self.far.read(name, limit=limit)
 
     def read_range(self, wanted: Range) -> bytes:
@@ -74,7 +69,7 @@ class NearStore:
         here: list[Range] = []
         others: list[Range] = []
         for wanted in ranges:
-            (here if self.holds_near(wanted) else others).append(wanted)
+            (here if self.held_near(wanted) == wanted.length else others).append(wanted)
         lock = threading.Lock()
 
         def one(wanted: Range) -> None:
@@ -89,13 +84,9 @@ class NearStore:
         if others:
             self._fetch_mixed(others, deliver)
 
-    def holds(self, wanted: Range) -> bool:
-        """Return whether this bundle, or one behind it, has all bytes of a range."""
-        return self.holds_near(wanted) or holds(self.far, wanted)
-
-    def holds_near(self, wanted: Range) -> bool:
-        """Return whether this bundle has all bytes of a range."""
-        return not self._lost and self.near.holds(wanted)
+    def held_near(self, wanted: Range) -> int:
+        """Return how many bytes of a range this bundle has."""
+        return 0 if self._lost else sum(length for _, length, _ in self.near.held(wanted))
 
     def close(self) -> None:
         """Close both."""
@@ -133,7 +124,7 @@ class NearStore:
     def _begin(self, wanted: Range) -> tuple[_Mixed, list[Range]]:
         """Read what the bundle has of a range; return it with what is lacking."""
         held = [] if self._lost else self.near.held(wanted)
-        if not held or self.near.holds(wanted):  # or it was tried in vain
+        if self.held_near(wanted) in (0, wanted.length):  # all of it was tried in vain
             return _Mixed(wanted, memoryview(b""), 1), [wanted]
         data = memoryview(bytearray(wanted.length))
         lacking: list[Range] = []
@@ -179,9 +170,16 @@ def _offers(store: Store, wanted: Range) -> bool:
     return not isinstance(store, BundleStore) or bool(store.held(wanted))
 
 
-def holds(store: Store, wanted: Range) -> bool:
-    """Return whether bundles near a store have all bytes of a range; a bundle that is the store itself counts."""
-    return isinstance(store, BundleStore | NearStore) and store.holds(wanted)
+def held_bytes(store: Store, wanted: Range) -> int:
+    """Return how many bytes of a range one of the bundles near a store has; one that is the store itself counts."""
+    if isinstance(store, NearStore):
+        return max(store.held_near(wanted), held_bytes(store.far, wanted))
+    return sum(length for _, length, _ in store.held(wanted)) if isinstance(store, BundleStore) else 0
+
+
+def is_offline(store: Store) -> bool:
+    """Return whether everything comes from bundles."""
+    return is_offline(store.far) if isinstance(store, NearStore) else isinstance(store, BundleStore)
 
 
 def bundle_stats(store: Store) -> StoreStats:

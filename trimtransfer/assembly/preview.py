@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly.assembler import Meter
+from trimtransfer.assembly.bundles import saved, set_apart, with_bundles
 from trimtransfer.assembly.choice import expected_share, prefers_new, right_in_old
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import WrittenIndex
@@ -38,6 +39,7 @@ from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
+from trimtransfer.nearstore import bundle_stats
 from trimtransfer.store import Store
 from trimtransfer.watch import Progress, Watch
 
@@ -71,6 +73,7 @@ def plan(
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
     that was enough, else 100 Mbit/s. Raises what ``sync`` raises while it reads and scans.
     """
+    seeds, bundles = set_apart(seeds)
     request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format)
     watch = Watch(progress, cancel, "stopped")
     meter = Meter("fetch", watch)
@@ -78,6 +81,7 @@ def plan(
     store = open_store(
         url, connections=connections, limit_rate=None, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
     )
+    store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
     with closing(store):
         return _Preview(request, store, watch, bandwidth, connections).run()
 
@@ -91,7 +95,7 @@ class _Preview:
         self._started = time.monotonic()
         self._format = request.written_format() or "raw"
         self._content = Content()
-        self._bytes = self._requests = self._changed = 0
+        self._bytes = self._requests = self._changed = self._bundle_bytes = 0
         self._read_seconds = 0.0
         self._needs, self._done = Needs(), Extents.none()
         self._search_warnings: tuple[str, ...] = ()
@@ -171,8 +175,10 @@ class _Preview:
             self._needs += self._needs_of(window, old, would_write)
             made = window.deltas.fetch
             self._made += Made(len(made.frames), int(made.wanted["length"].sum(dtype=np.int64)))
-            self._bytes += window.fetch.fetch_bytes + made.fetch_bytes
-            self._requests += len(window.fetch.ranges) + len(made.ranges)
+            near, whole = saved(self._store, window.fetch)
+            self._bundle_bytes += near
+            self._bytes += window.fetch.fetch_bytes - near + made.fetch_bytes
+            self._requests += len(window.fetch.ranges) - whole + len(made.ranges)
         self._watch.report("plan", total, total)
 
     def _needs_of(self, plan: WindowPlan, old: Old | None, would_write: str) -> Needs:
@@ -229,6 +235,7 @@ class _Preview:
             warnings=(*self._search_warnings, *self._warnings(would_write)),
             seconds=time.monotonic() - self._started,
             made=self._made,
+            bundle_bytes=self._bundle_bytes + bundle_stats(self._store).bytes,
         )
 
 

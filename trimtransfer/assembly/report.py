@@ -17,7 +17,8 @@ class Content:
     """Where the bytes of an image come from; together its size.
 
     ``unchanged``: at their place already (in the old version, or since an interrupted run); ``seed``: other places of
-    the old and the new version, and seeds; ``host``: files of the host index; ``fetched``: packs; ``zero``: no data.
+    the old and the new version, and seeds; ``host``: files of the host index; ``fetched``: packs, those in bundles
+    too; ``zero``: no data.
     """
 
     unchanged: int = 0
@@ -92,7 +93,8 @@ class SyncReport:
     ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
-    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas.
+    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``bundle_bytes`` were read from bundles, not
+    fetched.
     """
 
     image: str
@@ -112,6 +114,7 @@ class SyncReport:
     warnings: tuple[str, ...] = field(default=())
     made: Made = Made()
     format: str = "raw"
+    bundle_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -125,6 +128,7 @@ class SyncReport:
             "wrote": self.wrote,
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),
+            "bundle": {"bytes": self.bundle_bytes},
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "resumed_bytes": self.resumed_bytes,
@@ -142,7 +146,7 @@ class PlanReport:
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
     ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
-    ``format`` that of the file.
+    ``format`` that of the file; ``bundle_bytes`` come from bundles, in all.
     """
 
     image: str
@@ -166,6 +170,7 @@ class PlanReport:
     warnings: tuple[str, ...] = ()
     made: Made = Made()
     format: str = "raw"
+    bundle_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -180,6 +185,7 @@ class PlanReport:
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),
             "fetch": {"bytes": self.fetch_bytes, "requests": self.fetch_requests},
+            "bundle": {"bytes": self.bundle_bytes},
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "round_trip_seconds": round(self.round_trip_seconds, 4),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly import report
+from trimtransfer.assembly.bundles import held_frames
 from trimtransfer.assembly.deltaplan import DeltaPlan
 from trimtransfer.assembly.fetchplan import FetchPlan, Located, plan_fetch
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
@@ -35,6 +36,7 @@ from trimtransfer.assembly.units import Deltas
 from trimtransfer.errors import FormatError
 from trimtransfer.index.seed import Seed
 from trimtransfer.manifest import Region
+from trimtransfer.nearstore import NearStore
 from trimtransfer.table import Table
 
 WINDOW_REGIONS: Final = 32
@@ -148,7 +150,8 @@ class Resolver:
         unresolved = groups.any(source == UNASSIGNED)
         source[source == UNASSIGNED] = FETCH
         if self.deltas is not None and unresolved.any():
-            plan.deltas = self.deltas.plan(window, regions, tables, groups, unresolved, placed)
+            wanted = unresolved & ~self._in_bundles(plan, unresolved)
+            plan.deltas = self.deltas.plan(window, regions, tables, groups, wanted, placed)
             unresolved[plan.deltas.fetch.wanted["group"]] = False
         plan.fetch = self.locate(plan, np.flatnonzero(unresolved))
         return plan
@@ -181,6 +184,15 @@ class Resolver:
         records = plan.groups.leaders[plan.groups.any((plan.source == FETCH) | (plan.source == PLACED))]
         window = plan.window
         self.written.add(window.prefixes[records], window.lengths[records], window.offsets[records])
+
+    def _in_bundles(self, plan: WindowPlan, wanted: Mask) -> Mask:
+        """Return which groups lie in frames that bundles have: these cost nothing, so no delta is fetched for them."""
+        held = np.zeros(len(wanted), dtype=np.bool_)
+        if isinstance(self.remote.store, NearStore):
+            fetch = self.locate(plan, np.flatnonzero(wanted))
+            here = held_frames(self.remote.store, fetch)[fetch.wanted["frame"]]
+            held[fetch.wanted["group"][here]] = True
+        return held
 
     def _base_table(self, start: int) -> Table | None:
         previous = self.seeds[0] if self.seeds else None

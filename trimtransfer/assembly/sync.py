@@ -18,6 +18,7 @@ import numpy as np
 
 from trimtransfer.assembly.allocation import layout_for
 from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
+from trimtransfer.assembly.bundles import set_apart, with_bundles
 from trimtransfer.assembly.choice import Choice, choose
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.partial import PartialFile
@@ -27,7 +28,7 @@ from trimtransfer.assembly.recovery import finish_interrupted, mark_image, recor
 from trimtransfer.assembly.refusal import check_output
 from trimtransfer.assembly.remote import REMEDY, Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
-from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
 from trimtransfer.assembly.sources import Sources, discard_abandoned, discard_unfinished, set_aside
 from trimtransfer.assembly.space import ROOM, check_room
@@ -39,6 +40,7 @@ from trimtransfer.disk.layout import Layout
 from trimtransfer.errors import IntegrityError, NoSpace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
+from trimtransfer.nearstore import bundle_stats
 from trimtransfer.store import Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
@@ -66,12 +68,13 @@ def sync(
 ) -> SyncReport:
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
 
-    ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
-    hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
-    ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
-    in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned
-    seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as
-    that pays. Memory: less than 256 MiB whatever the image's size.
+    ``url`` is a repository: http, https, a local directory, or a bundle. ``seeds`` are files, directory trees, devices
+    or bundles that may hold parts of the image; bundles of the image in the folder of ``output`` that are named
+    ``*.bundle`` count without being named. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``:
+    ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published).
+    ``limit_rate`` in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes
+    of scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first,
+    as far as that pays. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -84,6 +87,7 @@ def sync(
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing. Run it again to continue.
     """
+    seeds, bundles = set_apart(seeds)
     request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format)
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch)
@@ -95,6 +99,7 @@ def sync(
         store = open_store(
             url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
         )
+        store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
         with closing(store):
             return _Sync(request, store, watch, meter).run()
 
@@ -122,6 +127,14 @@ class _Sync:
         head = newest(self._store, self._request) if self._request.version is None else None
         if installed is not None and head is not None and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
+        newer = newer_installed(self._store, self._request, head)
+        if newer is not None and installed is not None:
+            self._warnings += (
+                f"{side.output} is {newer.version} already, newer than what the bundle has: "
+                "name the version to go back",
+            )
+            content = Content(unchanged=newer.length)
+            return self._finished(newer.version, installed.image_digest, newer.length, "nothing", content, 0)
         manifest = wanted_manifest(self._store, self._request, head)
         if installed is not None and manifest.image_digest() == installed.image_digest:
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
@@ -302,6 +315,7 @@ class _Sync:
             seed_seconds=self._seed_seconds,
             warnings=self._warnings,
             made=self._made,
+            bundle_bytes=bundle_stats(self._store).bytes,
         )
 
 

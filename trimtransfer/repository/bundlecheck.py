@@ -91,11 +91,11 @@ class _Check:
                 located = sum(len(part.pieces(table)) for part in parts)
                 if located < int(np.count_nonzero(~table.zero)):
                     raise NotFound(f"where chunks of region {index} lie", self._store.url)
-                for part in parts if not version.bases else ():
+                for part in parts if version.complete else ():
                     for frame in part.frames[np.unique(part.pieces(table)["frame"])]:
                         pack = part.packs[int(frame["pack"])]
                         place = Range(pack_name(pack.digest), int(frame["offset"]), int(frame["stored"]), pack.length)
-                        if not self._store.holds(place):
+                        if sum(length for _, length, _ in self._store.held(place)) != place.length:
                             raise NotFound(f"{place.name}, byte {place.start}", self._store.url)
                 self._watch.check()
 

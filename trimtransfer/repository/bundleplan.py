@@ -7,6 +7,7 @@ of those lack. The metadata are fetched into a temporary file on the way: the fr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.bundle import PIECE, BundleVersion, Directory, piece_array
-from trimtransfer.chunk import CHECK_SIZE
+from trimtransfer.chunk import CHECK_SIZE, Kind
+from trimtransfer.disk.source import open_disk
 from trimtransfer.errors import FormatError, NotFound
 from trimtransfer.head import Head
+from trimtransfer.index.disk import seed_from_disk
 from trimtransfer.location import Locations, PackRef
 from trimtransfer.manifest import KEYS, REFS, Manifest
 from trimtransfer.names import head_name, manifest_name
@@ -85,19 +88,20 @@ class Planner:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def plan(self, wanted: Sequence[Wanted], others: Sequence[Lacks] = ()) -> Contents:
-        """Return what goes into the bundle; ``others`` are further things of which machines have one.
+    def plan(self, wanted: Sequence[Wanted], files: Sequence[str | os.PathLike[str]] = ()) -> Contents:
+        """Return what goes into the bundle; ``files`` are images of which machines have one.
 
         Raises:
             NotFound: no such image or version.
-            FormatError, IntegrityError: the repository is damaged.
+            FormatError, IntegrityError: the repository is damaged, or one of the files.
+        SourceRefused, OSError: a file cannot be read.
         """
         for one in wanted:
-            self._image(one, others)
+            self._image(one, files)
         metadata = list(self._objects.values())
         return _contents(self._versions, metadata, list(self._pack_parts()))
 
-    def _image(self, wanted: Wanted, others: Sequence[Lacks]) -> None:
+    def _image(self, wanted: Wanted, files: Sequence[str | os.PathLike[str]]) -> None:
         try:
             head = read_head(self._store, wanted.image)
         except NotFound as error:
@@ -107,9 +111,11 @@ class Planner:
         newest = max(manifests, key=lambda manifest: manifest.sequence)
         self._add_data(head_name(wanted.image), _head_of(newest).to_bytes())
         with ExitStack() as stack:
-            lacks = [*others, *(self._base(wanted.image, name, head, stack) for name in dict.fromkeys(wanted.bases))]
+            bases = tuple(dict.fromkeys(wanted.bases))
+            lacks = [self._base(wanted.image, name, head, stack) for name in bases]
+            lacks += [self._file(path, newest.kind, stack) for path in files]
             for manifest in manifests:
-                self._versions.append(BundleVersion(wanted.image, manifest.version, tuple(dict.fromkeys(wanted.bases))))
+                self._versions.append(BundleVersion(wanted.image, manifest.version, bases, bool(files)))
                 self._add_data(manifest_name(wanted.image, manifest.version), manifest.to_bytes())
                 parts = list(_metadata(manifest))
                 self._add(parts)
@@ -128,6 +134,15 @@ class Planner:
         self.spill.fetch(_metadata(manifest, refs=("full",), keys=False))
         tables = stack.enter_context(closing(Inventory(lambda: self._tables(manifest), self._directory)))
         return lambda table: tables.find(table) < 0
+
+    def _file(self, path: str | os.PathLike[str], kind: Kind, stack: ExitStack) -> Lacks:
+        """Return what a machine lacks that has the image in a file."""
+        watch = self._watch
+        seed = seed_from_disk(
+            open_disk(path), kind, directory=self._directory, progress=watch.progress, cancel=watch.cancel
+        )
+        stack.callback(seed.close)
+        return lambda table: seed.find(table.prefixes, table.lengths) < 0
 
     def _tables(self, manifest: Manifest) -> Iterator[tuple[int, Table]]:
         names = manifest.file_names()

@@ -27,7 +27,7 @@ from trimtransfer.bundlestore import MAX_PARTS, BundleStore, is_bundle, part_pat
 from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError, IntegrityError, Locked, NoSpace, TargetRefused
 from trimtransfer.repository.bundleparts import Spill, fetch_parts
-from trimtransfer.repository.bundleplan import Contents, Lacks, Planner, Wanted
+from trimtransfer.repository.bundleplan import Contents, Planner, Wanted
 from trimtransfer.store import DISK_REMEDY, Store, space_errors, sync_directory
 from trimtransfer.watch import Progress, Watch
 
@@ -67,22 +67,22 @@ def make_bundle(
     output: str | os.PathLike[str],
     wanted: Sequence[Wanted],
     *,
-    lacks: Sequence[Lacks] = (),
+    files: Sequence[str | os.PathLike[str]] = (),
     split: int | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> BundleReport:
     """Write versions of a repository to ``output``, or, with parts of ``split`` bytes, to ``output``.001 and so on.
 
-    A file system that takes no file of that length gets parts anyway. ``lacks``: functions that tell what machines
-    lack that have something else than a version; with them, or with bases, the bundle holds what any of these lack.
+    A file system that takes no file of that length gets parts anyway. With ``files`` (images that machines have, of any
+    disk format), or with bases, the bundle holds only what some of these machines lack.
 
     Raises:
         NotFound: no such image or version.
         FormatError, IntegrityError: the repository is damaged, or the disk returns other bytes than were written.
         FetchError, AccessDenied: it could not be read. Run it again to continue.
         NoSpace: it does not fit. Locked: another process writes it.
-        TargetRefused: something else than a bundle has the name.
+        TargetRefused: something else than a bundle has the name. SourceRefused: a file of ``files`` cannot be read.
         Cancelled: as asked. Run it again to continue.
     """
     if split is not None and split < LEAST_PART:
@@ -94,7 +94,7 @@ def make_bundle(
         tempfile.TemporaryDirectory(prefix="trimtransfer-") as scratch,
         Planner(store, Path(scratch), watch) as planner,
     ):
-        contents = planner.plan(wanted, lacks)
+        contents = planner.plan(wanted, files)
         with _Writer(path, contents.directory.length, split) as writer:
             work = _Making(store, planner.spill, contents, writer, watch)
             directory, resumed = work.run()
