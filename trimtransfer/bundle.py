@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.chunk import CHECK_SIZE, Bytes, object_digest
+from trimtransfer.chunk import CHECK_SIZE, Bytes, object_digest, object_hasher
 from trimtransfer.errors import FormatError
 from trimtransfer.names import check_name
 
@@ -175,7 +175,10 @@ class Directory:
         body = view[HEADER_SIZE:]
         if len(body) != header.directory:
             raise FormatError("bundle", HEADER_SIZE, f"a directory of {header.directory} bytes", f"{len(body)} bytes")
-        found = object_digest(bytes(view[:_BEFORE_DIGEST]) + bytes(body))
+        hasher = object_hasher()
+        hasher.update(view[:_BEFORE_DIGEST])
+        hasher.update(body)
+        found = hasher.digest()
         if found != header.digest:
             raise FormatError("bundle", 24, f"the directory's digest {found.hex()[:16]}...", header.digest.hex()[:16])
         directory = _parse(body)
