@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
@@ -393,24 +394,38 @@ def fetched(store: NearStore, ranges: list[Range], *, again: bool = False) -> di
 @given(
     st.lists(st.integers(0, 100), min_size=2, max_size=8, unique=True),
     st.lists(st.tuples(st.integers(0, 99), st.integers(1, 100)), min_size=1, max_size=6, unique=True),
-    st.booleans(),
 )
-def test_what_a_bundle_has_is_not_fetched(borders: list[int], wanted: list[tuple[int, int]], two: bool) -> None:
+def test_what_a_bundle_has_is_not_fetched(borders: list[int], wanted: list[tuple[int, int]]) -> None:
+    """In KiB: the object has 100, the longest hole that is not fetched 16."""
     with TemporaryDirectory() as name:
         far = DirectoryStore(Path(name) / "far")
-        far.put("packs/a", bytes(range(100)))
+        content = bytes([number % 255 + 1 for number in range(100)])
+        far.put("packs/a", b"".join(bytes([one]) * 1024 for one in content))
         edges = sorted(borders)[: len(borders) // 2 * 2]
         held = list(zip(edges[::2], edges[1::2], strict=True))
-        store = near(Path(name), near(Path(name), far, held[0]) if two else far, *held)
-        ranges = [Range("packs/a", start, min(length, 100 - start), 100) for start, length in wanted]
-        got = fetched(store, list(dict.fromkeys(ranges)))
-        assert got == {one: bytes(range(one.start, one.start + one.length)) for one in ranges}
-        here = {at for start, end in held for at in range(start, end)}
-        lacking = [at for one in got for at in range(one.start, one.start + one.length) if at not in here]
-        assert store.stats.bytes == len(lacking)
-        assert bundle_stats(store).bytes == sum(one.length for one in got) - len(lacking)
-        for one in got:
-            assert held_bytes(store, one) == len(here & set(range(one.start, one.start + one.length)))
+        pieces = [(1024 * low, b"".join(bytes([one]) * 1024 for one in content[low:high])) for low, high in held]
+        store = NearStore(BundleStore(written(Path(name) / "near", build({"packs/a": (102_400, pieces)}))), far)
+        total = here = 0
+        spans = {Range("packs/a", 1024 * start, 1024 * min(length, 100 - start), 102_400) for start, length in wanted}
+        for span, data in fetched(store, list(spans)).items():
+            first, last = span.start // 1024, (span.start + span.length) // 1024
+            there = [(max(low, first), min(high, last)) for low, high in held if max(low, first) < min(high, last)]
+            holes = [(end, start) for (_, end), (start, _) in pairwise(there) if start - end <= 16]
+            expected = bytearray(content[first:last])
+            for low, high in holes:
+                expected[low - first : high - first] = bytes(high - low)
+            assert data == b"".join(bytes([one]) * 1024 for one in expected)
+            near_bytes = sum(high - low for low, high in there)
+            here += near_bytes
+            total += last - first - near_bytes - sum(high - low for low, high in holes)
+            assert held_bytes(store, span) == 1024 * near_bytes
+            assert store.read_range(span) == b"".join(bytes([one]) * 1024 for one in content[first:last])
+            if 0 < near_bytes < last - first:
+                total += last - first
+            else:
+                here += near_bytes
+                total += last - first - near_bytes
+        assert (far.stats.bytes, bundle_stats(store).bytes) == (1024 * total, 1024 * here)
         store.close()
 
 

@@ -12,6 +12,9 @@ from trimtransfer.bundlestore import BundleStore
 from trimtransfer.errors import Cancelled, FetchError, TrimTransferError
 from trimtransfer.store import Range, Store, StoreStats, in_threads
 
+HOLE: Final = 16 << 10
+"""Bytes between two pieces that a bundle has which are not fetched: callers join what they want over gaps of about that
+length. They verify what they use, so one that did want them asks again."""
 _LOG: Final = logging.getLogger("trimtransfer.nearstore")
 
 
@@ -54,7 +57,9 @@ class NearStore:
         return self.far.read(name, limit=limit)
 
     def read_range(self, wanted: Range) -> bytes:
-        """Return exactly the wanted bytes."""
+        """Return exactly the wanted bytes, wherever they are."""
+        if 0 < self.held_near(wanted) < wanted.length:
+            return self.far.read_range(wanted)
         result: list[bytes] = []
         self.fetch([wanted], lambda _, data: result.append(bytes(data)))
         return result[0]
@@ -62,7 +67,10 @@ class NearStore:
     def fetch(
         self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
     ) -> None:
-        """Deliver each range once: first what the bundle has whole, then the others, as far as it has them."""
+        """Deliver each range once: first what the bundle has whole, then the others, as far as it has them.
+
+        Up to ``HOLE`` bytes between pieces of the bundle are zeros, unless they are asked for ``again``.
+        """
         if again:
             self.far.fetch(ranges, deliver, again=True)
             return
@@ -133,7 +141,7 @@ class NearStore:
             piece = self._try(Range(wanted.name, start, length, wanted.total))
             if piece is None:
                 continue
-            if start > at:
+            if start - at > (HOLE if at > wanted.start else 0):
                 lacking.append(Range(wanted.name, at, start - at, wanted.total))
             data[start - wanted.start :][:length] = piece
             at = start + length
