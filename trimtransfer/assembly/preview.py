@@ -28,7 +28,7 @@ from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
-from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
@@ -107,7 +107,8 @@ class _Preview:
         installed = side.believed()
         head = newest(self._store, self._request) if self._request.version is None else None
         round_trip = time.monotonic() - self._started
-        manifest = wanted_manifest(self._store, self._request, head)
+        manifest = newer_installed(self._store, self._request, head)
+        manifest = manifest or wanted_manifest(self._store, self._request, head)
         round_trip = min(round_trip, time.monotonic() - self._started - round_trip) if head else round_trip
         self._format = self._request.written_format(manifest) or "raw"
         would_write = "nothing"
