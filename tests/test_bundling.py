@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import Nginx
 from syncing import Victim, leftovers, make_images, publish_all, write_sparse
+from test_deltas import add_small_deltas, make_versions
 
 from medv.cli import medv_repo, medv_sync
 from trimtransfer.assembly.preview import plan
@@ -146,7 +147,7 @@ def test_an_update_for_machines_that_have_a_version(disks: tuple[Path, list[Path
     repo("bundle", repository, "--image", "ext", "-o", full, "-q")
     assert stick.stat().st_size < 0.7 * full.stat().st_size
     listed = json.loads(repo("ls", stick, "--json").stdout)
-    assert listed["bundle"]["versions"] == [{"image": "ext", "version": "2", "from": ["1"]}]
+    assert listed["bundle"]["versions"] == [{"image": "ext", "version": "2", "from": ["1"], "deltas": False}]
     assert "for machines that have 1" in repo("show", stick, "ext").stdout
     assert "No damage" in repo("verify", stick).stdout
     output = tmp_path / "out" / "ext.img"
@@ -283,6 +284,73 @@ def test_deltas_are_not_fetched_for_what_a_bundle_has(place: Place, nginx: Nginx
     assert foreseen.fetch_bytes <= done.network.bytes
     assert foreseen.bundle_bytes >= done.bundle_bytes > 50_000
     assert done.content.size == done.length
+
+
+@pytest.fixture
+def edited_disk(tmp_path: Path, rng: np.random.Generator, rnd: random.Random) -> Place:
+    """Three versions with words changed all over, and deltas from each to the next."""
+    images = make_versions(rng, rnd)
+    publish_all(tmp_path / "repository", images)
+    for version in ("2", "3"):
+        add_small_deltas(tmp_path / "repository", base=str(int(version) - 1), version=version)
+    return Place(tmp_path, images)
+
+
+@pytest.mark.parametrize("write", ["new", "in-place"])
+def test_deltas_in_a_bundle(edited_disk: Place, rnd: random.Random, write: str) -> None:
+    place, stick = edited_disk, edited_disk.folder / "stick"
+    plain = place.make("plain", "2")
+    arguments = ("--image", "disk", "--from", "2", "--deltas", "-o", stick / "deltas", "--no-progress")
+    assert "have it as it was" in repo("bundle", place.repository, *arguments).stdout
+    assert (stick / "deltas").stat().st_size < 0.5 * plain.length
+    with closing(BundleStore(stick / "deltas")) as store:
+        assert check_bundle(store).damage == ()
+    with Victim() as victim:
+        for _ in range(4):
+            shutil.rmtree(place.output().parent)
+            place.sync(place.repository, version="2")
+            total = 200
+            for _ in range(2):  # what is left of a unit is made by it, however little that is
+                ended = victim.sync(
+                    stick / "deltas", "disk", output=place.output(), write=write, kill_at=rnd.randrange(total)
+                )
+                assert ended.error is None
+            ended = victim.sync(stick / "deltas", "disk", output=place.output(), write=write)
+            assert ended.error is None
+            assert place.output().read_bytes() == place.images[2]
+    shutil.rmtree(place.output().parent)
+    place.sync(place.repository, version="2")
+    report = place.sync(stick / "deltas", write=write)
+    assert place.output().read_bytes() == place.images[2]
+    assert report.made.units > 8
+    assert report.made.failed == 0
+    assert report.content.size == report.length
+
+
+def test_deltas_in_a_bundle_need_the_very_version(edited_disk: Place, nginx: Nginx) -> None:
+    place = edited_disk
+    stick = place.folder / "stick" / "deltas"
+    stick.parent.mkdir()
+    make_bundle(DirectoryStore(place.repository), stick, [Wanted("disk", (), ("2",), deltas=True)])
+    place.sync(place.repository, version="2")
+    with open(place.output(), "r+b") as file:
+        os.pwrite(file.fileno(), bytes(200_000), 63 * 512 + 300_000)  # part of what the deltas start from
+    before = place.output().read_bytes()
+    with pytest.raises(NotFound, match="does not have disk 2, from which this bundle starts"):
+        place.sync(stick)
+    assert place.output().read_bytes() == before
+    with pytest.raises(NotFound, match="does not have disk 2"):
+        place.sync(stick, "new.img")
+    shutil.copytree(place.repository, nginx.root, dirs_exist_ok=True)
+    report = place.sync(nginx.url, seeds=[stick], ca_cert=nginx.ca_cert)  # a server has what is lacking
+    assert place.output().read_bytes() == place.images[2]
+    assert report.network.bytes > 0
+    assert report.resumed_bytes > 0  # what the deltas made before
+    base = ("bundle", place.repository, "--image", "disk", "-o", place.folder / "x")
+    assert "needs one --from" in repo(*base, "--deltas", code=2).output
+    assert "needs one --from" in repo(*base, "--deltas", "--from", "1", "--from", "2", code=2).output
+    lacking = repo(*base, "--deltas", "--from", "1", "--no-progress", code=4)
+    assert "deltas of disk 3 from 1 (see `medv-repo delta`) not found" in lacking.output
 
 
 # ---- ways to the machine

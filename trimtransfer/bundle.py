@@ -50,12 +50,13 @@ Held: TypeAlias = list[tuple[int, int, int]]
 @dataclass(frozen=True, slots=True)
 class BundleVersion:
     """A version in a bundle; with ``bases`` (or ``files``: image files that it does not name) only what machines lack
-    that have one of these versions of the image."""
+    that have one of these versions of the image; with ``deltas`` from the one base, where there are any, instead."""
 
     image: str
     version: str
     bases: tuple[str, ...] = ()
     files: bool = False
+    deltas: bool = False
 
     @property
     def complete(self) -> bool:
@@ -245,9 +246,8 @@ def piece_array(rows: Sequence[tuple[int, int]]) -> NDArray[np.void]:
 
 def _encode_version(version: BundleVersion) -> bytes:
     names = (version.image, version.version, *version.bases)
-    return bytes([len(version.bases) | version.files << 7]) + b"".join(
-        bytes([len(name)]) + name.encode("ascii") for name in names
-    )
+    flags = len(version.bases) | version.deltas << 6 | version.files << 7
+    return bytes([flags]) + b"".join(bytes([len(name)]) + name.encode("ascii") for name in names)
 
 
 class _Reader:
@@ -300,8 +300,8 @@ def _parse(body: memoryview) -> Directory:
 
 def _parse_version(reader: _Reader) -> BundleVersion:
     flags = reader.take(1)[0]
-    bases = flags & 0x7F
+    bases = flags & 0x3F
     if bases > MAX_BASES:
         raise FormatError("bundle", "directory", f"at most {MAX_BASES} bases", bases)
     image, version, *others = (reader.text(reader.take(1)[0]) for _ in range(2 + bases))
-    return BundleVersion(image, version, tuple(others), bool(flags >> 7))
+    return BundleVersion(image, version, tuple(others), bool(flags & 0x80), bool(flags & 0x40))

@@ -60,6 +60,12 @@ EXIT_DAMAGED = 6
     type=click.Path(exists=True, dir_okay=False, path_type=str),
     help="Take only what machines lack that have this image file.",
 )
+@click.option(
+    "--deltas",
+    is_flag=True,
+    help="Take the deltas from V0 instead of what they make: smaller, but only for machines that synced V0 by "
+    "medv-sync and have it as it was.",
+)
 @click.option("-o", "--output", "path", required=True, metavar="FILE", help="The bundle to write.")
 @click.option(
     "--split",
@@ -84,6 +90,7 @@ def bundle(
     versions: tuple[str, ...],
     bases: tuple[str, ...],
     files: tuple[str, ...],
+    deltas: bool,
     path: str,
     split: int | None,
     **options: Any,
@@ -107,7 +114,9 @@ def bundle(
 
     if len(images) > 1 and (versions or bases):
         raise click.UsageError("--version and --from need a single --image")
-    wanted = [Wanted(image, versions, bases) for image in images]
+    if deltas and (len(bases) != 1 or files):
+        raise click.UsageError("--deltas needs one --from")
+    wanted = [Wanted(image, versions, bases, deltas) for image in images]
     report = _make(output, repository, path, wanted, files, split, options)
     output.result(report.to_dict(), _made(report))
 
@@ -209,7 +218,10 @@ def describe_bundle(store: object) -> dict[str, Any]:
 
     if not isinstance(store, BundleStore):
         return {}
-    versions = [{"image": one.image, "version": one.version, "from": list(one.bases)} for one in store.versions]
+    versions = [
+        {"image": one.image, "version": one.version, "from": list(one.bases), "deltas": one.deltas}
+        for one in store.versions
+    ]
     facts = {"length": store.length, "parts": len(store.parts), "versions": versions, "problem": store.problem}
     return {"bundle": facts}
 
@@ -227,6 +239,8 @@ def bundle_text(store: object) -> str:
 
 def _starts(version: BundleVersion) -> str:
     bases = [*version.bases, *(["the image file that it was made for"] if version.files else [])]
+    if version.deltas:
+        return f"deltas, for machines that synced {bases[0]} and have it as it was"
     return "for any machine" if version.complete else f"for machines that have {' or '.join(bases)}"
 
 

@@ -12,20 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.bundle import PIECE, BundleVersion, Directory, piece_array
 from trimtransfer.chunk import CHECK_SIZE, Kind
+from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
 from trimtransfer.disk.source import open_disk
 from trimtransfer.errors import FormatError, NotFound
 from trimtransfer.head import Head
 from trimtransfer.index.disk import seed_from_disk
 from trimtransfer.location import Locations, PackRef
 from trimtransfer.manifest import KEYS, REFS, Manifest
-from trimtransfer.names import head_name, manifest_name
+from trimtransfer.names import deltas_name, head_name, manifest_name
 from trimtransfer.pack import PACK_MAGIC, pack_name
 from trimtransfer.repository.bundleparts import Part, Span, Spill
 from trimtransfer.repository.inventory import Inventory
@@ -35,7 +36,7 @@ from trimtransfer.store import Store
 from trimtransfer.table import Table, decode_full
 from trimtransfer.watch import Watch
 
-WHOLE_SHARE: Final = 0.8
+WHOLE_SHARE: Final = 0.95
 """A pack of which this share or more is needed goes into the bundle whole: one request, one piece, one digest."""
 _FRAME: Final = np.dtype([("pack", "<u4"), ("offset", "<u4"), ("stored", "<u4"), ("check", "u1", (CHECK_SIZE,))])
 
@@ -45,11 +46,13 @@ Lacks: TypeAlias = Callable[[Table], NDArray[np.bool_]]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Versions of an image that go into a bundle (none: the newest), and those of which machines have one."""
+    """Versions of an image that go into a bundle (none: the newest), and those of which machines have one; ``deltas``:
+    take deltas from these instead of what they make."""
 
     image: str
     versions: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
+    deltas: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,12 +118,13 @@ class Planner:
             lacks = [self._base(wanted.image, name, head, stack) for name in bases]
             lacks += [self._file(path, newest.kind, stack) for path in files]
             for manifest in manifests:
-                self._versions.append(BundleVersion(wanted.image, manifest.version, bases, bool(files)))
+                self._versions.append(BundleVersion(wanted.image, manifest.version, bases, bool(files), wanted.deltas))
                 self._add_data(manifest_name(wanted.image, manifest.version), manifest.to_bytes())
                 parts = list(_metadata(manifest))
                 self._add(parts)
                 self.spill.fetch(parts)
-                self._find_frames(manifest, lacks)
+                base = self._manifest(wanted.image, bases[0], head) if wanted.deltas else None
+                self._find_frames(manifest, lacks, self._deltas(manifest, base) if base is not None else None)
 
     def _manifest(self, image: str, version: str, head: Head) -> Manifest:
         try:
@@ -152,13 +156,31 @@ class Planner:
             stored = self.spill.piece(names[region.full.file], region.full)
             yield number, decode_full(stored, size=region.length, digest=region.table)
 
-    def _find_frames(self, manifest: Manifest, lacks: Sequence[Lacks]) -> None:
-        """Note the frames in which chunks of a version lie, those that some machine lacks."""
+    def _deltas(self, manifest: Manifest, base: Manifest) -> DeltaIndex:
+        """Take the index of the deltas from a version along and return it."""
+        name = deltas_name(manifest.image, manifest.version, base.version)
+        try:
+            data = self._store.read(name, limit=MAX_INDEX)
+        except NotFound as error:
+            what = f"deltas of {manifest.image} {manifest.version} from {base.version} (see `medv-repo delta`)"
+            raise NotFound(what, error.url) from error
+        index = DeltaIndex(data)
+        if (index.target, index.base) != (manifest.digest(), base.digest()):
+            raise FormatError(name, "header", "the digests of these versions", "others")
+        self._add_data(name, data)
+        return index
+
+    def _find_frames(self, manifest: Manifest, lacks: Sequence[Lacks], deltas: DeltaIndex | None) -> None:
+        """Note the frames in which chunks of a version lie, those that some machine lacks; or deltas that make them."""
         names = manifest.file_names()
         for number, table in self._tables(manifest):
             needed = ~table.zero
             if lacks:
                 needed &= np.logical_or.reduce([lack(table) for lack in lacks])
+            units = deltas.units(number) if deltas is not None else None
+            if units is not None:
+                needed[units.pieces(table)["record"]] = False
+                self._add_frames(units, np.arange(len(units.units)))
             region = manifest.region(number)
             located = np.zeros(len(table), dtype=np.bool_)
             for ref in (region.fresh, region.rest):
@@ -171,7 +193,7 @@ class Planner:
                 where = f"{manifest.version}, region {number}"
                 raise FormatError("locations", where, "each chunk located", "none")
 
-    def _add_frames(self, part: Locations, chosen: NDArray[np.uint32]) -> None:
+    def _add_frames(self, part: Locations | Units, chosen: NDArray[Any]) -> None:
         frames = part.frames[chosen]
         used = np.unique(frames["pack"]).tolist()
         numbers = np.zeros(len(part.packs), dtype=np.uint32)
