@@ -427,6 +427,8 @@ def test_a_prestaged_version_serves_the_next_one(place: Place, nginx: Nginx) -> 
     assert place.output().read_bytes() == place.images[2]
     assert (report.version, report.content.size) == ("3", report.length)
     assert report.network.bytes < 0.7 * alone.network.bytes
+    # What both versions have is not fetched: nothing else is in between, no pack for the sake of its last frames.
+    assert report.network.bytes + report.bundle_bytes < alone.network.bytes + 50_000
 
 
 def test_a_machine_that_is_ahead_stays_there(place: Place) -> None:

@@ -234,7 +234,7 @@ class BundleStore:
         data = memoryview(bytearray(wanted.length))
         for start, length, position in held:
             self._read_into(data[start - wanted.start :][:length], position)
-        self.read_stats.count(bytes=wanted.length, requests=1)
+        self.read_stats.count(bytes=sum(length for _, length, _ in held), requests=1)
         if self._on_bytes is not None:
             self._on_bytes(wanted.length)
         return data

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trimtransfer.assembly import report
 from trimtransfer.assembly.bundles import held_frames
 from trimtransfer.assembly.deltaplan import DeltaPlan
-from trimtransfer.assembly.fetchplan import FetchPlan, Located, plan_fetch
+from trimtransfer.assembly.fetchplan import WHOLE_SHARE, FetchPlan, Located, plan_fetch
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
 from trimtransfer.assembly.plan import (
     FETCH,
@@ -33,6 +33,7 @@ from trimtransfer.assembly.plan import (
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.assembly.report import Content
 from trimtransfer.assembly.units import Deltas
+from trimtransfer.bundlestore import BundleStore
 from trimtransfer.errors import FormatError
 from trimtransfer.index.seed import Seed
 from trimtransfer.manifest import Region
@@ -259,7 +260,9 @@ class Resolver:
 
     def _plan_fetch(self, plan: WindowPlan, chosen: Mask) -> FetchPlan:
         parts = [plan.located[key] for key in sorted(plan.located)]
-        return plan_fetch(plan.window, plan.groups, chosen, plan.placed, parts)
+        near = isinstance(self.remote.store, NearStore | BundleStore)  # what these have is read frame by frame
+        whole = 1.0 if near else WHOLE_SHARE
+        return plan_fetch(plan.window, plan.groups, chosen, plan.placed, parts, whole=whole)
 
 
 _NOTHING: Final = FetchPlan.nothing()
