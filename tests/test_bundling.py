@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from filesystems import make_tree, run
+from filesystems import make_tree, program, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import Nginx
@@ -386,6 +387,21 @@ def test_files_too_long_for_the_file_system_are_known_before(tmp_path: Path) -> 
     assert FAT_PART < 1 << 32
 
 
+def test_a_limit_that_shows_only_when_it_is_met(place: Place) -> None:
+    (place.folder / "stick").mkdir()
+    arguments = ["bundle", place.repository, "--image", "disk", "-o", place.folder / "stick" / "x", "-q"]
+    command = [Path(sys.executable).with_name("medv-repo"), *arguments]
+    limited = ["prlimit", "--fsize=150000", *map(str, command)]
+    done = subprocess.run([program(limited[0]), *limited[1:]], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "write parts with --split" in done.stderr
+    assert os.listdir(place.folder / "stick") == ["x.partial"]
+    done = subprocess.run([program(limited[0]), *limited[1:], "--split", "100k"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    place.sync(place.folder / "stick" / "x")
+    assert place.output().read_bytes() == place.images[2]
+
+
 def test_a_read_only_medium(place: Place) -> None:
     stick = place.bundle()
     stick.chmod(0o444)
@@ -429,6 +445,37 @@ def test_a_prestaged_version_serves_the_next_one(place: Place, nginx: Nginx) -> 
     assert report.network.bytes < 0.7 * alone.network.bytes
     # What both versions have is not fetched: nothing else is in between, no pack for the sake of its last frames.
     assert report.network.bytes + report.bundle_bytes < alone.network.bytes + 50_000
+
+
+@pytest.mark.parametrize("hurt", [False, True])
+def test_other_versions_of_another_repository_are_found_by_digest(
+    place: Place, nginx: Nginx, rnd: random.Random, hurt: bool
+) -> None:
+    """The image was published anew, with other packs; the bundle is of the old repository."""
+    stick = place.bundle("two", versions=("1", "2"))
+    data = bytearray(stick.read_bytes())
+    begin = len(data) - 100_000
+    for _ in range(3 * hurt):
+        data[rnd.randrange(begin, len(data))] ^= 1
+    stick.write_bytes(data)
+    publish(nginx.root, write_new(place), image="fresh", version="1", kind=Kind.DISK, level=5)
+    options: dict[str, Any] = {"ca_cert": nginx.ca_cert, "cache": place.folder / "cache"}
+    alone = sync(nginx.url, "fresh", output=place.output("alone.img"), **options)
+    foreseen = plan(nginx.url, "fresh", output=place.output("new.img"), seeds=[stick], **options)
+    report = sync(nginx.url, "fresh", output=place.output("new.img"), seeds=[stick], **options)
+    assert place.output("new.img").read_bytes() == place.images[2]
+    assert report.content.size == report.length
+    assert report.content.seed > 200_000
+    assert report.network.bytes < (0.9 if hurt else 0.7) * alone.network.bytes
+    assert report.rejected_chunks == 0 or hurt
+    assert hurt or abs(foreseen.fetch_bytes - report.network.bytes) < 20_000
+    assert leftovers(place.output("new.img")) == set()
+
+
+def write_new(place: Place) -> Path:
+    path = place.folder / "new-source.img"
+    write_sparse(path, place.images[2])
+    return path
 
 
 def test_a_machine_that_is_ahead_stays_there(place: Place) -> None:

@@ -161,6 +161,7 @@ class _Preview:
         resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=from_parent, deltas=deltas)
         if host is not None and refresh:
             self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)
+        sources.add_bundles(resolver)
         self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
         self._read_seconds += sources.read_seconds
         survey = _survey(self._done, old)

@@ -238,6 +238,7 @@ class _Sync:
         done = choice.way.target.done.covers
         if host is not None and refresh:
             self._warnings += sources.add_host(host, resolver, windows(manifest, todo), done)
+        sources.add_bundles(resolver)
         self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done)
         self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)

@@ -101,7 +101,8 @@ def bundle(
     bundle serves any machine; with it, machines that have one of these versions, and is as small as that update.
 
     On the machines `medv-sync --from FILE IMAGE` syncs from it without any network; `medv-sync URL IMAGE --seed FILE`
-    fetches only what it lacks. A bundle named *.bundle in the folder of the image is found by itself.
+    fetches only what it lacks (of parts, name the first). A bundle named *.bundle in the folder of the image is found
+    by itself.
 
     Everything is verified before it is written and read back from the disk. Interrupted, run the same command again.
 

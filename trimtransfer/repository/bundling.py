@@ -208,11 +208,16 @@ class _Writer:
 
     def write(self, place: int, data: memoryview) -> None:
         """Write bytes at a place of the bundle, across parts."""
-        with space_errors(self._path):
-            while data:
-                number, at = divmod(place, self._part)
-                count = os.pwrite(self._files[number], data[: self._part - at], at)
-                place, data = place + count, data[count:]
+        try:
+            with space_errors(self._path):
+                while data:
+                    number, at = divmod(place, self._part)
+                    count = os.pwrite(self._files[number], data[: self._part - at], at)
+                    place, data = place + count, data[count:]
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise TargetRefused(str(self._path), "a file cannot be that long here; write parts with --split") from error
 
     def read(self, place: int, length: int) -> memoryview | None:
         """Return bytes that were written before; None where the files end."""
