@@ -398,6 +398,7 @@ def test_a_limit_that_shows_only_when_it_is_met(place: Place) -> None:
     assert os.listdir(place.folder / "stick") == ["x.partial"]
     done = subprocess.run([program(limited[0]), *limited[1:], "--split", "100k"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert not list((place.folder / "stick").glob("*.partial"))
     place.sync(place.folder / "stick" / "x")
     assert place.output().read_bytes() == place.images[2]
 

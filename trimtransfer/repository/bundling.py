@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -244,7 +245,7 @@ class _Writer:
         return self._rename()
 
     def _open(self, split: int | None) -> None:
-        whole = self._path.with_name(self._path.name + _PARTIAL)
+        whole = _partial(self._path)
         self._part = split if split is not None and split < self._length else _WHOLE
         if self._part == _WHOLE:
             with tempfile.TemporaryFile(dir=self._path.absolute().parent) as probe:
@@ -252,7 +253,9 @@ class _Writer:
         count = -(-self._length // self._part)
         if count > MAX_PARTS:
             raise TargetRefused(str(self._path), f"takes {count:,} parts of that length; at most {MAX_PARTS} are read")
-        self._partial = [whole] if self._part == _WHOLE else [self._partial_part(n + 1) for n in range(count)]
+        self._partial = (
+            [whole] if self._part == _WHOLE else [_partial(part_path(self._path, n + 1)) for n in range(count)]
+        )
         self._files += [self._open_file(path) for path in self._partial]
         there = sum(os.fstat(file).st_blocks * 512 for file in self._files)
         found = os.statvfs(self._path.absolute().parent)
@@ -270,10 +273,6 @@ class _Writer:
             raise Locked(str(path), "another process") from None
         return file
 
-    def _partial_part(self, number: int) -> Path:
-        path = part_path(self._path, number)
-        return path.with_name(path.name + _PARTIAL)
-
     def _rename(self) -> list[Path]:
         """Rename the first part last: without it there is no bundle. What an earlier one has left is deleted."""
         single = len(self._partial) == 1 and self._part == _WHOLE
@@ -284,13 +283,17 @@ class _Writer:
             self._path.unlink(missing_ok=True)
         for path, name in reversed([*zip(self._partial, names, strict=True)]):
             os.replace(path, name)
-        for path in old[0 if single else len(names) :]:
-            if not path.exists():
-                break
-            path.unlink()
+        unfinished = [_partial(self._path), *(_partial(path) for path in old)]
+        for path in (*takewhile(Path.exists, old[0 if single else len(names) :]), *unfinished):
+            path.unlink(missing_ok=True)
         with suppress(OSError):
             sync_directory(self._path.absolute().parent)
         return names
+
+
+def _partial(path: Path) -> Path:
+    """Return the name of a file while it is written."""
+    return path.with_name(path.name + _PARTIAL)
 
 
 def _check_output(path: Path) -> None:
