@@ -321,7 +321,10 @@ def test_deltas_in_a_bundle(edited_disk: Place, rnd: random.Random, write: str) 
             assert place.output().read_bytes() == place.images[2]
     shutil.rmtree(place.output().parent)
     place.sync(place.repository, version="2")
+    foreseen = plan(stick / "deltas", "disk", output=place.output(), write=write)  # type: ignore[arg-type]
     report = place.sync(stick / "deltas", write=write)
+    assert (foreseen.fetch_bytes, foreseen.made.units) == (0, report.made.units)
+    assert abs(foreseen.bundle_bytes - report.bundle_bytes) < 1_000 + 0.1 * report.bundle_bytes
     assert place.output().read_bytes() == place.images[2]
     assert report.made.units > 8
     assert report.made.failed == 0

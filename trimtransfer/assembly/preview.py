@@ -177,10 +177,11 @@ class _Preview:
             self._needs += self._needs_of(window, old, would_write)
             made = window.deltas.fetch
             self._made += Made(len(made.frames), int(made.wanted["length"].sum(dtype=np.int64)))
-            near, whole = saved(self._store, window.fetch)
-            self._bundle_bytes += near
-            self._bytes += window.fetch.fetch_bytes - near + made.fetch_bytes
-            self._requests += len(window.fetch.ranges) - whole + len(made.ranges)
+            for fetch in (window.fetch, made):
+                near, whole = saved(self._store, fetch)
+                self._bundle_bytes += near
+                self._bytes += fetch.fetch_bytes - near
+                self._requests += len(fetch.ranges) - whole
         self._watch.report("plan", total, total)
 
     def _needs_of(self, plan: WindowPlan, old: Old | None, would_write: str) -> Needs:
