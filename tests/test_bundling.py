@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from click.testing import CliRunner, Result
 from filesystems import make_tree, program, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import Nginx
+from servers import BadServer, Fault, Nginx, Request
 from syncing import Victim, leftovers, make_images, publish_all, write_sparse
 from test_deltas import add_small_deltas, make_versions
 
 from medv.cli import medv_repo, medv_sync
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.sync import sync
-from trimtransfer.bundle import HEADER_SIZE, Header
+from trimtransfer.bundle import HEADER_SIZE, BundleVersion, Directory, Header
 from trimtransfer.bundlestore import BundleStore
 from trimtransfer.chunk import Kind
 from trimtransfer.errors import Cancelled, FormatError, IntegrityError, Locked, NoSpace, NotFound, TargetRefused
@@ -558,6 +559,49 @@ def test_damage_of_the_repository_gets_into_no_bundle(place: Place, rnd: random.
     pack.rename(pack.with_suffix(".away"))
     with pytest.raises(NotFound):
         place.bundle("lacking")
+
+
+def test_what_arrives_damaged_is_asked_for_again(place: Place) -> None:
+    good = place.bundle().read_bytes()
+    objects = {
+        str(path.relative_to(place.repository)): path.read_bytes()
+        for path in place.repository.rglob("*")
+        if path.is_file() and ".trimtransfer" not in path.parts
+    }
+    with closing(BundleStore(place.folder / "stick" / "x.bundle")) as store:
+        names = [*store.directory.names[-2:], "images/disk/3/tables.bin"]
+    asked: Counter[str] = Counter()
+
+    def script(request: Request, number: int) -> Fault | None:
+        name = request.target.lstrip("/")
+        asked[name] += 1
+        if name in names and asked[name] > 1:
+            server.objects[name] = objects[name]
+        return None
+
+    with BadServer(objects, script) as server:
+        for name in names:
+            data = bytearray(objects[name])
+            data[len(data) // 2] ^= 1
+            server.objects[name] = bytes(data)
+        with closing(HttpStore(server.url, connections=1)) as store:
+            make_bundle(store, place.folder / "stick" / "y", [Wanted("disk")])
+    assert (place.folder / "stick" / "y").read_bytes() == good
+    assert asked[names[0]] > 1
+
+
+def test_a_bundle_that_lacks_what_it_promises_is_found_out(place: Place) -> None:
+    place.make("part", "2")
+    data = (place.folder / "stick" / "part").read_bytes()
+    end = HEADER_SIZE + Header.from_bytes(data).directory
+    found = Directory.from_bytes(data[:end])
+    whole = replace(found, versions=(BundleVersion("disk", "3"),))
+    (place.folder / "stick" / "part").write_bytes(whole.to_bytes() + data[end:])
+    with closing(BundleStore(place.folder / "stick" / "part")) as store:
+        (damage,) = check_bundle(store).damage
+        assert damage.name == manifest_name("disk", "3")
+        assert "packs/" in damage.problem
+        assert check_bundle(store, quick=True).damage == (damage,)
 
 
 # ---- interrupted

@@ -54,6 +54,7 @@ def with_bundles(
             continue
         if bundle.problem:
             _LOG.warning("the bundle %s is damaged; what is intact serves: %s", bundle.url, bundle.problem)
+        _LOG.info("the bundle %s serves", bundle.url)
         store = NearStore(bundle, store)
     return store
 
