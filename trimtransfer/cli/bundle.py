@@ -110,7 +110,7 @@ def bundle(
     Examples:
       medv-repo bundle /srv/images --image debian -o /media/stick/debian.bundle
       medv-repo bundle https://host/images --image debian --from 12.1 -o debian-12.2.bundle
-    """  # the paragraphs are shown as they are
+    """
     from trimtransfer.repository.bundleplan import Wanted
 
     if len(images) > 1 and (versions or bases):
