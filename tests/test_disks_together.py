@@ -7,8 +7,10 @@ import random
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.report import Content, SyncReport
 from trimtransfer.assembly.sync import sync
 from trimtransfer.assembly.verify import verify_image
+from trimtransfer.bundlestore import BundleStore
 from trimtransfer.chunk import Kind
 from trimtransfer.cli.repo import repo
 from trimtransfer.cli.sync import medv_sync
@@ -27,6 +30,9 @@ from trimtransfer.manifest import DISK, FileRef, Manifest
 from trimtransfer.names import MAX_DISKS, disk_name, manifest_name
 from trimtransfer.repository import publish as publishing
 from trimtransfer.repository.audit import audit
+from trimtransfer.repository.bundlecheck import check_bundle
+from trimtransfer.repository.bundleplan import Wanted
+from trimtransfer.repository.bundling import make_bundle
 from trimtransfer.repository.deltas import add_deltas
 from trimtransfer.repository.publish import PublishReport, publish
 from trimtransfer.repository.reading import describe, list_images, read_head, read_manifest
@@ -323,6 +329,22 @@ def test_a_damaged_or_older_second_disk_is_told(place: Place) -> None:
     assert not report.ok  # it is a whole disk, but of version 1
     assert sync(place.repository, "desk", output=output).wrote == "nothing"
     assert verify_image(output).ok
+
+
+@pytest.mark.parametrize("options", [{}, {"bases": ("1",)}, {"bases": ("1",), "deltas": True}])
+def test_bundles(place: Place, options: dict[str, Any]) -> None:
+    """A bundle has all disks of its versions; one from a version what machines with that version lack of each."""
+    output = place.output()
+    if options:
+        sync(place.repository, "desk", output=output, version="1")
+    bundle = place.root / "desk.bundle"
+    make_bundle(DirectoryStore(place.repository), bundle, [Wanted("desk", (), **options)])
+    report = sync(bundle, "desk", output=output)
+    assert place.holds(output, 2)
+    assert report.disks[0].bundle_bytes > 0
+    assert report.bundle_bytes + report.disks[0].bundle_bytes <= bundle.stat().st_size
+    with closing(BundleStore(bundle)) as store:
+        assert check_bundle(store).damage == ()
 
 
 def test_outputs_must_differ_and_be_writable(place: Place) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from test_bundle import GOLDEN
 from test_deltaindex import example, joined, small_index, table_of
 from test_format_manifest import documented
 
+from trimtransfer.bundle import Directory
 from trimtransfer.chunk import object_check, table_digest
 from trimtransfer.deltaindex import DeltaIndex, Units
 from trimtransfer.errors import FormatError
@@ -52,6 +54,8 @@ def read_delta_index(data: bytes) -> None:
         index.units(region)
 
 
+BUNDLE: Final = GOLDEN[:519]
+"""Header and directory of the bundle of the worked example."""
 READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "head": Head.from_bytes,
     "manifest": Manifest.from_bytes,
@@ -61,6 +65,7 @@ READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "keys": lambda data: KeyFile(lambda offset, length: data[offset : offset + length], len(data)),
     "frame": lambda data: decode_frame(data, codec=Codec.ZSTD, raw=100, check=object_check(data)),
     "index": read_index,
+    "bundle": Directory.from_bytes,
     "delta index": read_delta_index,
     "delta units": lambda data: Units.from_bytes(data).pieces(table_of(example()[2])),
 }
@@ -84,6 +89,7 @@ def test_what_they_are_variants_of_is_accepted() -> None:
     READERS["table"](table.to_bytes())
     READERS["locations"](objects["locations.bin"])
     READERS["keys"](objects["keys.bin"])
+    READERS["bundle"](BUNDLE)
     READERS["delta index"](small_index())
     READERS["delta units"](joined(*example()[:2]).to_bytes())
     assert {case["parser"] for case in CASES} == set(READERS)

@@ -151,20 +151,7 @@ class DirectoryStore:
         self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
     ) -> None:
         """Deliver each range once from a few threads; ``again`` means nothing here: a directory has no cache."""
-
-        def one(wanted: Range) -> None:
-            deliver(wanted, memoryview(self.read_range(wanted)))
-
-        running: set[Future[None]] = set()
-        with ThreadPoolExecutor(self._connections, "store") as pool:
-            for wanted in ranges:
-                if len(running) >= self._connections:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                running.add(pool.submit(one, wanted))
-            for future in running:
-                future.result()
+        in_threads(ranges, lambda wanted: deliver(wanted, memoryview(self.read_range(wanted))), self._connections)
 
     def close(self) -> None:
         """Nothing is held open between calls."""
@@ -349,6 +336,20 @@ class StagedObject:
             _make_directories(self._final.parent, self._root)
             os.replace(self._temporary, self._final)
             sync_directory(self._final.parent)
+
+
+def in_threads(ranges: Iterable[Range], call: Callable[[Range], None], threads: int) -> None:
+    """Call a function for each range from a few threads; the first exception ends the rest and is raised."""
+    running: set[Future[None]] = set()
+    with ThreadPoolExecutor(threads, "store") as pool:
+        for wanted in ranges:
+            if len(running) >= threads:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+            running.add(pool.submit(call, wanted))
+        for future in running:
+            future.result()
 
 
 def _pread(descriptor: int, length: int, offset: int) -> bytes:

@@ -111,16 +111,24 @@ class DeltaPlan:
 
 
 def plan_deltas(
-    window: Window, groups: Groups, wanted: Mask, placed: Mask, parts: Sequence[UnitsOf], old_table: OldTable
+    window: Window,
+    groups: Groups,
+    wanted: Mask,
+    placed: Mask,
+    parts: Sequence[UnitsOf],
+    old_table: OldTable,
+    *,
+    only: bool = False,
 ) -> DeltaPlan:
     """Plan which of the ``wanted`` groups (one per group of ``groups``) are made by units: by those that cost less than
-    what they are wanted for takes in plain frames, and whose base is known. ``placed`` records are left alone.
+    what they are wanted for takes in plain frames, and whose base is known. ``placed`` records are left alone. With
+    ``only`` there may be no plain frames, so every unit counts that makes something wanted.
 
     Raises:
         FormatError: units do not fit their tables.
     """
     group_of = groups.numbers(len(window))
-    worth = [part._replace(units=part.units.select(_worth(part, group_of, wanted))) for part in parts]
+    worth = [part._replace(units=part.units.select(_worth(part, group_of, wanted, only))) for part in parts]
     bases = _Bases(old_table)
     known = [part._replace(units=part.units.select(bases.add(part.units))) for part in worth if len(part.units.units)]
     offered = np.zeros(len(groups), dtype=np.bool_)
@@ -133,14 +141,17 @@ def plan_deltas(
     return DeltaPlan(fetch, *bases.of(fetch))
 
 
-def _worth(part: UnitsOf, group_of: Numbers, wanted: Mask) -> Numbers:
-    """Return the numbers of the units that cost less than plain frames do for what is wanted of them."""
+def _worth(part: UnitsOf, group_of: Numbers, wanted: Mask, only: bool) -> Numbers:
+    """Return the numbers of the units that cost less than plain frames do for what is wanted of them; or, where there
+    is nothing else, that make anything of it."""
     units = part.units.units
     pieces = part.units.pieces(part.table)
     group = group_of[part.first + pieces["record"].astype(np.int64)]
     needed = np.bincount(
         pieces["frame"], weights=pieces["length"] * ((group >= 0) & wanted[group]), minlength=len(units)
     )
+    if only:
+        return np.flatnonzero(needed)
     return np.flatnonzero(needed * units["plain"] > units["raw"].astype(np.float64) * units["stored"])
 
 

@@ -143,9 +143,19 @@ class Located(NamedTuple):
 
 
 def plan_fetch(
-    window: Window, groups: Groups, wanted: Mask, placed: Mask, parts: Sequence[Located], *, gap: int = GAP
+    window: Window,
+    groups: Groups,
+    wanted: Mask,
+    placed: Mask,
+    parts: Sequence[Located],
+    *,
+    gap: int = GAP,
+    whole: float = WHOLE_SHARE,
 ) -> FetchPlan:
     """Plan the requests for the ``wanted`` groups, written wherever they are not ``placed`` (one per record) yet.
+
+    Neighbours no farther apart than ``gap`` bytes share a request; a pack of which the share ``whole`` is needed is
+    fetched in one piece.
 
     Raises:
         FormatError: the locations do not fit their tables, or contradict each other.
@@ -164,7 +174,7 @@ def plan_fetch(
     return FetchPlan(
         packs,
         frames,
-        _pack_ranges(packs, frames, gap),
+        _pack_ranges(packs, frames, gap, whole),
         pieces,
         window.digests[groups.leaders[pieces["group"]]],
         np.searchsorted(pieces["frame"], bounds).astype(np.int64),
@@ -217,7 +227,7 @@ def _distinct(frames: NDArray[np.void], order: Numbers) -> tuple[NDArray[np.void
     return kept, number
 
 
-def _pack_ranges(packs: tuple[PackRef, ...], frames: NDArray[np.void], gap: int) -> list[PackRange]:
+def _pack_ranges(packs: tuple[PackRef, ...], frames: NDArray[np.void], gap: int, whole: float) -> list[PackRange]:
     """Return the requests that fetch the frames: coalesced within a pack, or the whole pack if most of it is needed."""
     ranges: list[PackRange] = []
     borders = np.flatnonzero(np.diff(frames["pack"].astype(np.int64))) + 1
@@ -227,7 +237,7 @@ def _pack_ranges(packs: tuple[PackRef, ...], frames: NDArray[np.void], gap: int)
             continue
         pack = int(frames["pack"][low])
         stored = frames["stored"][low:high].astype(np.int64)
-        if int(stored.sum()) >= WHOLE_SHARE * packs[pack].length:
+        if int(stored.sum()) >= whole * packs[pack].length:
             ranges.append(PackRange(pack, 0, packs[pack].length, True, low, high))
             continue
         for piece in coalesce(frames["offset"][low:high].astype(np.int64), stored, gap=gap):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly.assembler import Meter
+from trimtransfer.assembly.bundles import saved, set_apart, with_bundles
 from trimtransfer.assembly.choice import expected_share, prefers_new, right_in_old
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import WrittenIndex
@@ -28,7 +29,7 @@ from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
-from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
@@ -46,6 +47,7 @@ from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
+from trimtransfer.nearstore import bundle_stats
 from trimtransfer.store import Store
 from trimtransfer.watch import Progress, Watch
 
@@ -80,6 +82,7 @@ def plan(
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
     that was enough, else 100 Mbit/s. Raises what ``sync`` raises while it reads and scans.
     """
+    seeds, bundles = set_apart(seeds)
     request = make_request(
         image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
     )
@@ -89,6 +92,7 @@ def plan(
     store = open_store(
         url, connections=connections, limit_rate=None, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
     )
+    store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
     with closing(store):
         return _Preview(request, store, watch, bandwidth, connections).run()
 
@@ -102,12 +106,13 @@ class _Preview:
         self._started = time.monotonic()
         self._format = request.written_format() or "raw"
         self._content = Content()
-        self._bytes = self._requests = self._changed = 0
+        self._bytes = self._requests = self._changed = self._bundle_bytes = 0
         self._read_seconds = 0.0
         self._needs, self._done = Needs(), Extents.none()
         self._search_warnings: tuple[str, ...] = ()
         self._made = Made()
         self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
+        self._bundles_before = bundle_stats(store).bytes
 
     def run(self) -> PlanReport:
         """Read, resolve and add up."""
@@ -115,7 +120,8 @@ class _Preview:
         installed = side.believed()
         head = newest(self._store, self._request) if self._request.version is None else None
         round_trip = time.monotonic() - self._started
-        manifest = wanted_manifest(self._store, self._request, head)
+        manifest = newer_installed(self._store, self._request, head)
+        manifest = manifest or wanted_manifest(self._store, self._request, head)
         round_trip = min(round_trip, time.monotonic() - self._started - round_trip) if head else round_trip
         self._format = self._request.written_format(manifest) or "raw"
         would_write = "nothing"
@@ -173,6 +179,7 @@ class _Preview:
         resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=from_parent, deltas=deltas)
         if host is not None and refresh:
             self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)
+        sources.add_bundles(resolver)
         self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
         add_host_deltas(resolver, old)
         self._read_seconds += sources.read_seconds
@@ -189,8 +196,11 @@ class _Preview:
             self._needs += self._needs_of(window, old, would_write)
             made = window.deltas.fetch
             self._made += Made(len(made.frames), int(made.wanted["length"].sum(dtype=np.int64)))
-            self._bytes += window.fetch.fetch_bytes + made.fetch_bytes
-            self._requests += len(window.fetch.ranges) + len(made.ranges)
+            for fetch in (window.fetch, made):
+                near, whole = saved(self._store, fetch)
+                self._bundle_bytes += near
+                self._bytes += fetch.fetch_bytes - near
+                self._requests += len(fetch.ranges) - whole
         self._watch.report("plan", total, total)
 
     def _needs_of(self, plan: WindowPlan, old: Old | None, would_write: str) -> Needs:
@@ -248,6 +258,7 @@ class _Preview:
             warnings=(*self._search_warnings, *self._warnings(would_write)),
             seconds=time.monotonic() - self._started,
             made=self._made,
+            bundle_bytes=self._bundle_bytes + bundle_stats(self._store).bytes - self._bundles_before,
         )
 
 

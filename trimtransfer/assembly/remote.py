@@ -16,6 +16,7 @@ import numpy as np
 
 from trimtransfer.assembly.plan import coalesce
 from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.bundlestore import BundleStore, part_paths
 from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.joint import JointDifference, is_joint
@@ -169,13 +170,14 @@ def open_store(
     cancel: threading.Event | None,
     on_bytes: Callable[[int], None],
 ) -> Store:
-    """Return the store at ``url``: http or https, a ``file:`` URL, or the path of a directory.
+    """Return the store at ``url``: http or https, a ``file:`` URL, or the path of a directory or a bundle.
 
     ``on_bytes`` is called as body bytes arrive.
 
     Raises:
         ValueError: a scheme that is not supported.
-        NotFound: there is no such directory.
+        NotFound: there is no such directory or file.
+        FormatError: a file that is no bundle, or one that is damaged or cut off.
     """
     text = os.fspath(url)
     scheme = text.partition("://")[0].lower() if "://" in text else ""
@@ -188,8 +190,10 @@ def open_store(
     if scheme == "file":
         text = unquote(urlsplit(text).path)
     elif scheme:
-        raise ValueError(f"{text}: use http://, https:// or the path of a directory")
+        raise ValueError(f"{text}: use http://, https:// or the path of a directory or bundle")
     if not os.path.isdir(text):
+        if part_paths(text):
+            return BundleStore(text, connections=connections, on_bytes=on_bytes)
         raise NotFound("the repository", text)
     return _CountedDirectory(text, connections, on_bytes)
 

@@ -17,7 +17,8 @@ class Content:
     """Where the bytes of an image come from; together its size.
 
     ``unchanged``: at their place already (in the old version, or since an interrupted run); ``seed``: other places of
-    the old and the new version, and seeds; ``host``: files of the host index; ``fetched``: packs; ``zero``: no data.
+    the old and the new version, and seeds; ``host``: files of the host index; ``fetched``: packs, those in bundles
+    too; ``zero``: no data.
     """
 
     unchanged: int = 0
@@ -95,8 +96,8 @@ class SyncReport:
     ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
-    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas. ``disks`` are the version's further disks,
-    which all else is not about.
+    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``bundle_bytes`` were read from bundles, not
+    fetched. ``disks`` are the version's further disks, which all else is not about.
     """
 
     image: str
@@ -116,6 +117,7 @@ class SyncReport:
     warnings: tuple[str, ...] = field(default=())
     made: Made = Made()
     format: str = "raw"
+    bundle_bytes: int = 0
     disks: tuple[SyncReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,6 +132,7 @@ class SyncReport:
             "wrote": self.wrote,
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),
+            "bundle": {"bytes": self.bundle_bytes},
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "resumed_bytes": self.resumed_bytes,
@@ -148,7 +151,8 @@ class PlanReport:
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
     ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
-    ``format`` that of the file; ``disks`` are the version's further disks, which all else is not about.
+    ``format`` that of the file; ``bundle_bytes`` come from bundles, in all. ``disks`` are the version's further disks,
+    which all else is not about.
     """
 
     image: str
@@ -172,6 +176,7 @@ class PlanReport:
     warnings: tuple[str, ...] = ()
     made: Made = Made()
     format: str = "raw"
+    bundle_bytes: int = 0
     disks: tuple[PlanReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,6 +192,7 @@ class PlanReport:
             "content": self.content.to_dict(),
             "network": self.network.to_dict(),
             "fetch": {"bytes": self.fetch_bytes, "requests": self.fetch_requests},
+            "bundle": {"bytes": self.bundle_bytes},
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "round_trip_seconds": round(self.round_trip_seconds, 4),

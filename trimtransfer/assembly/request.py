@@ -16,6 +16,7 @@ from trimtransfer.head import Head
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import FileRef, Manifest
 from trimtransfer.names import check_name, disk_name
+from trimtransfer.nearstore import is_offline
 from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.store import Store
 
@@ -112,6 +113,20 @@ def newest(store: Store, request: Request) -> Head:
         return read_head(store, request.image)
     except NotFound as error:
         raise NotFound(f"image {request.image}", error.url) from error
+
+
+def newer_installed(store: Store, request: Request, head: Head | None) -> Manifest | None:
+    """Return the manifest of the version at the output if that is newer than ``head`` of a bundle; else None.
+
+    A repository says what its newest version is; a bundle may have lain in a drawer for a year.
+    """
+    installed = request.side.believed()
+    if head is None or installed is None or not is_offline(store):
+        return None
+    manifest = request.side.read_manifest(request.side.manifest, installed.manifest_digest)
+    if manifest is None or manifest.image != head.image or manifest.sequence <= head.sequence:
+        return None
+    return manifest if installed.disk_format == (request.disk_format or installed.disk_format) else None
 
 
 def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manifest:

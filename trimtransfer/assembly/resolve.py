@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly import report
+from trimtransfer.assembly.bundles import held_frames
 from trimtransfer.assembly.deltaplan import DeltaPlan, DeltaSource
-from trimtransfer.assembly.fetchplan import FetchPlan, Located, plan_fetch
+from trimtransfer.assembly.fetchplan import WHOLE_SHARE, FetchPlan, Located, plan_fetch
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
 from trimtransfer.assembly.plan import (
     FETCH,
@@ -31,9 +32,11 @@ from trimtransfer.assembly.plan import (
 )
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.assembly.report import Content
+from trimtransfer.bundlestore import BundleStore
 from trimtransfer.errors import FormatError
 from trimtransfer.index.seed import Seed
 from trimtransfer.manifest import Region
+from trimtransfer.nearstore import NearStore
 from trimtransfer.table import Table
 
 WINDOW_REGIONS: Final = 32
@@ -147,7 +150,8 @@ class Resolver:
         unresolved = groups.any(source == UNASSIGNED)
         source[source == UNASSIGNED] = FETCH
         if self.deltas is not None and unresolved.any():
-            plan.deltas = self.deltas.plan(window, regions, tables, groups, unresolved, placed)
+            wanted = unresolved & ~self._in_bundles(plan, unresolved)
+            plan.deltas = self.deltas.plan(window, regions, tables, groups, wanted, placed)
             unresolved[plan.deltas.fetch.wanted["group"]] = False
         plan.fetch = self.locate(plan, np.flatnonzero(unresolved))
         return plan
@@ -180,6 +184,15 @@ class Resolver:
         records = plan.groups.leaders[plan.groups.any((plan.source == FETCH) | (plan.source == PLACED))]
         window = plan.window
         self.written.add(window.prefixes[records], window.lengths[records], window.offsets[records])
+
+    def _in_bundles(self, plan: WindowPlan, wanted: Mask) -> Mask:
+        """Return which groups lie in frames that bundles have: these cost nothing, so no delta is fetched for them."""
+        held = np.zeros(len(wanted), dtype=np.bool_)
+        if isinstance(self.remote.store, NearStore):
+            fetch = self.locate(plan, np.flatnonzero(wanted))
+            here = held_frames(self.remote.store, fetch)[fetch.wanted["frame"]]
+            held[fetch.wanted["group"][here]] = True
+        return held
 
     def _base_table(self, start: int) -> Table | None:
         previous = self.seeds[0] if self.seeds else None
@@ -246,7 +259,9 @@ class Resolver:
 
     def _plan_fetch(self, plan: WindowPlan, chosen: Mask) -> FetchPlan:
         parts = [plan.located[key] for key in sorted(plan.located)]
-        return plan_fetch(plan.window, plan.groups, chosen, plan.placed, parts)
+        near = isinstance(self.remote.store, NearStore | BundleStore)  # what these have is read frame by frame
+        whole = 1.0 if near else WHOLE_SHARE
+        return plan_fetch(plan.window, plan.groups, chosen, plan.placed, parts, whole=whole)
 
 
 _NOTHING: Final = FetchPlan.nothing()

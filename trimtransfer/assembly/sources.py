@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from trimtransfer.assembly.anywhere import Anywhere, Done
+from trimtransfer.assembly.bundleseed import bundle_seeds
 from trimtransfer.assembly.container import marked_format
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.hostfiles import bring_up_to_date
@@ -86,6 +87,11 @@ class Sources:
         warnings = bring_up_to_date(host, resolver, windows, done, self._watch)
         resolver.add(self._stack.enter_context(contextlib.closing(host.seed())))
         return warnings
+
+    def add_bundles(self, resolver: Resolver) -> None:
+        """Give the resolver the other versions in the bundles that lie near the repository."""
+        for seed in bundle_seeds(resolver.remote.store, self._manifest, self._side.path, self._watch):
+            resolver.add(seed)
 
     def search_anywhere(self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done) -> tuple[str, ...]:
         """Look through named files for what is found nowhere, at any offset, and give the resolver what is there.

@@ -18,6 +18,7 @@ import numpy as np
 
 from trimtransfer.assembly.allocation import layout_for
 from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
+from trimtransfer.assembly.bundles import set_apart, with_bundles
 from trimtransfer.assembly.choice import Choice, choose
 from trimtransfer.assembly.hostunits import open_host_deltas
 from trimtransfer.assembly.installed import WrittenIndex
@@ -28,7 +29,7 @@ from trimtransfer.assembly.recovery import finish_interrupted, mark_image, recor
 from trimtransfer.assembly.refusal import check_output, check_outputs
 from trimtransfer.assembly.remote import REMEDY, Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
-from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources, discard_abandoned, discard_unfinished, set_aside
@@ -41,6 +42,7 @@ from trimtransfer.disk.layout import Layout
 from trimtransfer.errors import IntegrityError, NoSpace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
+from trimtransfer.nearstore import bundle_stats
 from trimtransfer.store import Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
@@ -72,12 +74,13 @@ def sync(
     Of a version of several disks, the further ones become ``disk_outputs``, or ``IMAGE.disk1.img`` and so on: all are
     complete and verified before the first of them takes its place, and that of ``output`` is the last.
 
-    ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
-    hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
-    ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
-    in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned
-    seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as
-    that pays. Memory: less than 256 MiB whatever the image's size.
+    ``url`` is a repository: http, https, a local directory, or a bundle. ``seeds`` are files, directory trees, devices
+    or bundles that may hold parts of the image; bundles of the image in the folder of ``output`` that are named
+    ``*.bundle`` count without being named. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``:
+    ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published).
+    ``limit_rate`` in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes
+    of scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first,
+    as far as that pays. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -90,6 +93,7 @@ def sync(
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing. Run it again to continue.
     """
+    seeds, bundles = set_apart(seeds)
     request = make_request(
         image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
     )
@@ -100,6 +104,7 @@ def sync(
         store = open_store(
             url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
         )
+        store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
         with closing(store):
             return _Sync(request, store, watch, meter).run()
 
@@ -123,6 +128,7 @@ class _Sync:
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
         self._further, self._disks = further, tuple[SyncReport, ...]()
         self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
+        self._bundles_before = bundle_stats(store).bytes
         self._fetching, self._reusing = fetching, Meter("reuse", watch)
         self._started = time.monotonic()
         self._content = Content()
@@ -142,6 +148,14 @@ class _Sync:
         alone = head is not None and not head.disks
         if installed is not None and head is not None and alone and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
+        newer = newer_installed(self._store, self._request, head)
+        if newer is not None and installed is not None:
+            self._warnings += (
+                f"{side.output} is {newer.version} already, newer than what the bundle has: "
+                "name the version to go back",
+            )
+            content = Content(unchanged=newer.length)
+            return self._finished(newer.version, installed.image_digest, newer.length, "nothing", content, 0)
         manifest = wanted_manifest(self._store, self._request, head)
         if not manifest.disk:
             self._further = self._request.further(manifest)
@@ -260,6 +274,7 @@ class _Sync:
         done = choice.way.target.done.covers
         if host is not None and refresh:
             self._warnings += sources.add_host(host, resolver, windows(manifest, todo), done)
+        sources.add_bundles(resolver)
         self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done)
         add_host_deltas(resolver, old)
         self._seed_seconds = time.monotonic() - started
@@ -323,6 +338,7 @@ class _Sync:
         network = Network(stats.bytes, stats.requests, stats.retries)
         for other in elsewhere:
             network -= other
+        bundled = self._bundles_before + sum(disk.bundle_bytes for disk in self._disks)
         return SyncReport(
             image=self._request.image,
             version=version,
@@ -341,6 +357,7 @@ class _Sync:
             seed_seconds=self._seed_seconds,
             warnings=self._warnings,
             made=self._made,
+            bundle_bytes=bundle_stats(self._store).bytes - bundled,
             disks=self._disks,
         )
 

@@ -30,6 +30,7 @@ from trimtransfer.errors import (
 )
 from trimtransfer.manifest import Region
 from trimtransfer.names import deltas_name
+from trimtransfer.nearstore import is_offline
 from trimtransfer.table import Table
 from trimtransfer.unit import make
 
@@ -42,10 +43,13 @@ wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for c
 
 
 class Deltas:
-    """The deltas that make a version out of what ``old`` holds. Safe among threads, but for planning."""
+    """The deltas that make a version out of what ``old`` holds; ``only``: there may be no plain packs beside them.
 
-    def __init__(self, index: DeltaIndex, old: InstalledImage) -> None:
-        self._index, self._old = index, old
+    Safe among threads, but for planning.
+    """
+
+    def __init__(self, index: DeltaIndex, old: InstalledImage, *, only: bool = False) -> None:
+        self._index, self._old, self._only = index, old, only
         self._at_once = threading.Semaphore(_AT_ONCE)
 
     def __repr__(self) -> str:
@@ -67,7 +71,7 @@ class Deltas:
                 units = self._index.units(region.index)
                 if units is not None:
                     parts.append(UnitsOf(int(window.first[number]), table, units))
-            return plan_deltas(window, groups, wanted, placed, parts, self._old_table)
+            return plan_deltas(window, groups, wanted, placed, parts, self._old_table, only=self._only)
         except (FormatError, IntegrityError) as error:
             _LOG.warning("deltas are left aside: %s", error)
             return DeltaPlan.nothing()
@@ -139,7 +143,7 @@ def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
     if not old.is_complete() and not _complete(remote, old, index):
         return None
     _LOG.info("deltas from %s serve %d regions", base.version, len(index.regions))
-    return Deltas(index, old)
+    return Deltas(index, old, only=is_offline(remote.store))
 
 
 def _complete(remote: Remote, old: InstalledImage, index: DeltaIndex) -> bool:

@@ -11,6 +11,7 @@ import click
 HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 VERSION_MESSAGE: Final = "%(prog)s %(version)s"
 _RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:i?b)?(?:/s)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -53,8 +54,18 @@ def rate(context: click.Context, parameter: click.Parameter, value: str | None) 
     return float(match[1]) * _UNITS[match[2].lower()]
 
 
+def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Read a number of bytes: ``500M``, ``2G`` (powers of 1024)."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(value.strip())
+    if match is None or float(match[1]) == 0:
+        raise click.BadParameter(f"{value!r}: a size in bytes above 0, such as 500M or 2G", context, parameter)
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
 def repository_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Check that a client can read from this: http, https, a ``file:`` URL, or the path of a directory."""
+    """Check that a client can read from this: http, https, a ``file:`` URL, or the path of a directory or bundle."""
     scheme = value.partition("://")[0].lower() if "://" in value else "file"
     if scheme in ("http", "https"):
         from trimtransfer.fetch.site import Site

@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, delta, profile, ls, show, verify."""
+"""Commands on a repository: publish, delta, profile, bundle, ls, show, verify."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of
+from trimtransfer.cli.bundle import bundle, bundle_text, check, describe_bundle, open_repository
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 from trimtransfer.cli.profile import profile
 
@@ -209,14 +210,13 @@ repo.add_command(profile)
 @click.argument("repository", metavar="REPO", type=_REPOSITORY)
 @output_options
 def ls(output: Output, repository: str) -> None:
-    """List the images of the repository REPO and their versions."""
-    from trimtransfer.repository.reading import list_images, require_repository
-    from trimtransfer.store import DirectoryStore
+    """List the images of the repository (or bundle) REPO and their versions."""
+    from trimtransfer.repository.reading import list_images
 
-    store = DirectoryStore(repository)
-    require_repository(store)
+    store = open_repository(repository)
     images = list_images(store)
-    output.result({"images": [image.to_dict() for image in images]}, _listed(images))
+    facts = {"images": [image.to_dict() for image in images], **describe_bundle(store)}
+    output.result(facts, _listed(images) + bundle_text(store))
 
 
 @repo.command()
@@ -225,18 +225,18 @@ def ls(output: Output, repository: str) -> None:
 @click.argument("version", metavar="[VERSION]", callback=name_of("version"), required=False)
 @output_options
 def show(output: Output, repository: str, image: str, version: str | None) -> None:
-    """Show one version of IMAGE in REPO, the newest by default: what it is and what a first download of it costs."""
-    from trimtransfer.repository.reading import delta_bases, describe, host_profiles, require_repository
-    from trimtransfer.store import DirectoryStore
+    """Show one version of IMAGE in REPO (a repository or bundle), the newest by default: what it is and what a first
+    download of it costs."""
+    from trimtransfer.repository.reading import delta_bases, describe, host_profiles
 
-    store = DirectoryStore(repository)
-    require_repository(store)
+    store = open_repository(repository)
     details = describe(store, image, version)
     bases = delta_bases(store, image, details.version)
     profiles = host_profiles(store, image, details.version)
-    facts = {**details.to_dict(), "deltas_from": bases, "deltas_from_profiles": profiles}
+    facts = {**details.to_dict(), "deltas_from": bases, "deltas_from_profiles": profiles, **describe_bundle(store)}
     sources = [*bases, *(f"the profile {name}" for name in profiles)]
-    output.result(facts, "\n".join((_shown(details, sources), *(_shown(disk, bases) for disk in details.disks))))
+    disks = (_shown(details, sources), *(_shown(disk, bases) for disk in details.disks))
+    output.result(facts, "\n".join(disks) + bundle_text(store))
 
 
 @repo.command()
@@ -262,27 +262,31 @@ def verify(
     quick: bool,
     workers: int,
 ) -> None:
-    """Check the repository REPO, or one IMAGE in it: read, decode and compare everything with its digest.
+    """Check the repository (or bundle) REPO, or one IMAGE in it: read, decode and compare everything with its digest.
 
     Metadata, packs, chunks; and the content of each region is put together from its chunks, as a client would. Damage
     is reported by name, with who needs it and what can be done; the exit code is then 6.
     """
+    from trimtransfer.bundlestore import BundleStore
     from trimtransfer.repository.audit import audit
-    from trimtransfer.repository.reading import require_repository
-    from trimtransfer.store import DirectoryStore
     from trimtransfer.watch import Watch
 
     if version and not image:
         raise click.UsageError("--version needs an IMAGE")
     if quick and sample < 100:
         raise click.UsageError("--quick reads no content of which to --sample a part")
-    store = DirectoryStore(repository)
-    require_repository(store)
+    store = open_repository(repository)
+    if isinstance(store, BundleStore):
+        check(output, store, quick=quick)
+        return
     watch = Watch(output.progress)
     report = audit(store, image=image, version=version, sample=sample, quick=quick, workers=workers, watch=watch)
     output.result(report.to_dict(), _verified(report))
     if report.damage:
         raise SystemExit(EXIT_DAMAGED)
+
+
+repo.add_command(bundle)
 
 
 def _published(report: PublishReport) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of, rate, repository_url
+from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of, rate
+from trimtransfer.cli.bundle import only_image, source_arguments
 from trimtransfer.cli.index import index
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
@@ -26,8 +27,8 @@ _NAMES: Final = {
 }  # fmt: skip
 _HELP: Final = """Bring a disk image up to date from a repository, with as few bytes as possible.
 
-URL is a repository (https://..., or a local directory), IMAGE the name of an image in it. What is on this machine
-already - the old version, other images, program files - is not fetched again. Every byte is verified.
+URL is a repository (https://..., a local directory, or a bundle), IMAGE the name of an image in it. What is on this
+machine already - the old version, other images, program files - is not fetched again. Every byte is verified.
 
 Interrupted, killed or out of space: the old image is intact, or the new one complete; run the same command again
 and it goes on where it stopped.
@@ -36,6 +37,7 @@ and it goes on where it stopped.
 Examples:
   medv-sync https://host/images debian
   medv-sync https://host/images debian -o /var/lib/images/debian.img --host-index
+  medv-sync --from /media/stick/debian.bundle debian
   medv-sync plan https://host/images debian
   medv-sync verify debian.img
 """
@@ -63,6 +65,7 @@ class SyncGroup(click.Group):
     def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both ways to call it."""
         formatter.write_usage(context.command_path, "[OPTIONS] URL IMAGE")
+        formatter.write_usage(context.command_path, "[OPTIONS] --from BUNDLE [IMAGE]")
         formatter.write_usage(context.command_path, "COMMAND ...")
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -96,8 +99,7 @@ def _write_epilog(formatter: click.HelpFormatter) -> None:
 def source_options(function: F) -> F:
     """Decorate a command with the options that sync and plan share."""
     options = [
-        click.argument("url", metavar="URL", callback=repository_url),
-        click.argument("image", metavar="IMAGE", callback=name_of("image")),
+        source_arguments,
         click.option(
             "-o", "--output", "outputs", multiple=True, metavar="FILE",
             help="File or block device to write; once more for each further disk of a version of several.  "
@@ -108,8 +110,8 @@ def source_options(function: F) -> F:
         ),
         click.option(
             "--seed", "seeds", multiple=True, metavar="PATH", callback=local_paths,
-            help="File, folder or device that may hold parts of the image, a file also one that contains the image "
-            "at any offset; may be given several times.",
+            help="File, folder, device or bundle that may hold parts of the image, a file also one that contains the "
+            "image at any offset; may be given several times.",
         ),
         click.option(
             "--host-index/--no-host-index", default=None,
@@ -151,12 +153,12 @@ def medv_sync() -> None:
 @click.option("--limit-rate", callback=rate, metavar="R", help="Most bytes per second, such as 500k or 2.5M.")
 @output_options
 def sync_command(
-    output: Output, /, url: str, image: str, host_index: bool | None, cache: str | None, **options: Any
+    output: Output, /, url: str, image: str | None, host_index: bool | None, cache: str | None, **options: Any
 ) -> None:
     """Bring a disk image up to date from a repository."""
     from trimtransfer.assembly.sync import sync
 
-    report = _with_host_index(sync, output, host_index, cache, url=url, image=image, **options)
+    report = _with_host_index(sync, output, host_index, cache, url=url, image=image or only_image(url), **options)
     output.result(report.to_dict(), "\n".join(map(_sync_text, (report, *report.disks))))
 
 
@@ -165,7 +167,7 @@ def sync_command(
 @click.option("--bandwidth", callback=rate, metavar="R", help="Bytes per second to estimate the time with.")
 @output_options
 def plan_command(
-    output: Output, /, url: str, image: str, host_index: bool | None, cache: str | None, **options: Any
+    output: Output, /, url: str, image: str | None, host_index: bool | None, cache: str | None, **options: Any
 ) -> None:
     """Tell what a sync would fetch, and how long that takes. Fetches and writes no content.
 
@@ -173,7 +175,7 @@ def plan_command(
     """
     from trimtransfer.assembly.preview import plan
 
-    report = _with_host_index(plan, output, host_index, cache, url=url, image=image, **options)
+    report = _with_host_index(plan, output, host_index, cache, url=url, image=image or only_image(url), **options)
     output.result(report.to_dict(), "\n".join(map(_plan_text, (report, *report.disks))))
 
 
@@ -241,6 +243,7 @@ def _sync_text(report: SyncReport) -> str:
     how = {"new": "as a new file", "in-place": "in place"}[report.wrote]
     requests = count_text(network.requests, "request")
     lines.append(f"{size_text(network.bytes)} over the network in {requests}; written {how} in {report.seconds:.1f} s")
+    lines += _bundle_lines(report.bundle_bytes)
     if report.resumed_bytes:
         lines.append(f"{size_text(report.resumed_bytes)} were there from an interrupted run")
     if report.rejected_chunks:
@@ -259,7 +262,7 @@ def _plan_text(report: PlanReport) -> str:
     line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
     if report.bandwidth_is == "assumed":
         line += " (assumed; tell with --bandwidth)"
-    return "\n".join([*lines, line])
+    return "\n".join([*lines, line, *_bundle_lines(report.bundle_bytes)])
 
 
 def _verify_text(report: VerifyReport) -> str:
@@ -271,6 +274,10 @@ def _verify_text(report: VerifyReport) -> str:
         lines.append(f"  {report.found_length:,} bytes instead of {report.length:,}")
     lines += [f"  other content in bytes {start:,} to {start + length:,}" for start, length in report.damaged]
     return "\n".join(lines)
+
+
+def _bundle_lines(size: int) -> list[str]:
+    return [f"{size_text(size)} from bundles"] if size else []
 
 
 def _made_lines(made: Made) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,7 +213,15 @@ class VersionDetails:
         return asdict(self)
 
 
-def image_names(store: DirectoryStore) -> list[str]:
+class Listed(Store, Protocol):
+    """A store that also tells which objects it has."""
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield (name, length) of every object below ``prefix``."""
+        ...
+
+
+def image_names(store: Listed) -> list[str]:
     """Return the names of the images that have a head."""
     names = (name.split("/") for name, _ in store.list("images"))
     return sorted({parts[1] for parts in names if len(parts) == 3 and parts[2] == "head.json"})
@@ -224,35 +232,35 @@ def folder_names(store: DirectoryStore) -> list[str]:
     return sorted({name.split("/")[1] for name, _ in store.list("images") if name.count("/") >= 2})
 
 
-def version_names(store: DirectoryStore, image: str) -> list[str]:
+def version_names(store: Listed, image: str) -> list[str]:
     """Return the names of an image's versions that have a manifest, by name."""
     prefix = f"images/{check_name('image', image)}"
     names = (name.split("/") for name, _ in store.list(prefix))
     return sorted({parts[2] for parts in names if len(parts) == 4 and parts[3] == "manifest.bin"})
 
 
-def delta_bases(store: DirectoryStore, image: str, version: str) -> list[str]:
+def delta_bases(store: Listed, image: str, version: str) -> list[str]:
     """Return the versions from which deltas make a version, by name."""
     return _named_files(store, image, version, "from-")
 
 
-def host_profiles(store: DirectoryStore, image: str, version: str) -> list[str]:
+def host_profiles(store: Listed, image: str, version: str) -> list[str]:
     """Return the host profiles from whose files deltas make a version, by name."""
     return _named_files(store, image, version, "host-")
 
 
-def _named_files(store: DirectoryStore, image: str, version: str, kind: str) -> list[str]:
+def _named_files(store: Listed, image: str, version: str, kind: str) -> list[str]:
     prefix = f"images/{check_name('image', image)}/{check_name('version', version)}"
     names = (name.rpartition("/")[2] for name, _ in store.list(prefix))
     return sorted(name[len(kind) : -4] for name in names if name.startswith(kind) and name.endswith(".bin"))
 
 
-def list_images(store: DirectoryStore) -> list[ImageSummary]:
+def list_images(store: Listed) -> list[ImageSummary]:
     """Return all images with their versions. What cannot be read is listed with its problem."""
     return [_summarise(store, image) for image in image_names(store)]
 
 
-def _summarise(store: DirectoryStore, image: str) -> ImageSummary:
+def _summarise(store: Listed, image: str) -> ImageSummary:
     try:
         head = read_head(store, image)
     except TrimTransferError as error:
@@ -262,7 +270,7 @@ def _summarise(store: DirectoryStore, image: str) -> ImageSummary:
     return ImageSummary(image, head.version, tuple(sorted(kept, key=lambda version: version.sequence)))
 
 
-def _summarise_version(store: DirectoryStore, image: str, version: str, head: Head) -> VersionSummary:
+def _summarise_version(store: Listed, image: str, version: str, head: Head) -> VersionSummary:
     try:
         manifest = read_manifest(store, image, version, head=head)
     except TrimTransferError as error:
