@@ -15,7 +15,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtransfer.assembly.assembler import Meter
 from trimtransfer.assembly.choice import expected_share, prefers_new, right_in_old
@@ -28,7 +27,7 @@ from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
-from trimtransfer.assembly.resolve import Resolver, Survey, WindowPlan
+from trimtransfer.assembly.resolve import Nowhere, Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
 from trimtransfer.assembly.space import Needs, copied, shortage
@@ -153,7 +152,7 @@ class _Preview:
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
         from_parent = comes_from_parent(manifest, old)
-        resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=from_parent, deltas=deltas)
+        resolver = Resolver(remote, seeds, written, Nowhere(), from_parent=from_parent, deltas=deltas)
         if host is not None and refresh:
             self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)
         self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
@@ -230,14 +229,6 @@ class _Preview:
             seconds=time.monotonic() - self._started,
             made=self._made,
         )
-
-
-class _Nowhere:
-    """Stands for a file that is not written: every place is its own position."""
-
-    def locate(self, offsets: NDArray[np.int64], lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return the offsets."""
-        return offsets
 
 
 def _survey(done: Extents, old: Old | None) -> Survey:

@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, delta, ls, show, verify."""
+"""Commands on a repository: publish, delta, diff, ls, show, verify."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of
+from trimtransfer.cli.diff import diff
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
@@ -247,6 +248,9 @@ def verify(
     output.result(report.to_dict(), _verified(report))
     if report.damage:
         raise SystemExit(EXIT_DAMAGED)
+
+
+repo.add_command(diff)
 
 
 def _published(report: PublishReport) -> str:
