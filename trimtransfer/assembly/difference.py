@@ -137,7 +137,7 @@ class _Difference:
     def _advice(self, old: str) -> Iterator[Advice]:
         """Yield what can be done where there are no deltas, or volumes whose files are not known."""
         manifest = self._content.reader.manifest
-        if not self._cost.deltas and self._cost.plain_bytes:
+        if not self._cost.deltas and self._cost.plain_bytes and old != manifest.parent:  # from that one they were tried
             command = f"medv-repo delta REPO --image {manifest.image} --from {old} --to {manifest.version}"
             yield Advice(
                 "no-deltas", f"there are no deltas from {old}", f"make some: {command}", self._cost.plain_bytes

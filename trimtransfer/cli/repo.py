@@ -110,6 +110,9 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
     free is published as zeros. Before, it is proven that all files and structures stay as they are. A file system that
     is not clean, or not known, is published as it is, with a warning.
 
+    Before, the image is looked at for what ruins reuse (compressed or encrypted disks, swap, remains of deleted files,
+    file systems made anew, ...); what is found is a warning with a remedy. `estimate` tells it without publishing.
+
     The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
     can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
 
@@ -133,6 +136,8 @@ def publish(output: Output, /, repository: str, file: str, image: str, kind: str
     for volume in report.trimmed:
         if volume.problem:
             output.warn(f"not trimmed: {volume.name}{_kind_text(volume)}: {volume.problem}")
+    for advice in report.advice:
+        output.warn(str(advice))
     output.result(report.to_dict(), _published(report))
 
 

@@ -23,13 +23,16 @@ from trimtransfer.image import Source
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import check_name, head_name, manifest_name
 from trimtransfer.pack import MAX_PACK
+from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.again import Deduped, Limits, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
 from trimtransfer.repository.deltas import DeltaReport, try_deltas
+from trimtransfer.repository.hazards import compare, examine, shared_content
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
+from trimtransfer.repository.published import PublishedImage
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
@@ -53,7 +56,7 @@ class PublishReport:
     counted once) and ``repeated_bytes`` (further occurrences of either) add up to ``length``. ``again_bytes`` of the
     known content are stored again to keep downloads compact. ``stored_bytes`` in ``packs`` new packs and
     ``metadata_bytes`` are what the repository grew by, but for ``deltas``; ``kept_packs`` it had already. ``trimmed``
-    tells what ``trim`` did to each volume of the image (empty: not asked for).
+    tells what ``trim`` did to each volume of the image (empty: not asked for), ``advice`` what ruins reuse.
     """
 
     image: str
@@ -82,6 +85,7 @@ class PublishReport:
     seconds: float
     deltas: tuple[DeltaReport, ...] = ()
     trimmed: tuple[TrimmedVolume, ...] = ()
+    advice: tuple[Advice, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -158,8 +162,8 @@ def publish(
     systems mark free, see ``trim_image``; else every byte is published. ``deltas`` are made from the parent, and from
     the versions of ``delta_from``. ``workers`` threads compress (all cores by default). Memory: two regions of 64 MiB,
     4 MiB a column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB per
-    worker; with ``trim`` before that 200 bytes per file; then for deltas 200 MiB, and as much for each of at most four
-    workers.
+    worker; before that 200 bytes per file of clean file systems; then for deltas 200 MiB, and as much for each of at
+    most four workers.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
@@ -205,9 +209,10 @@ def _publish(job: _Job, store: DirectoryStore, source: DiskSource, watch: Watch)
     if job.trim:
         content, trimmed = trim_image(source, watch)
     geometry = recognise(content.read, content.size, kind=job.kind)
+    advice = examine(content, geometry, watch)
     intent = Intent(store, job.image, job.version)
     try:
-        publication = _Publication(job, store, content, source.format, base, geometry, intent, watch, trimmed)
+        publication = _Publication(job, store, content, source.format, base, geometry, intent, watch, trimmed, advice)
         try:
             report = publication.run(started)
         finally:
@@ -260,10 +265,12 @@ class _Publication:
         intent: Intent,
         watch: Watch,
         trimmed: tuple[TrimmedVolume, ...],
+        advice: tuple[Advice, ...],
     ) -> None:
         self._job, self._store, self._source, self._base = job, store, source, base
         self._format = format
         self._geometry, self._intent, self._watch, self._trimmed = geometry, intent, watch, trimmed
+        self._advice = advice
         self._directory = store.scratch()
         self._packs = Packs()
         self._open = contextlib.ExitStack()
@@ -289,6 +296,9 @@ class _Publication:
         inventory = Inventory(lambda: self._tables(found), self._directory)
         self._open.callback(inventory.close)
         find_known(inventory, self._packs, base.parent, base.like, self._watch)
+        if base.parent is not None:
+            there = PublishedImage(base.parent)
+            self._advice += compare(self._source, there.read, there.size, shared_content(inventory))
         deduped = choose_again(inventory, self._packs, self._store, found.same, self._directory, job.limits)
         stored = self._store_chunks(found, inventory, deduped)
         self._source.check_unchanged()
@@ -406,6 +416,7 @@ class _Publication:
             seconds=round(time.monotonic() - started, 3),
             deltas=deltas,
             trimmed=self._trimmed,
+            advice=self._advice,
         )
 
 
