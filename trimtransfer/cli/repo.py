@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, delta, diff, ls, show, verify."""
+"""Commands on a repository: publish, delta, diff, estimate, ls, show, verify."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of
 from trimtransfer.cli.diff import diff
+from trimtransfer.cli.estimate import estimate
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
@@ -256,6 +257,7 @@ def verify(
 
 
 repo.add_command(diff)
+repo.add_command(estimate)
 
 
 def _published(report: PublishReport) -> str:
