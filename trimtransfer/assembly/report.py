@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.assembly.payoff import Decision
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -92,7 +94,7 @@ class SyncReport:
     ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
-    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas.
+    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``decisions``: whether local reuse paid.
     """
 
     image: str
@@ -112,6 +114,7 @@ class SyncReport:
     warnings: tuple[str, ...] = field(default=())
     made: Made = Made()
     format: str = "raw"
+    decisions: tuple[Decision, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -131,6 +134,7 @@ class SyncReport:
             "rejected_chunks": self.rejected_chunks,
             "seconds": round(self.seconds, 3),
             "seed_seconds": round(self.seed_seconds, 3),
+            "decisions": [decision.to_dict() for decision in self.decisions],
             "warnings": list(self.warnings),
         }
 
@@ -142,7 +146,7 @@ class PlanReport:
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
     ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
-    ``format`` that of the file.
+    ``format`` that of the file. ``decisions``: whether local reuse pays.
     """
 
     image: str
@@ -166,6 +170,7 @@ class PlanReport:
     warnings: tuple[str, ...] = ()
     made: Made = Made()
     format: str = "raw"
+    decisions: tuple[Decision, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -187,6 +192,7 @@ class PlanReport:
             "bandwidth_is": self.bandwidth_is,
             "estimate_seconds": round(self.estimate_seconds, 1),
             "needed_bytes": self.needed_bytes,
+            "decisions": [decision.to_dict() for decision in self.decisions],
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
         }

@@ -15,9 +15,10 @@ from typing import Final
 from trimtransfer.assembly.anywhere import Anywhere, Done
 from trimtransfer.assembly.container import marked_format
 from trimtransfer.assembly.extents import Extents
-from trimtransfer.assembly.hostfiles import bring_up_to_date
+from trimtransfer.assembly.hostfiles import Refreshed, bring_up_to_date
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.payoff import Line
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import RedoData, read_header
 from trimtransfer.assembly.resolve import Resolver
@@ -77,15 +78,15 @@ class Sources:
         return seeds
 
     def add_host(
-        self, host: HostIndex, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done
-    ) -> tuple[str, ...]:
-        """Give the resolver the host index, brought up to date first as far as that pays; return warnings.
+        self, host: HostIndex, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done, line: Line
+    ) -> Refreshed:
+        """Give the resolver the host index, brought up to date first as far as that pays.
 
         Arguments and errors are those of :func:`trimtransfer.assembly.hostfiles.bring_up_to_date`.
         """
-        warnings = bring_up_to_date(host, resolver, windows, done, self._watch)
+        refreshed = bring_up_to_date(host, resolver, windows, done, self._watch, line)
         resolver.add(self._stack.enter_context(contextlib.closing(host.seed())))
-        return warnings
+        return refreshed
 
     def search_anywhere(self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done) -> tuple[str, ...]:
         """Look through named files for what is found nowhere, at any offset, and give the resolver what is there.

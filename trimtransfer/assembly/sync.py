@@ -21,6 +21,7 @@ from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
 from trimtransfer.assembly.choice import Choice, choose
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.partial import PartialFile
+from trimtransfer.assembly.payoff import Judge
 from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
@@ -57,6 +58,8 @@ def sync(
     write: WriteOption = "auto",
     format: str | None = None,
     limit_rate: float | None = None,
+    bandwidth: float | None = None,
+    metered: bool = False,
     connections: int = 4,
     ca_cert: str | None = None,
     side: str | os.PathLike[str] | None = None,
@@ -71,7 +74,9 @@ def sync(
     ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
     in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned
     seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as
-    that pays. Memory: less than 256 MiB whatever the image's size.
+    that pays. Whether local reuse pays is decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per
+    second, without it by what was measured, and ``metered``: the line costs by the byte. Memory: less than 256 MiB
+    whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -96,13 +101,14 @@ def sync(
             url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
         )
         with closing(store):
-            return _Sync(request, store, watch, meter).run()
+            return _Sync(request, store, watch, meter, Judge(bandwidth, limit_rate, metered=metered)).run()
 
 
 class _Sync:
     """One run of :func:`sync`, under the lock and with nothing left half-applied."""
 
-    def __init__(self, request: Request, store: Store, watch: Watch, fetching: Meter) -> None:
+    def __init__(self, request: Request, store: Store, watch: Watch, fetching: Meter, judge: Judge) -> None:
+        self._judge = judge
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
         self._fetching, self._reusing = fetching, Meter("reuse", watch)
         self._started = time.monotonic()
@@ -216,7 +222,7 @@ class _Sync:
         started = time.monotonic()
         use_old = not isinstance(choice.way, Direct)
         host, refresh = self._request.host_index, self._request.refresh_host_index
-        deltas = deltas_from(remote, old) if use_old else None
+        deltas = deltas_that_pay(remote, old, self._judge) if use_old else None
         seeds = sources.open(old if use_old else None, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
@@ -224,7 +230,11 @@ class _Sync:
         resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent, deltas=deltas)
         done = choice.way.target.done.covers
         if host is not None and refresh:
-            self._warnings += sources.add_host(host, resolver, windows(manifest, todo), done)
+            refreshed = sources.add_host(
+                host, resolver, windows(manifest, todo), done, self._judge.line(remote.measured)
+            )
+            self._judge.note(refreshed.decision)
+            self._warnings += refreshed.warnings
         self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done)
         self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
@@ -302,12 +312,21 @@ class _Sync:
             seed_seconds=self._seed_seconds,
             warnings=self._warnings,
             made=self._made,
+            decisions=self._judge.decisions,
         )
 
 
 def deltas_from(remote: Remote, old: Old | None) -> Deltas | None:
     """Return the deltas from the old image's version, if that is known and the repository has any."""
     return open_deltas(remote, old.image) if old is not None and old.image is not None else None
+
+
+def deltas_that_pay(remote: Remote, old: Old | None, judge: Judge) -> Deltas | None:
+    """Return what :func:`deltas_from` does if using it pays."""
+    deltas = deltas_from(remote, old)
+    if deltas is None:
+        return None
+    return deltas if judge.note(deltas.decision(judge.line(remote.measured))) else None
 
 
 def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:
