@@ -184,6 +184,7 @@ def test_published_content_reads_as_the_image(ext: Path, rnd: random.Random) -> 
         for at, length in published.extents(0, source.size):
             data[at : at + length] = source.read(at, length)
         assert data == (ext / "image").read_bytes()
+    assert published.read(published.size + 5, 10) == b""
     with pytest.raises(ValueError, match="of an image"):
         published.read_into(bytearray(2), published.size - 1)
 

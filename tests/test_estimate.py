@@ -25,7 +25,7 @@ from trimtransfer.repository import deltaestimate, rehearsal
 from trimtransfer.repository.estimate import EstimateReport, estimate
 from trimtransfer.repository.publish import PublishReport, publish
 from trimtransfer.repository.reading import describe
-from trimtransfer.repository.rehearsal import _ratio
+from trimtransfer.repository.rehearsal import estimate_ratio
 from trimtransfer.store import DirectoryStore
 
 EXACT = (
@@ -189,7 +189,7 @@ def test_a_ratio_that_holds_is_found(seed: int, count: int, ratio: float) -> Non
     quick = rng.integers(1000, 1_000_000, count).astype(np.float64)
     chosen = rng.random(count) < 0.5
     chosen[:2] = True
-    found, error = _ratio(quick, np.where(chosen, quick * ratio, 0.0))
+    found, error = estimate_ratio(quick, np.where(chosen, quick * ratio, 0.0))
     assert found == pytest.approx(ratio)
     assert error == pytest.approx(0, abs=1e-3 * quick.sum())
 
@@ -200,6 +200,6 @@ def test_the_error_is_stated_honestly(rng: np.random.Generator) -> None:
         quick = rng.integers(1000, 1_000_000, 300).astype(np.float64)
         true = quick * rng.normal(0.8, 0.1, 300)
         chosen = rng.random(300) < 0.2
-        ratio, error = _ratio(quick, np.where(chosen, true, 0.0))
+        ratio, error = estimate_ratio(quick, np.where(chosen, true, 0.0))
         within += abs(np.where(chosen, true, quick * ratio).sum() - true.sum()) <= error
     assert within >= 180

@@ -367,3 +367,18 @@ def test_marks_of_short_and_random_volumes(tmp_path: Path, rnd: random.Random) -
             identity(one, kind), compression(one, kind)
             assert sleeps(one) is False
             assert encryption(one, "") == ""
+
+
+def test_a_parent_that_ends_before(tmp_path: Path, rnd: random.Random) -> None:
+    """A volume beyond the parent's end has nothing to be compared with there."""
+    path = sized(tmp_path / "image", 20 * MIB)
+    filled(tmp_path / "noise", 12 * MIB, rnd)
+    part = sized(tmp_path / "part", 30 * MIB)
+    run("mke2fs", "-q", "-F", "-t", "ext4", "-b", 4096, part)
+    for number, (size, text) in enumerate(((20, "2048,\n"), (60, "2048,38000\n61440,\n"))):
+        run("sfdisk", "-q", sized(path, size * MIB, keep=True), text="label: dos\n" + text)
+        run("dd", f"if={tmp_path / 'noise'}", f"of={path}", "bs=1M", "seek=2", "conv=notrunc", "status=none")
+        if number:
+            run("dd", f"if={part}", f"of={path}", "bs=1M", "seek=30", "conv=notrunc", "status=none")
+        report = publish(tmp_path / "r", path, image="a", version=str(number), level=1)
+        assert {one.code for one in report.advice} == {"noise"}

@@ -283,7 +283,8 @@ class _Estimation:
     def _rehearse(self, found: Survey, inventory: Inventory, deduped: Deduped) -> Rehearsed:
         framer = Framer(self._source, inventory, UPDATE_FRAMES if self._parent else FIRST_FRAMES)
         free = _free_space(self._source)
-        rehearsal = Rehearsal(framer, inventory, self._packs, free, level=self._level, workers=self._workers)
+        options = {"level": self._level, "workers": self._workers}
+        rehearsal = Rehearsal(framer, inventory, self._packs, free, self._scratch, **options)
         return rehearsal.run(self._missing(found, inventory), self._watch, deduped.new_bytes + deduped.again_bytes)
 
     def _metadata(self, found: Survey, inventory: Inventory, deduped: Deduped, format: str) -> tuple[Manifest, int]:

@@ -221,7 +221,7 @@ def compare(source: Source, parent: Read, parent_size: int, shared: Shared) -> t
     rebuilt = any(new != old for _, new, old in pairs)
     if not rebuilt and shared.moved_bytes >= max(_LEAST, _MOVED * shared.known_bytes):
         text = f"{_mib(shared.moved_bytes)} of known content lie elsewhere than in the parent"
-        remedy = "do not defragment between versions: every client copies what has moved"
+        remedy = "do not defragment or rebuild it between versions: every client copies what has moved"
         advice.append(Advice("moved", text, remedy, shared.moved_bytes))
     return tuple(advice)
 

@@ -31,7 +31,8 @@ class PublishedImage:
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes from ``offset`` on: ``length`` of them, fewer only at the end; raises as ``read_into``."""
         buffer = bytearray(max(0, min(length, self.size - offset)))
-        self.read_into(buffer, offset)
+        if buffer:
+            self.read_into(buffer, offset)
         return bytes(buffer)
 
     def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:

@@ -13,8 +13,10 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +24,16 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import CHECK_SIZE, object_digest
 from trimtransfer.filesystem.ranges import Cover, Ranges, total
 from trimtransfer.location import FRAME, PackRef
-from trimtransfer.pack import MAX_PACK, PACK_MAGIC, encode_frame
+from trimtransfer.pack import MAX_PACK, PACK_MAGIC, Codec, encode_frame
 from trimtransfer.repository.dedupe import Packs
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.packing import Chunks, Framer
+from trimtransfer.spill import Rows
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 
 _QUICK: Final = 1
-SAMPLE: Final = 12 << 20
+SAMPLE: Final = 24 << 20
 """Bytes of content that are compressed at the wanted level, too; of no more than twice that, all is."""
 _AHEAD: Final = 4
 _CONFIDENCE: Final = 2.0
@@ -39,15 +42,13 @@ _TYPICAL: Final = 256 << 10
 """Bytes of a frame, about: so much of the content, spread over it, is worth a place in the sample."""
 
 
-class _Lengths(NamedTuple):
-    """A frame in bytes: content, at the quick and at the ``wanted`` level (0: not in the sample), content in free
-    space; seconds that the wanted level took."""
-
-    raw: int
-    quick: int
-    wanted: int
-    spare: int
-    seconds: float
+_LENGTHS: Final = np.dtype(
+    [("raw", "<u4"), ("quick", "<u4"), ("wanted", "<u4"), ("spare", "<u4"), ("again", "?"), ("seconds", "<f4")]
+)
+"""A frame in bytes: content, stored at the quick and at the wanted level (0: not in the sample), content in free space;
+whether it is stored again; seconds that the wanted level took."""
+_USUAL: Final = 0.85
+"""What the wanted level makes of the quick one's length, about: good enough for where frames lie in packs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,93 +75,95 @@ class Rehearsed:
 
 
 class Rehearsal:
-    """Compresses what a publish would store. ``free`` (merged) is free space, only to be told."""
+    """Compresses what a publish would store. ``free`` (merged) is free space, only to be told; ``directory`` takes
+    temporary files, 21 bytes for each frame."""
 
     def __init__(
-        self, framer: Framer, inventory: Inventory, packs: Packs, free: Ranges, *, level: int, workers: int
+        self,
+        framer: Framer,
+        inventory: Inventory,
+        packs: Packs,
+        free: Ranges,
+        directory: Path,
+        *,
+        level: int,
+        workers: int,
     ) -> None:
         self._framer, self._inventory, self._packs = framer, inventory, packs
-        self._free = Cover(free)
+        self._free, self._lengths = Cover(free), Rows(_LENGTHS, directory)
         self._level, self._workers = level, workers
-        self._lengths: list[_Lengths] = []
+        self._open: dict[bool, tuple[int, int]] = {}
+        self._first = len(packs)
 
     def run(self, regions: Iterable[tuple[int, int, Table]], watch: Watch, size: int) -> Rehearsed:
         """Compress what is missing of these regions (number, start in the image, table), ``size`` bytes in all, and
         enter where it would lie; raises what reading the image raises."""
-        frames: list[Chunks] = []
         done = passed = 0
-        pending: deque[Future[_Lengths]] = deque()
-        with ThreadPoolExecutor(self._workers, "estimate") as pool:
+        pending: deque[tuple[Chunks, Future[NDArray[np.void]]]] = deque()
+        with ThreadPoolExecutor(self._workers, "estimate") as pool, closing(self._lengths):
             for region, start, table in regions:
                 for chunks in self._framer.frames_of(region, start, table):
                     chosen = _is_sampled(passed, chunks.size, size)
                     passed += chunks.size
-                    frames.append(chunks)
-                    pending.append(pool.submit(self._compress, chunks, chosen))
+                    pending.append((chunks, pool.submit(self._compress, chunks, chosen)))
                     if len(pending) >= self._workers * _AHEAD:
-                        done += self._take(pending.popleft())
+                        done += self._take(*pending.popleft())
                         watch.report("estimate", done, size)
             while pending:
-                done += self._take(pending.popleft())
+                done += self._take(*pending.popleft())
                 watch.report("estimate", done, size)
-        return self._finish(frames)
+            return self._finish(self._lengths.array())
 
-    def _compress(self, chunks: Chunks, chosen: bool) -> _Lengths:
-        """Return the lengths of a frame, and the seconds that the wanted level took (0: it is not in the sample)."""
+    def _compress(self, chunks: Chunks, chosen: bool) -> NDArray[np.void]:
+        """Return the lengths of a frame (one row)."""
+        row = np.zeros(1, dtype=_LENGTHS)
         raw = self._framer.read(chunks)
-        quick = len(encode_frame(raw, level=_QUICK)[1])
-        spare = sum(total(self._free.within(at, length)) for at, length in _runs(chunks))
-        if not chosen:
-            return _Lengths(chunks.size, quick, 0, spare, 0.0)
-        started = time.thread_time()
-        stored = len(encode_frame(raw, level=self._level)[1])
-        return _Lengths(chunks.size, quick, stored, spare, time.thread_time() - started)
+        row["raw"], row["again"] = chunks.size, chunks.again
+        row["quick"] = len(encode_frame(raw, level=_QUICK)[1])
+        row["spare"] = 0 if chunks.again else sum(total(self._free.within(*run)) for run in _runs(chunks))
+        if chosen:
+            started = time.thread_time()
+            row["wanted"] = len(encode_frame(raw, level=self._level)[1])
+            row["seconds"] = time.thread_time() - started
+        return row
 
-    def _take(self, job: Future[_Lengths]) -> int:
-        self._lengths.append(job.result())
-        return self._lengths[-1].raw
+    def _take(self, chunks: Chunks, job: Future[NDArray[np.void]]) -> int:
+        """Keep a frame's lengths, and enter its place in a pack that will never be; return its content's length."""
+        row = job.result()
+        self._lengths.append(row)
+        stored = int(row["wanted"][0]) or max(1, round(float(row["quick"][0]) * _USUAL))
+        number, end = self._open.get(chunks.again, (-1, MAX_PACK))
+        if end + stored > MAX_PACK:
+            number, end = self._packs.begin(), len(PACK_MAGIC)
+            self._packs.finish(number, PackRef(object_digest(b"pack %d" % number), MAX_PACK))
+        frame = np.zeros(1, dtype=FRAME)
+        frame["pack"], frame["offset"], frame["stored"], frame["raw"] = number, end, stored, chunks.size
+        frame["codec"] = Codec.ZSTD
+        frame["check"] = np.frombuffer(object_digest(b"frame %d %d" % (number, end)), np.uint8, CHECK_SIZE)
+        inventory = self._inventory
+        inventory.frame[chunks.numbers] = inventory.frames.append(frame)
+        inventory.pack[chunks.numbers] = number
+        inventory.start[chunks.numbers] = np.cumsum(chunks.lengths) - chunks.lengths
+        self._open[chunks.again] = number, end + stored
+        return chunks.size
 
-    def _finish(self, frames: list[Chunks]) -> Rehearsed:
-        """Estimate all lengths and enter the places."""
-        quick = np.array([one.quick for one in self._lengths], dtype=np.float64)
-        wanted = np.array([one.wanted for one in self._lengths], dtype=np.float64)
-        ratio, error = _ratio(quick, wanted)
-        stored = np.where(wanted > 0, wanted, np.maximum(1, np.round(quick * ratio))).astype(np.int64)
-        again = np.array([chunks.again for chunks in frames], dtype=np.bool_)
-        raw = np.array([one.raw for one in self._lengths], dtype=np.int64)
-        spare = np.array([one.spare for one in self._lengths], dtype=np.int64) * ~again
-        packs = self._enter(frames, np.minimum(stored, raw).tolist())
-        sampled = int(raw[wanted > 0].sum())
-        seconds = sum(one.seconds for one in self._lengths) * (int(raw.sum()) / max(1, sampled))
+    def _finish(self, rows: NDArray[Any]) -> Rehearsed:
+        """Estimate all lengths."""
+        quick, wanted, raw = (rows[name].astype(np.float64) for name in ("quick", "wanted", "raw"))
+        ratio, error = estimate_ratio(quick, wanted)
+        stored = np.where(wanted > 0, wanted, np.minimum(np.round(quick * ratio), raw))
+        again, sampled = rows["again"], int(raw[wanted > 0].sum())
+        sizes = [int(stored[chosen].sum()) for chosen in (~again, again)]
         return Rehearsed(
-            new=int(stored[~again].sum()),
-            again=int(stored[again].sum()),
+            new=sizes[0],
+            again=sizes[1],
             error=round(error),
-            packs=packs,
-            spare_content=int(spare.sum()),
-            spare=round(float((stored * (spare / np.maximum(1, raw))).sum())),
+            packs=sum(-(-size // (MAX_PACK - len(PACK_MAGIC))) for size in sizes),
+            spare_content=int(rows["spare"].sum(dtype=np.int64)),
+            spare=round(float((stored * (rows["spare"] / np.maximum(1, raw))).sum())),
             sampled=sampled,
-            seconds=seconds,
+            seconds=float(rows["seconds"].sum()) * float(raw.sum()) / max(1, sampled),
         )
-
-    def _enter(self, frames: list[Chunks], stored: list[int]) -> int:
-        """Enter the places of all frames in packs that will never be; return how many packs."""
-        inventory, first = self._inventory, len(self._packs)
-        open_: dict[bool, tuple[int, int]] = {}
-        for chunks, length in zip(frames, stored, strict=True):
-            number, end = open_.get(chunks.again, (-1, MAX_PACK))
-            if end + length > MAX_PACK:
-                number, end = self._packs.begin(), len(PACK_MAGIC)
-                self._packs.finish(number, PackRef(object_digest(b"pack %d" % number), MAX_PACK))
-            row = np.zeros(1, dtype=FRAME)
-            row["pack"], row["offset"], row["stored"], row["raw"] = number, end, length, chunks.size
-            row["codec"] = 1
-            row["check"] = np.frombuffer(object_digest(b"frame %d %d" % (number, end)), np.uint8, CHECK_SIZE)
-            inventory.frame[chunks.numbers] = inventory.frames.append(row)
-            inventory.pack[chunks.numbers] = number
-            inventory.start[chunks.numbers] = np.cumsum(chunks.lengths) - chunks.lengths
-            open_[chunks.again] = number, end + length
-        return len(self._packs) - first
 
 
 def _is_sampled(before: int, length: int, size: int) -> bool:
@@ -171,7 +174,7 @@ def _is_sampled(before: int, length: int, size: int) -> bool:
     return math.floor((before + length + step / 2) / step) > math.floor((before + step / 2) / step)
 
 
-def _ratio(quick: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[float, float]:
+def estimate_ratio(quick: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[float, float]:
     """Return the ratio of the two lengths, by those that are in the sample (``wanted`` is not 0), and the error in
     bytes of the sum that it gives for all."""
     chosen = wanted > 0
