@@ -1,15 +1,16 @@
 """How much deltas from the parent would save, by making some of them.
 
-Units are cut as a publish cuts them, bases are looked for as there, and those of the sample are encoded at the wanted
-level. Nothing is stored.
+Units are cut as a publish cuts them, bases are looked for as there, and those of the sample are encoded, at a low level
+beside plain frames of the same level: what one saves of the other depends little on it. Nothing is stored.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.delta import MAX_LEVEL, encode
+from trimtransfer.delta import encode
 from trimtransfer.image import Source
-from trimtransfer.pack import MAX_FRAME_RAW, encode_frame
+from trimtransfer.pack import encode_frame
 from trimtransfer.repository.deltaunits import regions_to_scan, split
 from trimtransfer.repository.inventory import IN_PARENT, Inventory
 from trimtransfer.repository.places import ChunkReader
@@ -29,11 +30,18 @@ from trimtransfer.repository.similar import Similar
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 
-_UNITS: Final = 6
+_UNITS: Final = 16
+"""Units of about 4 MiB in the sample."""
+_LEVEL: Final = 6
+_SLOWER: Final = 2.5
+"""What units of a publish take at its level, of the time that they take here."""
 _BASE: Final = 8 << 20
+"""Most bytes that a unit is made of, as in a publish."""
 _MOST: Final = 0.9
+"""A unit is kept if it takes at most this share of what plain frames take, as in a publish."""
 _FRAME: Final = 1 << 20
 _CONFIDENCE: Final = 2.0
+"""Standard errors that are told as the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +92,9 @@ def estimate_deltas(
     started = time.monotonic()
     with closing(Similar(parent, scan, directory, workers=workers, watch=watch)) as similar:
         scanned = time.monotonic() - started
-        pairs = _pairs(source, parent, similar, chosen)
-        with ThreadPoolExecutor(min(workers, 4), "estimate") as pool:
-            made = []
-            for result in pool.map(lambda pair: _lengths(*pair, level=level), pairs):
-                made.append(result)
-                watch.report("delta", len(made), len(chosen))
-    seconds = scanned + (time.monotonic() - started - scanned) * len(units) / len(chosen)
+        made = list(_made(_pairs(source, parent, similar, chosen), min(level, _LEVEL), min(workers, 4), watch))
+    slower = _SLOWER if level > _LEVEL else 1.0
+    seconds = scanned + (time.monotonic() - started - scanned) * slower * len(units) / len(chosen)
     plain, saved = np.array(made, dtype=np.float64).T
     share = float(saved.sum() / plain.sum())
     error = _error(plain, saved, share, len(units))
@@ -133,12 +137,26 @@ def _pairs(
         yield target, bytearray(base[:at])
 
 
+def _made(
+    pairs: Iterable[tuple[bytearray, bytearray]], level: int, workers: int, watch: Watch
+) -> Iterator[tuple[int, int]]:
+    """Yield what :func:`_lengths` returns for each unit, made by several threads."""
+    pending: deque[Future[tuple[int, int]]] = deque()
+    with ThreadPoolExecutor(workers, "estimate") as pool:
+        for target, base in pairs:
+            watch.check()
+            pending.append(pool.submit(_lengths, target, base, level=level))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
 def _lengths(target: bytearray, base: bytearray, *, level: int) -> tuple[int, int]:
     """Return what a unit takes in plain frames, and what a delta saves of it."""
-    assert _FRAME <= MAX_FRAME_RAW
     view = memoryview(target)
     plain = sum(len(encode_frame(view[at : at + _FRAME], level=level)[1]) for at in range(0, len(view), _FRAME))
-    delta = len(encode(base, target, level=min(level, MAX_LEVEL)))
+    delta = len(encode(base, target, level=level))
     return plain, plain - delta if delta <= _MOST * plain else 0
 
 
