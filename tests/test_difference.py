@@ -125,6 +125,15 @@ def test_without_file_systems_and_without_deltas(tmp_path: Path, rng: np.random.
     assert (same.content_bytes, same.plain_bytes) == (0, 0)
 
 
+def test_empty_and_other_files(tmp_path: Path, rnd: random.Random) -> None:
+    for number, content in enumerate((b"", b"some words\n" * 300_000, rnd.randbytes(3 * MIB), b"")):
+        (tmp_path / "image").write_bytes(content)
+        publish(tmp_path / "r", tmp_path / "image", image="a", version=str(number), level=1)
+    for old, new, kinds in (("0", "1", {"text"}), ("1", "2", {"random"}), ("2", "3", set()), ("0", "2", {"random"})):
+        report = checked(tmp_path / "r", "a", old, new, tmp_path)
+        assert {part.kind for part in report.kinds} == kinds
+
+
 def test_partitions(tmp_path: Path, rnd: random.Random) -> None:
     image = sized(tmp_path / "image", 96 * MIB)
     run("sfdisk", "-q", image, text="label: gpt\n2048,65536\n67584,65536\n")

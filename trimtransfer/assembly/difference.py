@@ -104,6 +104,8 @@ class _Difference:
         self._curves = tuple(Curve(starts, lengths, column) for column in columns)
         self._new = merged(ranges_of(starts, lengths))
         self._tally = _Tally()
+        self._looked: list[tuple[int, int, str]] = []
+        """Content of no known file: place, length, kind."""
 
     def report(self, old: str, top: int) -> DifferenceReport:
         """Tell everything and put it together."""
@@ -209,15 +211,12 @@ class _Difference:
     # ---- what lies in no known file
 
     def _tell_outside(self) -> None:
-        unknown = [volume.range for volume in self._volumes if volume.file_system is None]
-        all_volumes = merged(joined(volume.range for volume in self._volumes))
-        outside = self._amounts(difference(self._new, all_volumes)).sum(axis=0)
-        self._tally.add("table", outside)
-        known = merged(joined(volume.range for volume in self._volumes if volume.file_system is not None))
-        self._unknown = difference(self._new, known) if unknown else no_ranges()
-        inside = difference(self._unknown, difference(self._new, all_volumes))
-        self._looked: list[tuple[int, int, str]] = []
-        for start, length, kind in self._looks(inside):
+        """Tell what lies outside of volumes, and in those whose files are not known."""
+        volumes = self._volumes
+        outside = difference(self._new, merged(joined(volume.range for volume in volumes)))
+        self._tally.add("table", self._amounts(outside).sum(axis=0))
+        known = merged(joined(volume.range for volume in volumes if volume.file_system is not None))
+        for start, length, kind in self._looks(difference(difference(self._new, known), outside)):
             self._looked.append((start, length, kind))
             self._tally.add(kind, self._amounts(np.array([[start, length]], dtype=np.int64))[0])
 
