@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,19 @@ def test_plan_tells_what_is_decided(repository: tuple[Path, list[bytes]]) -> Non
     )
     assert done.exit_code == 0, done.output
     assert "The deltas are not used" in done.stderr
+
+
+def test_a_file_is_searched_at_any_offset_only_where_that_pays(
+    repository: tuple[Path, list[bytes]], rnd: random.Random
+) -> None:
+    folder, images = repository
+    seed = folder / "container"
+    seed.write_bytes(rnd.randbytes(777) + images[1] + rnd.randbytes(5000))
+    found = {}
+    for bandwidth in (1e6, 1e12):
+        options: dict[str, Any] = {"seeds": [seed], "cache": folder / "cache", "bandwidth": bandwidth}
+        report = sync(folder / "r", "disk", output=folder / f"{bandwidth}.img", **options)
+        (decision,) = report.decisions
+        assert decision.what == "search of container at any offset"
+        found[decision.used] = report.content.fetched
+    assert found[True] < 0.1 * found[False]

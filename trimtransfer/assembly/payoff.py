@@ -126,6 +126,13 @@ def decide_scan(*, files: int, size: int, sample: int, wanted: int, rate: float 
     return decide("host index", saves_bytes=round(wanted * _STORED), costs_seconds=costs, line=line)
 
 
+def decide_search(*, name: str, size: int, wanted: int, line: Line) -> Decision:
+    """Decide whether a file of ``size`` bytes of data is searched at every offset for ``wanted`` bytes that no other
+    source has."""
+    saves = round(min(size, wanted) * _STORED)
+    return decide(f"search of {name} at any offset", saves_bytes=saves, costs_seconds=size / READ_RATE, line=line)
+
+
 def decide_deltas(*, made: int, plain: int, stored: int, line: Line) -> Decision:
     """Decide whether deltas are used that make ``made`` bytes, and take ``stored`` instead of ``plain``.
 

@@ -170,7 +170,8 @@ class _Preview:
             refreshed = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers, line)
             self._judge.note(refreshed.decision)
             self._search_warnings = refreshed.warnings
-        self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
+        done_before = self._done.covers
+        self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), done_before, self._judge)
         self._read_seconds += sources.read_seconds
         survey = _survey(self._done, old)
         done, total = 0, int(manifest.lengths[todo].sum())

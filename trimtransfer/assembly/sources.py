@@ -18,7 +18,7 @@ from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.hostfiles import Refreshed, bring_up_to_date
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import load_journal
-from trimtransfer.assembly.payoff import Line
+from trimtransfer.assembly.payoff import Judge, Line
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import RedoData, read_header
 from trimtransfer.assembly.resolve import Resolver
@@ -88,15 +88,18 @@ class Sources:
         resolver.add(self._stack.enter_context(contextlib.closing(host.seed())))
         return refreshed
 
-    def search_anywhere(self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done) -> tuple[str, ...]:
-        """Look through named files for what is found nowhere, at any offset, and give the resolver what is there.
+    def search_anywhere(
+        self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done, judge: Judge
+    ) -> tuple[str, ...]:
+        """Look through named files, as far as that pays, for what is found nowhere, at any offset, and give the
+        resolver what is there.
 
         ``windows`` are the regions to be written; ``done`` tells what of them is written already. Returns warnings.
         Raises what :meth:`trimtransfer.assembly.anywhere.Anywhere.search` raises.
         """
         if self._manifest.kind is not Kind.DISK:
             return ()  # chunks that are cut at any byte are found at any offset by cutting
-        anywhere = Anywhere(resolver, self._files, self._side.path, self._watch)
+        anywhere = Anywhere(resolver, self._files, self._side.path, self._watch, judge)
         seed = anywhere.search(windows, done)
         if seed is not None:
             resolver.add(self._stack.enter_context(contextlib.closing(seed)))

@@ -235,7 +235,7 @@ class _Sync:
             )
             self._judge.note(refreshed.decision)
             self._warnings += refreshed.warnings
-        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done)
+        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done, self._judge)
         self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
         wrong = self._find_wrong(manifest, choice.way, todo)

@@ -262,11 +262,10 @@ def _plan_text(report: PlanReport) -> str:
 
 def decision_text(decision: Decision) -> str:
     """Tell what was decided, with the numbers and the reason."""
-    used = "brought up to date" if decision.what == "host index" else "used"
-    verb = "is" if decision.what == "host index" else "are"
+    done = {"host index": "is {}brought up to date", "deltas": "are {}used"}.get(decision.what, "is {}made")
     saved = f"saves at most {size_text(decision.saves_bytes)}, {decision.saves_seconds:.1f} s on the line"
-    not_ = "" if decision.used else "not "
-    return f"The {decision.what} {verb} {not_}{used}: {saved}; costs {decision.costs_seconds:.1f} s; {decision.reason}"
+    what = f"The {decision.what} {done.format('' if decision.used else 'not ')}"
+    return f"{what}: {saved}; costs {decision.costs_seconds:.1f} s; {decision.reason}"
 
 
 def _verify_text(report: VerifyReport) -> str:
