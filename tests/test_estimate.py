@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,16 @@ def test_nothing_new(tmp_path: Path, rng: np.random.Generator) -> None:
     assert (found.new_bytes, found.stored_bytes, found.error_bytes, found.deltas) == (0, 0, 0, None)
     empty, _ = both(tmp_path, sized(tmp_path / "empty", 0), "2", level=1)
     assert empty.stored_bytes == 0
+
+
+def test_a_parent_whose_packs_are_lost(tmp_path: Path, rng: np.random.Generator) -> None:
+    for number, data in enumerate(make_images(rng)):
+        write_sparse(tmp_path / "image", data)
+        if number:
+            shutil.rmtree(tmp_path / "r/packs")
+        found, _ = both(tmp_path, tmp_path / "image", str(number), kind=Kind.DISK, level=1)
+    assert found.again_bytes > 0
+    assert found.deltas is None
 
 
 def test_wrong_names(tmp_path: Path, rng: np.random.Generator) -> None:

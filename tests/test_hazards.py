@@ -382,3 +382,13 @@ def test_a_parent_that_ends_before(tmp_path: Path, rnd: random.Random) -> None:
             run("dd", f"if={part}", f"of={path}", "bs=1M", "seek=30", "conv=notrunc", "status=none")
         report = publish(tmp_path / "r", path, image="a", version=str(number), level=1)
         assert {one.code for one in report.advice} == {"noise"}
+
+
+def test_a_parent_whose_packs_are_lost_is_healed(tmp_path: Path, tree: Path) -> None:
+    path = ext(tmp_path / "image", tree)
+    publish(tmp_path / "r", path, image="a", version="1", level=1)
+    shutil.rmtree(tmp_path / "r/packs")
+    for version in "23":
+        report = publish(tmp_path / "r", path, image="a", version=version, level=1, deltas=False)
+        assert report.advice == ()
+        assert bool(report.again_bytes) == (version == "2")

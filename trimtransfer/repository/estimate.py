@@ -6,6 +6,7 @@ is written but temporary files, elsewhere: a repository that must not be written
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -20,7 +21,7 @@ import numpy as np
 
 from trimtransfer.chunk import Kind
 from trimtransfer.disk.source import open_disk
-from trimtransfer.errors import NotFound
+from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.filesystem.contents import CLEAN
 from trimtransfer.filesystem.ranges import Ranges, joined, merged
 from trimtransfer.filesystem.volumes import find_file_systems
@@ -47,6 +48,7 @@ from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.table import Table
 from trimtransfer.watch import Progress, Watch
 
+_LOG: Final = logging.getLogger("trimtransfer.repository")
 _VERSION: Final = "estimate"
 """Name of a version that will never be; its length is a usual one."""
 
@@ -268,17 +270,21 @@ class _Estimation:
         assert self._parent is not None  # there is nothing to make deltas from else
         if self._parent.manifest.kind != found.kind:
             return None
-        return estimate_deltas(
-            self._source,
-            self._parent,
-            inventory,
-            self._missing(found, inventory),
-            self._scratch,
-            new_bytes=deduped.new_bytes,
-            level=self._level,
-            workers=self._workers,
-            watch=self._watch,
-        )
+        try:
+            return estimate_deltas(
+                self._source,
+                self._parent,
+                inventory,
+                self._missing(found, inventory),
+                self._scratch,
+                new_bytes=deduped.new_bytes,
+                level=self._level,
+                workers=self._workers,
+                watch=self._watch,
+            )
+        except (FormatError, IntegrityError, NotFound) as error:  # a publish makes none then, either
+            _LOG.warning("deltas are not estimated: %s", error)
+            return None
 
     def _rehearse(self, found: Survey, inventory: Inventory, deduped: Deduped) -> Rehearsed:
         framer = Framer(self._source, inventory, UPDATE_FRAMES if self._parent else FIRST_FRAMES)

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from trimtransfer.chunk import BLOCK_SIZE
-from trimtransfer.errors import FormatError
+from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.filesystem.contents import CLEAN, FileSystem
 from trimtransfer.filesystem.marks import Identity, compression, encryption, identity, packed_file, sleeps
 from trimtransfer.filesystem.ranges import Column, Ranges, intersection, merged, ranges_of, total
@@ -207,10 +207,16 @@ def shared_content(inventory: Inventory) -> Shared:
 
 
 def compare(source: Source, parent: Read, parent_size: int, shared: Shared) -> tuple[Advice, ...]:
-    """Return advice on an image beside its parent, which ``parent`` reads: whether it was made anew, or moved about."""
+    """Return advice on an image beside its parent, which ``parent`` reads: whether it was made anew, or moved about.
+
+    A parent that is damaged where it is read is not compared with: publishing heals it.
+    """
     if shared.known_bytes < _SAME * shared.chunk_bytes:
         return ()  # another image, or most of it was replaced
-    pairs = list(_pairs(find_file_systems(source.read, source.size), parent, parent_size))
+    try:
+        pairs = list(_pairs(find_file_systems(source.read, source.size), parent, parent_size))
+    except (FormatError, IntegrityError, NotFound):
+        return ()
     advice = []
     for found, new, old in pairs:
         what = _changed(new, old)
