@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from filesystems import MIB, make_tree, run, sized
+from filesystems import MIB, make_tree, mounted_ntfs, mounted_xfs, run, sized
 from hypothesis import given
 from hypothesis import strategies as st
 from syncing import make_images, publish_all
@@ -154,6 +154,36 @@ def test_partitions(tmp_path: Path, rnd: random.Random) -> None:
     assert [volume.name for volume in report.volumes] == ["partition 1", "partition 2"]
     assert {part.volume for part in report.files} <= {"partition 1", "partition 2"}
     assert sum(part.content for part in report.files) >= 2 * MIB
+
+
+def test_what_files_share_counts_once(tmp_path: Path, rnd: random.Random) -> None:
+    image = sized(tmp_path / "image", 320 * MIB)
+    run("mkfs.xfs", "-q", "-m", "reflink=1", image)
+    publish(tmp_path / "r", image, image="a", version="1", level=1)
+    with mounted_xfs(image) as place:
+        (place / "one").write_bytes(rnd.randbytes(4 * MIB))
+        run("cp", "--reflink=always", place / "one", place / "two")
+        run("sync", "-f", place)
+    publish(tmp_path / "r", image, image="a", version="2", level=1)
+    report = checked(tmp_path / "r", "a", "1", "2", tmp_path)
+    assert {part.name for part in report.files} == {"one", "two"}
+    assert sum(part.content for part in report.files) == 4 * MIB
+    assert next(part.content for part in report.kinds if part.kind == "structure") < 3 * MIB  # its log
+
+
+def test_ntfs(tmp_path: Path, rnd: random.Random) -> None:
+    image = sized(tmp_path / "image", 64 * MIB)
+    run("mkntfs", "-F", "-q", "-Q", image)
+    publish(tmp_path / "r", image, image="a", version="1", level=1)
+    with mounted_ntfs(image) as place:
+        (place / "Windows").mkdir()
+        (place / "Windows/new.dll").write_bytes(b"MZ" + rnd.randbytes(3 * MIB))
+        (place / "pagefile.sys").write_bytes(rnd.randbytes(2 * MIB))
+    publish(tmp_path / "r", image, image="a", version="2", level=1)
+    report = checked(tmp_path / "r", "a", "1", "2", tmp_path)
+    assert [part.name for part in report.files[:2]] == ["Windows/new.dll", "pagefile.sys"]
+    assert [part.kind for part in report.files[:2]] == ["program", "swap"]
+    assert [advice.code for advice in report.advice] == ["swap-file"]
 
 
 def test_real_images(images: Any, tmp_path: Path) -> None:

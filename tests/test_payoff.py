@@ -17,6 +17,7 @@ from syncing import make_images, publish_all
 
 from trimtransfer.assembly.payoff import (
     ASSUMED_BANDWIDTH,
+    NEGLIGIBLE,
     OUT_OF_PROPORTION,
     Decision,
     Judge,
@@ -49,6 +50,7 @@ def test_little_on_a_fast_line_is_not_worth_a_walk() -> None:
     assert scan(GIGABIT, 500 * MB).used
     assert scan(Line(ASSUMED_BANDWIDTH, "assumed"), 50 * MB).used
     assert scan(Line(125 * MB, "given", metered=True), 5 * MB).used
+    assert scan(GIGABIT, 5 * MB, files=20_000, size=100 * MB).used, "it takes next to no time"
     assert not scan(Line(125 * MB, "given", metered=True), 0).used
 
 
@@ -75,7 +77,8 @@ def test_deltas_pay_but_on_very_fast_lines() -> None:
 @given(SIZES, st.floats(0, 1e9), RATES, st.booleans())
 def test_the_rule(saves: int, costs: float, rate: float, metered: bool) -> None:
     found = decide("something", saves_bytes=saves, costs_seconds=costs, line=Line(rate, "given", metered))
-    assert found.used == (saves > 0 and (metered or costs <= max(1, OUT_OF_PROPORTION) * (saves / rate)))
+    in_proportion = costs <= max(NEGLIGIBLE, OUT_OF_PROPORTION * (saves / rate))
+    assert found.used == (saves > 0 and (metered or in_proportion))
     assert found.reason
     assert found.saves_seconds == saves / rate
     more = decide("something", saves_bytes=saves * 2, costs_seconds=costs, line=Line(rate, "given", metered))
@@ -113,6 +116,12 @@ def test_a_judge_remembers() -> None:
 
 
 @pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is negligible: what is done here is small."""
+    monkeypatch.setattr("trimtransfer.assembly.payoff.NEGLIGIBLE", 0.0)
+
+
+@pytest.fixture
 def repository(public_path: Path, rng: np.random.Generator) -> tuple[Path, list[bytes]]:
     """Two versions, with deltas between them."""
     images = make_images(rng, versions=2)
@@ -120,6 +129,7 @@ def repository(public_path: Path, rng: np.random.Generator) -> tuple[Path, list[
     return public_path, images
 
 
+@pytest.mark.usefixtures("hurry")
 def test_deltas_are_left_aside_where_they_do_not_pay(repository: tuple[Path, list[bytes]]) -> None:
     folder, images = repository
     for bandwidth, metered, used in ((None, False, True), (1e12, False, False), (1e12, True, True)):
@@ -141,6 +151,7 @@ def test_deltas_are_left_aside_where_they_do_not_pay(repository: tuple[Path, lis
         assert (done.made.units > 0) == (told.made.units > 0) == used
 
 
+@pytest.mark.usefixtures("hurry")
 def test_the_host_index_is_not_updated_where_that_does_not_pay(
     repository: tuple[Path, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +199,7 @@ def test_the_rate_of_a_scan_is_remembered(public_path: Path) -> None:
         assert host.scan_rate() is None
 
 
+@pytest.mark.usefixtures("hurry")
 def test_plan_tells_what_is_decided(repository: tuple[Path, list[bytes]]) -> None:
     folder, _ = repository
     output = folder / "image.img"
@@ -209,6 +221,7 @@ def test_plan_tells_what_is_decided(repository: tuple[Path, list[bytes]]) -> Non
     assert "The deltas are not used" in done.stderr
 
 
+@pytest.mark.usefixtures("hurry")
 def test_a_file_is_searched_at_any_offset_only_where_that_pays(
     repository: tuple[Path, list[bytes]], rnd: random.Random
 ) -> None:

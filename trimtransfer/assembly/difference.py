@@ -23,8 +23,10 @@ from trimtransfer.assembly.differencereport import (
     advice_on,
     folders_of,
     largest,
+    mib,
     part_of,
     parts_of_kinds,
+    worth_telling,
 )
 from trimtransfer.assembly.updatecost import Curve, UpdateCost, update_cost
 from trimtransfer.filesystem.contents import CLEAN, FileEntry, FileSystem
@@ -139,6 +141,11 @@ class _Difference:
     def _advice(self, old: str) -> Iterator[Advice]:
         """Yield what can be done where there are no deltas, or volumes whose files are not known."""
         manifest = self._content.reader.manifest
+        packed = np.array([part[:2] for part in self._looked if part[2] == "random"], dtype=np.int64).reshape(-1, 2)
+        size = round(float(self._amounts(packed)[:, 1:].sum()))
+        if size >= worth_telling(self._cost.plain_bytes + self._cost.delta_bytes):
+            text = f"{mib(size)} lie in no known file and look compressed or encrypted"
+            yield Advice("packed", text, "publish a file system that is known, and content that is neither", size)
         if not self._cost.deltas and self._cost.plain_bytes and old != manifest.parent:  # from that one they were tried
             command = f"medv-repo delta REPO --image {manifest.image} --from {old} --to {manifest.version}"
             yield Advice(

@@ -139,28 +139,28 @@ _KIND_ADVICE: Final = (
     ("swap", "swap-file", "{size} are swap or hibernation files", "delete them before publishing, or turn them off"),
     ("lists", "package-lists", "{size} are package lists", "delete them before publishing; the guest fetches its own"),
     ("log", "logs", "{size} are logs", "delete them before publishing"),
-    (
-        "random",
-        "packed",
-        "{size} lie in no known file and look compressed or encrypted",
-        "publish content that is neither, and a file system that is known",
-    ),
 )
 _CACHES: Final = ("var/cache/apt/archives/", "var/cache/dnf/", "var/cache/pacman/pkg/")
 
 
 def advice_on(kinds: Mapping[str, Amounts], files: Sequence[Part], spent: int) -> Iterator[Advice]:
     """Yield what can be done about content for which ``spent`` bytes in all are fetched."""
-    least = max(_WORTH, _WORTH_SHARE * spent)
+    least = worth_telling(spent)
     for kind, code, text, remedy in _KIND_ADVICE:
         size = round(float(kinds.get(kind, np.zeros(3))[1:].sum()))
         if size >= least:
-            yield Advice(code, text.format(size=_mib(size)), remedy, size)
+            yield Advice(code, text.format(size=mib(size)), remedy, size)
     fetched = sum(part.fetched for part in files if part.name.startswith(_CACHES))
     if fetched >= least:
-        text = f"{_mib(fetched)} are packages kept after their installation"
+        text = f"{mib(fetched)} are packages kept after their installation"
         yield Advice("cached-packages", text, "delete them before publishing (apt-get clean, dnf clean all)", fetched)
 
 
-def _mib(size: float) -> str:
+def worth_telling(spent: int) -> float:
+    """Return the bytes from which on something is worth advice, of ``spent`` in all."""
+    return max(_WORTH, _WORTH_SHARE * spent)
+
+
+def mib(size: float) -> str:
+    """Return a size in MiB."""
     return f"{size / (1 << 20):.1f} MiB"

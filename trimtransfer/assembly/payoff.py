@@ -1,8 +1,8 @@
 """Whether local reuse pays: the time that it costs on this machine against the bytes that it keeps off the line. Pure.
 
-The rule: fewer bytes win unless their cost is out of proportion - more than :data:`OUT_OF_PROPORTION` times the time
-that they save on the line, at best. On a metered line every byte costs, so there they always win. Times are estimates,
-by what was measured where it was, else by the rates below.
+The rule: fewer bytes win unless their cost is out of proportion - more than :data:`NEGLIGIBLE` seconds, and more than
+:data:`OUT_OF_PROPORTION` times the time that they save on the line, at best. On a metered line every byte costs, so
+there they always win. Times are estimates, by what was measured where it was, else by the rates below.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, Final, Literal, TypeAlias
 OUT_OF_PROPORTION: Final = 20.0
 """Fewer bytes count for much: they are paid for by servers and lines that others use, too. At 100 Mbit/s a minute of
 work is done for 37 MB, at a gigabit for 375."""
+NEGLIGIBLE: Final = 1.0
+"""Seconds that nobody minds, however little they save."""
 ASSUMED_BANDWIDTH: Final = 12_500_000.0
 """Bytes per second of a line of which nothing is known: 100 Mbit/s."""
 _LEAST_MEASURED: Final = 1 << 20
@@ -108,6 +110,8 @@ def decide(what: str, *, saves_bytes: int, costs_seconds: float, line: Line) -> 
         used, reason = True, "the line is metered, so every byte counts"
     elif costs_seconds <= saves:
         used, reason = True, "it takes less time than it saves"
+    elif costs_seconds <= NEGLIGIBLE:
+        used, reason = True, "it takes next to no time"
     elif costs_seconds <= OUT_OF_PROPORTION * saves:
         used, reason = True, f"it takes at most {OUT_OF_PROPORTION:.0f} times what it saves: fewer bytes count more"
     else:

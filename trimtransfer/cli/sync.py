@@ -173,8 +173,9 @@ def plan_command(
 
     Seeds that have no index yet are scanned for it.
 
-    Also told is what was decided, with the numbers: fewer bytes win unless they take more than 20 times the time that
-    they save on the line. So for little nobody walks through this machine's files, the less the faster the line is.
+    Also told is what was decided, with the numbers: fewer bytes win unless they take more than a second, and more than
+    20 times the time that they save on the line. So for little nobody walks through this machine's files, the less the
+    faster the line is.
     """
     from trimtransfer.assembly.preview import plan
 
