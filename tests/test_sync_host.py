@@ -71,6 +71,7 @@ def place(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPa
     made = Place(tmp_path, make_images(rng))
     monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
     monkeypatch.setattr("trimtransfer.assembly.hostfiles.LEAST", 50_000)
+    monkeypatch.setattr("trimtransfer.assembly.payoff.OUT_OF_PROPORTION", 1e6)
     monkeypatch.setattr("trimtransfer.index.host.default_paths", lambda: [made.files])
     monkeypatch.setattr("trimtransfer.index.scan.SETTLED_NANOSECONDS", 0)
     return made

@@ -6,7 +6,8 @@ is rolled through for the keys of the chunks still wanted (``finder.py``). The k
 chunk, and only from versions whose key files can find 32 times as many bytes as they have.
 
 The rule: of what a file could give (its bytes of data, or all content that is to be written if that is less) its chunks
-on the grid are below :data:`ON_GRID`. Folders and host files are not rolled through: files begin on the grid.
+on the grid are below :data:`ON_GRID`, and looking through it pays (:mod:`payoff`). Folders and host files are not
+rolled through: files begin on the grid.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly.keyspill import KeySpill
+from trimtransfer.assembly.payoff import Judge, decide_search
 from trimtransfer.assembly.plan import Groups, Mask, Numbers, Window
 from trimtransfer.assembly.resolve import Resolver
 from trimtransfer.assembly.rolling import NamedFile, roll
@@ -74,7 +76,10 @@ class _Places:
 class Anywhere:
     """Searches ``files`` for what ``resolver`` finds in none of its seeds. ``directory`` takes temporary files."""
 
-    def __init__(self, resolver: Resolver, files: Sequence[NamedFile], directory: Path, watch: Watch) -> None:
+    def __init__(
+        self, resolver: Resolver, files: Sequence[NamedFile], directory: Path, watch: Watch, judge: Judge
+    ) -> None:
+        self._judge = judge
         self._resolver, self._manifest = resolver, resolver.remote.manifest
         self._files, self._directory, self._watch = files, directory, watch
         self.warnings: list[str] = []
@@ -99,7 +104,10 @@ class Anywhere:
                 for file, on_grid in zip(files, wanted.on_grid, strict=True)
                 if on_grid < ON_GRID * min(file.data_bytes, wanted.content_bytes)
             ]
-            if not files or wanted.wanted_bytes < LEAST:
+            if wanted.wanted_bytes < LEAST:
+                return None
+            files = [file for file in files if self._pays(file, wanted.wanted_bytes)]
+            if not files:
                 return None
             with KeySpill(self._resolver.remote.store, self._manifest, self._directory) as keys:
                 versions = self._worth_fetching(wanted, sum(file.data_bytes for file in files))
@@ -110,6 +118,14 @@ class Anywhere:
                 return self._roll(files, wanted.rows.array(), keys)
         finally:
             wanted.rows.close()
+
+    def _pays(self, file: NamedFile, wanted: int) -> bool:
+        """Decide whether looking through a file pays. How much a device holds is not known, so it is looked through."""
+        if file.location.block_device:
+            return True
+        line = self._judge.line(self._resolver.remote.measured)
+        name = os.path.basename(os.fsdecode(file.path))
+        return self._judge.note(decide_search(name=name, size=file.data_bytes, wanted=wanted, line=line))
 
     def _gather(self, files: Sequence[NamedFile], windows: Iterable[Sequence[Region]], done: Done) -> _Wanted:
         """Read the tables of all regions - they are kept - and ask all seeds for their chunks."""

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtransfer.assembly.assembler import Meter
 from trimtransfer.assembly.bundles import saved, set_apart, with_bundles
@@ -24,20 +23,21 @@ from trimtransfer.assembly.choice import expected_share, prefers_new, right_in_o
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.payoff import ASSUMED_BANDWIDTH, Judge
 from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
 from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
-from trimtransfer.assembly.resolve import Resolver, Survey, WindowPlan
+from trimtransfer.assembly.resolve import Nowhere, Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
 from trimtransfer.assembly.space import Needs, copied, shortage
 from trimtransfer.assembly.sync import (
     add_host_deltas,
     comes_from_parent,
-    deltas_from,
+    deltas_that_pay,
     share_that_stays,
     untouched,
     windows,
@@ -53,8 +53,6 @@ from trimtransfer.watch import Progress, Watch
 
 _LEAST_MEASURED = 1 << 20
 """Bytes of tables and locations from which on their transfer tells the bandwidth."""
-_ASSUMED_BANDWIDTH = 12_500_000.0
-"""Bytes per second, 100 Mbit/s, where too little was read to tell."""
 
 
 def plan(
@@ -70,6 +68,8 @@ def plan(
     write: WriteOption = "auto",
     format: str | None = None,
     bandwidth: float | None = None,
+    limit_rate: float | None = None,
+    metered: bool = False,
     connections: int = 4,
     ca_cert: str | None = None,
     side: str | os.PathLike[str] | None = None,
@@ -80,7 +80,8 @@ def plan(
     """Return what ``sync`` with the same arguments would do, with its bytes, requests and time.
 
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
-    that was enough, else 100 Mbit/s. Raises what ``sync`` raises while it reads and scans.
+    that was enough, else 100 Mbit/s. ``limit_rate`` and ``metered`` count where it is decided whether local reuse pays.
+    Raises what ``sync`` raises while it reads and scans.
     """
     seeds, bundles = set_apart(seeds)
     request = make_request(
@@ -94,13 +95,23 @@ def plan(
     )
     store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
     with closing(store):
-        return _Preview(request, store, watch, bandwidth, connections).run()
+        judge = Judge(bandwidth, limit_rate, metered=metered)
+        return _Preview(request, store, watch, bandwidth, connections, judge).run()
 
 
 class _Preview:
     """One run of :func:`plan`."""
 
-    def __init__(self, request: Request, store: Store, watch: Watch, bandwidth: float | None, connections: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        store: Store,
+        watch: Watch,
+        bandwidth: float | None,
+        connections: int,
+        judge: Judge,
+    ) -> None:
+        self._judge = judge
         self._request, self._store, self._watch = request, store, watch
         self._bandwidth, self._connections = bandwidth, connections
         self._started = time.monotonic()
@@ -136,7 +147,8 @@ class _Preview:
 
     def _plan_disk(self, request: Request) -> PlanReport:
         """Plan a further disk of the version."""
-        return _Preview(request, self._store, self._watch, self._bandwidth, self._connections).run()
+        judge = self._judge.again()
+        return _Preview(request, self._store, self._watch, self._bandwidth, self._connections, judge).run()
 
     def _resolve(self, manifest: Manifest, stack: ExitStack) -> str:
         side = self._request.side
@@ -171,16 +183,20 @@ class _Preview:
         self, remote: Remote, old: Old | None, todo: list[int], sources: Sources, scratch: Path, would_write: str
     ) -> None:
         host, refresh = self._request.host_index, self._request.refresh_host_index
-        deltas = deltas_from(remote, old)
+        deltas = deltas_that_pay(remote, old, self._judge)
         seeds = sources.open(old, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
         from_parent = comes_from_parent(manifest, old)
-        resolver = Resolver(remote, seeds, written, _Nowhere(), from_parent=from_parent, deltas=deltas)
+        resolver = Resolver(remote, seeds, written, Nowhere(), from_parent=from_parent, deltas=deltas)
         if host is not None and refresh:
-            self._search_warnings = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers)
+            line = self._judge.line(remote.measured)
+            refreshed = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers, line)
+            self._judge.note(refreshed.decision)
+            self._search_warnings = refreshed.warnings
         sources.add_bundles(resolver)
-        self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), self._done.covers)
+        done_before = self._done.covers
+        self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), done_before, self._judge)
         add_host_deltas(resolver, old)
         self._read_seconds += sources.read_seconds
         survey = _survey(self._done, old)
@@ -229,7 +245,7 @@ class _Preview:
     def _report(self, manifest: Manifest, would_write: str, round_trip: float) -> PlanReport:
         counted = self._store.stats
         stats = Network(counted.bytes, counted.requests, counted.retries) - self._before
-        bandwidth, known = self._bandwidth or _ASSUMED_BANDWIDTH, "given" if self._bandwidth else "assumed"
+        bandwidth, known = self._bandwidth or ASSUMED_BANDWIDTH, "given" if self._bandwidth else "assumed"
         if self._bandwidth is None and stats.bytes >= _LEAST_MEASURED and self._read_seconds > 0:
             bandwidth, known = stats.bytes / self._read_seconds, "measured"
         size, requests = self._bytes + stats.bytes, self._requests + stats.requests
@@ -259,15 +275,8 @@ class _Preview:
             seconds=time.monotonic() - self._started,
             made=self._made,
             bundle_bytes=self._bundle_bytes + bundle_stats(self._store).bytes - self._bundles_before,
+            decisions=self._judge.decisions,
         )
-
-
-class _Nowhere:
-    """Stands for a file that is not written: every place is its own position."""
-
-    def locate(self, offsets: NDArray[np.int64], lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return the offsets."""
-        return offsets
 
 
 def _survey(done: Extents, old: Old | None) -> Survey:

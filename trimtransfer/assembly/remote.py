@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -44,6 +45,8 @@ class Remote:
         self.store, self.manifest = store, manifest
         self._tables = tables
         self._names = manifest.file_names()
+        self.measured = (0, 0.0)
+        """Bytes of tables and locations read so far, and the seconds that this took."""
 
     def tables(self, regions: Sequence[Region], base: Callable[[int], Table | None] | None) -> list[Table]:
         """Return the tables of regions that are not all zero: kept ones, else by difference, else whole.
@@ -158,7 +161,10 @@ class Remote:
                     found[ref] = stored
 
         if by_range:
+            began = time.monotonic()
             self.store.fetch(list(by_range), deliver, again=again)
+            size, seconds = self.measured
+            self.measured = size + sum(part.length for part in by_range), seconds + time.monotonic() - began
 
 
 def open_store(

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.assembly.payoff import Decision
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -96,8 +98,9 @@ class SyncReport:
     ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
-    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``bundle_bytes`` were read from bundles, not
-    fetched. ``disks`` are the version's further disks, which all else is not about.
+    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``decisions``: whether local reuse paid;
+    ``bundle_bytes`` were read from bundles, not fetched. ``disks`` are the version's further disks, which all else is
+    not about.
     """
 
     image: str
@@ -118,6 +121,7 @@ class SyncReport:
     made: Made = Made()
     format: str = "raw"
     bundle_bytes: int = 0
+    decisions: tuple[Decision, ...] = ()
     disks: tuple[SyncReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,6 +143,7 @@ class SyncReport:
             "rejected_chunks": self.rejected_chunks,
             "seconds": round(self.seconds, 3),
             "seed_seconds": round(self.seed_seconds, 3),
+            "decisions": [decision.to_dict() for decision in self.decisions],
             "warnings": list(self.warnings),
             "disks": [disk.to_dict() for disk in self.disks],
         }
@@ -151,8 +156,8 @@ class PlanReport:
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
     ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
-    ``format`` that of the file; ``bundle_bytes`` come from bundles, in all. ``disks`` are the version's further disks,
-    which all else is not about.
+    ``format`` that of the file. ``decisions``: whether local reuse pays; ``bundle_bytes`` come from bundles, in all.
+    ``disks`` are the version's further disks, which all else is not about.
     """
 
     image: str
@@ -177,6 +182,7 @@ class PlanReport:
     made: Made = Made()
     format: str = "raw"
     bundle_bytes: int = 0
+    decisions: tuple[Decision, ...] = ()
     disks: tuple[PlanReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,6 +206,7 @@ class PlanReport:
             "bandwidth_is": self.bandwidth_is,
             "estimate_seconds": round(self.estimate_seconds, 1),
             "needed_bytes": self.needed_bytes,
+            "decisions": [decision.to_dict() for decision in self.decisions],
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
             "disks": [disk.to_dict() for disk in self.disks],

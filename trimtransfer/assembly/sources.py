@@ -16,9 +16,10 @@ from trimtransfer.assembly.anywhere import Anywhere, Done
 from trimtransfer.assembly.bundleseed import bundle_seeds
 from trimtransfer.assembly.container import marked_format
 from trimtransfer.assembly.extents import Extents
-from trimtransfer.assembly.hostfiles import bring_up_to_date
+from trimtransfer.assembly.hostfiles import Refreshed, bring_up_to_date
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.payoff import Judge, Line
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import RedoData, read_header
 from trimtransfer.assembly.resolve import Resolver
@@ -78,30 +79,33 @@ class Sources:
         return seeds
 
     def add_host(
-        self, host: HostIndex, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done
-    ) -> tuple[str, ...]:
-        """Give the resolver the host index, brought up to date first as far as that pays; return warnings.
+        self, host: HostIndex, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done, line: Line
+    ) -> Refreshed:
+        """Give the resolver the host index, brought up to date first as far as that pays.
 
         Arguments and errors are those of :func:`trimtransfer.assembly.hostfiles.bring_up_to_date`.
         """
-        warnings = bring_up_to_date(host, resolver, windows, done, self._watch)
+        refreshed = bring_up_to_date(host, resolver, windows, done, self._watch, line)
         resolver.add(self._stack.enter_context(contextlib.closing(host.seed())))
-        return warnings
+        return refreshed
 
     def add_bundles(self, resolver: Resolver) -> None:
         """Give the resolver the other versions in the bundles that lie near the repository."""
         for seed in bundle_seeds(resolver.remote.store, self._manifest, self._side.path, self._watch):
             resolver.add(seed)
 
-    def search_anywhere(self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done) -> tuple[str, ...]:
-        """Look through named files for what is found nowhere, at any offset, and give the resolver what is there.
+    def search_anywhere(
+        self, resolver: Resolver, windows: Iterable[Sequence[Region]], done: Done, judge: Judge
+    ) -> tuple[str, ...]:
+        """Look through named files, as far as that pays, for what is found nowhere, at any offset, and give the
+        resolver what is there.
 
         ``windows`` are the regions to be written; ``done`` tells what of them is written already. Returns warnings.
         Raises what :meth:`trimtransfer.assembly.anywhere.Anywhere.search` raises.
         """
         if self._manifest.kind is not Kind.DISK:
             return ()  # chunks that are cut at any byte are found at any offset by cutting
-        anywhere = Anywhere(resolver, self._files, self._side.path, self._watch)
+        anywhere = Anywhere(resolver, self._files, self._side.path, self._watch, judge)
         seed = anywhere.search(windows, done)
         if seed is not None:
             resolver.add(self._stack.enter_context(contextlib.closing(seed)))

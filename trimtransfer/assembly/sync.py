@@ -23,6 +23,7 @@ from trimtransfer.assembly.choice import Choice, choose
 from trimtransfer.assembly.hostunits import open_host_deltas
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.partial import PartialFile
+from trimtransfer.assembly.payoff import Judge
 from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
@@ -62,6 +63,8 @@ def sync(
     write: WriteOption = "auto",
     format: str | None = None,
     limit_rate: float | None = None,
+    bandwidth: float | None = None,
+    metered: bool = False,
     connections: int = 4,
     ca_cert: str | None = None,
     side: str | os.PathLike[str] | None = None,
@@ -80,7 +83,9 @@ def sync(
     ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published).
     ``limit_rate`` in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes
     of scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first,
-    as far as that pays. Memory: less than 256 MiB whatever the image's size.
+    as far as that pays. Whether local reuse pays is decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in
+    bytes per second, without it by what was measured, and ``metered``: the line costs by the byte. Memory: less than
+    256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -106,7 +111,7 @@ def sync(
         )
         store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
         with closing(store):
-            return _Sync(request, store, watch, meter).run()
+            return _Sync(request, store, watch, meter, Judge(bandwidth, limit_rate, metered=metered)).run()
 
 
 @contextmanager
@@ -123,8 +128,15 @@ class _Sync:
     """One run of :func:`sync` for one disk, under the lock and with nothing left half-applied."""
 
     def __init__(
-        self, request: Request, store: Store, watch: Watch, fetching: Meter, further: Sequence[Request] = ()
+        self,
+        request: Request,
+        store: Store,
+        watch: Watch,
+        fetching: Meter,
+        judge: Judge,
+        further: Sequence[Request] = (),
     ) -> None:
+        self._judge = judge
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
         self._further, self._disks = further, tuple[SyncReport, ...]()
         self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
@@ -217,7 +229,7 @@ class _Sync:
         """Make the disks that follow this one: they are ready before it takes its place, and take theirs first."""
         for request in self._further[:1]:
             with _at_work(request.side, self._watch):
-                run = _Sync(request, self._store, self._watch, self._fetching, self._further[1:])
+                run = _Sync(request, self._store, self._watch, self._fetching, self._judge.again(), self._further[1:])
                 self._disks = run.run(), *run._disks
 
     def _layout(self, remote: Remote, old: Old | None) -> Layout:
@@ -265,7 +277,7 @@ class _Sync:
         started = time.monotonic()
         use_old = not isinstance(choice.way, Direct)
         host, refresh = self._request.host_index, self._request.refresh_host_index
-        deltas = deltas_from(remote, old) if use_old else None
+        deltas = deltas_that_pay(remote, old, self._judge) if use_old else None
         seeds = sources.open(old if use_old else None, self._request.seeds, None if refresh else host)
         manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
@@ -273,9 +285,13 @@ class _Sync:
         resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent, deltas=deltas)
         done = choice.way.target.done.covers
         if host is not None and refresh:
-            self._warnings += sources.add_host(host, resolver, windows(manifest, todo), done)
+            refreshed = sources.add_host(
+                host, resolver, windows(manifest, todo), done, self._judge.line(remote.measured)
+            )
+            self._judge.note(refreshed.decision)
+            self._warnings += refreshed.warnings
         sources.add_bundles(resolver)
-        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done)
+        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done, self._judge)
         add_host_deltas(resolver, old)
         self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
@@ -358,6 +374,7 @@ class _Sync:
             warnings=self._warnings,
             made=self._made,
             bundle_bytes=bundle_stats(self._store).bytes - bundled,
+            decisions=self._judge.decisions,
             disks=self._disks,
         )
 
@@ -372,6 +389,14 @@ def add_host_deltas(resolver: Resolver, old: Old | None) -> None:
     known = None if old is None else old.manifest
     if resolver.deltas is None and (known is None or known.image != resolver.remote.manifest.image):
         resolver.deltas = open_host_deltas(resolver.remote, resolver.seeds)
+
+
+def deltas_that_pay(remote: Remote, old: Old | None, judge: Judge) -> Deltas | None:
+    """Return what :func:`deltas_from` does if using it pays."""
+    deltas = deltas_from(remote, old)
+    if deltas is None:
+        return None
+    return deltas if judge.note(deltas.decision(judge.line(remote.measured))) else None
 
 
 def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:

@@ -6,6 +6,7 @@ that is no longer what it was - is told as such an error, and the plain packs se
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from trimtransfer.assembly.deltaplan import DeltaPlan, UnitsOf, plan_deltas
 from trimtransfer.assembly.fetchplan import FrameTask
 from trimtransfer.assembly.installed import InstalledImage
+from trimtransfer.assembly.payoff import Decision, Line, decide_deltas
 from trimtransfer.assembly.plan import Groups, Mask, Window
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.chunk import chunk_digest, object_check
@@ -54,6 +56,18 @@ class Deltas:
 
     def __repr__(self) -> str:
         return f"Deltas({len(self._index.regions)} regions, from {self._old!r})"
+
+    def decision(self, line: Line) -> Decision:
+        """Decide whether using all of them pays on a line."""
+        made = plain = stored = 0
+        for number in self._index.regions.tolist():
+            with contextlib.suppress(FormatError, IntegrityError):  # left aside later, with a warning
+                units = self._index.units(number)
+                if units is not None:
+                    made += int(units.units["raw"].sum(dtype=np.int64))
+                    plain += int(units.units["plain"].sum(dtype=np.int64))
+                    stored += int(units.units["stored"].sum(dtype=np.int64))
+        return decide_deltas(made=made, plain=plain, stored=stored, line=line)
 
     def plan(
         self,

@@ -99,19 +99,25 @@ def standing(window: Window, regions: Sequence[Region], old: Old | None) -> Mask
     """
     if old is None or old.image is None:
         return window.zero.copy()
+    return standing_in(old.image, old.source, window, regions)
+
+
+def standing_in(image: InstalledImage, source: Readable, window: Window, regions: Sequence[Region]) -> Mask:
+    """Return which records of a window are right in ``source``, the content of ``image``; what its tables do not tell
+    is read."""
     mask = np.zeros(len(window), dtype=np.bool_)
     unknown: list[slice] = []
     for row, region in enumerate(regions):
         records = slice(int(window.first[row]), int(window.first[row + 1]))
-        table = old.image.table_at(region.start)
+        table = image.table_at(region.start)
         if table is not None:
             mask[records] = same_place(window, row, region.start, table)
-        elif region.start >= old.source.size:
+        elif region.start >= source.size:
             mask[records] = window.zero[records]
         else:
             unknown.append(records)
     if unknown:
-        looked = right_records(old.source, window, regions)
+        looked = right_records(source, window, regions)
         for records in unknown:
             mask[records] = looked[records]
     return mask

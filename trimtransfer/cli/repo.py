@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, delta, profile, bundle, ls, show, verify."""
+"""Commands on a repository: publish, delta, profile, bundle, diff, estimate, ls, show, verify."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of
 from trimtransfer.cli.bundle import bundle, bundle_text, check, describe_bundle, open_repository
+from trimtransfer.cli.diff import diff
+from trimtransfer.cli.estimate import estimate
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 from trimtransfer.cli.profile import profile
 
@@ -123,6 +125,9 @@ def publish(
     free is published as zeros. Before, it is proven that all files and structures stay as they are. A file system that
     is not clean, or not known, is published as it is, with a warning.
 
+    Before, the image is looked at for what ruins reuse (compressed or encrypted disks, swap, remains of deleted files,
+    file systems made anew, ...); what is found is a warning with a remedy. `estimate` tells it without publishing.
+
     The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
     can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
 
@@ -149,6 +154,8 @@ def publish(
     for volume in (volume for disk in disks for volume in disk.trimmed):
         if volume.problem:
             output.warn(f"not trimmed: {volume.name}{_kind_text(volume)}: {volume.problem}")
+    for advice in (advice for disk in disks for advice in disk.advice):
+        output.warn(str(advice))
     output.result(report.to_dict(), "\n".join(map(_published, disks)))
 
 
@@ -287,6 +294,8 @@ def verify(
 
 
 repo.add_command(bundle)
+repo.add_command(diff)
+repo.add_command(estimate)
 
 
 def _published(report: PublishReport) -> str:

@@ -14,6 +14,7 @@ from trimtransfer.cli.index import index
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
+    from trimtransfer.assembly.payoff import Decision
     from trimtransfer.assembly.report import Content, Made, PlanReport, SyncReport, VerifyReport
     from trimtransfer.index.host import HostIndex
 
@@ -151,6 +152,9 @@ def medv_sync() -> None:
 @medv_sync.command("sync", cls=SyncCommand, hidden=True, help=_HELP)
 @source_options
 @click.option("--limit-rate", callback=rate, metavar="R", help="Most bytes per second, such as 500k or 2.5M.")
+@click.option(
+    "--bandwidth", callback=rate, metavar="R", help="Bytes per second of the line, to decide what local reuse pays."
+)
 @output_options
 def sync_command(
     output: Output, /, url: str, image: str | None, host_index: bool | None, cache: str | None, **options: Any
@@ -164,7 +168,7 @@ def sync_command(
 
 @medv_sync.command("plan")
 @source_options
-@click.option("--bandwidth", callback=rate, metavar="R", help="Bytes per second to estimate the time with.")
+@click.option("--bandwidth", callback=rate, metavar="R", help="Bytes per second, to estimate and decide with.")
 @output_options
 def plan_command(
     output: Output, /, url: str, image: str | None, host_index: bool | None, cache: str | None, **options: Any
@@ -172,6 +176,10 @@ def plan_command(
     """Tell what a sync would fetch, and how long that takes. Fetches and writes no content.
 
     Seeds that have no index yet are scanned for it.
+
+    Also told is what was decided, with the numbers: fewer bytes win unless they take more than a second, and more than
+    20 times the time that they save on the line. So for little nobody walks through this machine's files, the less the
+    faster the line is.
     """
     from trimtransfer.assembly.preview import plan
 
@@ -217,6 +225,8 @@ def _with_host_index(
     )
     for warning in (*report.warnings, *(warning for disk in report.disks for warning in disk.warnings)):
         output.warn(warning)
+    for decision in report.decisions:
+        output.detail(decision_text(decision))
     return report
 
 
@@ -262,7 +272,16 @@ def _plan_text(report: PlanReport) -> str:
     line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
     if report.bandwidth_is == "assumed":
         line += " (assumed; tell with --bandwidth)"
-    return "\n".join([*lines, line, *_bundle_lines(report.bundle_bytes)])
+    bundles = _bundle_lines(report.bundle_bytes)
+    return "\n".join([*lines, line, *bundles, *(decision_text(decision) for decision in report.decisions)])
+
+
+def decision_text(decision: Decision) -> str:
+    """Tell what was decided, with the numbers and the reason."""
+    done = {"host index": "is {}brought up to date", "deltas": "are {}used"}.get(decision.what, "is {}made")
+    saved = f"saves at most {size_text(decision.saves_bytes)}, {decision.saves_seconds:.1f} s on the line"
+    what = f"The {decision.what} {done.format('' if decision.used else 'not ')}"
+    return f"{what}: {saved}; costs {decision.costs_seconds:.1f} s; {decision.reason}"
 
 
 def _verify_text(report: VerifyReport) -> str:

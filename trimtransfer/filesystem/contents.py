@@ -144,6 +144,14 @@ class FileSystem(ABC):
             FormatError: a structure cannot be read.
         """
 
+    def packed(self) -> int:
+        """Return how many bytes of its space hold content that it compresses or encrypts itself, as far as known.
+
+        Raises:
+            FormatError: a structure cannot be read.
+        """
+        return 0
+
     @abstractmethod
     def _doubt(self) -> str:
         """Return why the file system itself says that it is not clean, or nothing."""

@@ -7,6 +7,8 @@ repository what the client has; and home directories only where a user names the
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
 import threading
@@ -26,6 +28,9 @@ MEMORY_CAP: Final = 192 << 20
 """Bytes of memory that a process stays below while it updates an index, whatever it indexes (resident, interpreter and
 libraries included): region buffer 64 MiB, writer or merge 48 MiB, buffers of the threads 24 MiB, the catalogue's cache
 8 MiB, the rest for what runs it. ``benchmarks/bench_index.py`` measures it."""
+_RATE: Final = "scan-rate"
+"""File in the index's directory: bytes per second of the last large scan."""
+_LEAST_MEASURED: Final = 64 << 20
 _LINUX: Final = ("/usr", "/opt", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _MACOS: Final = ("/System", "/Library", "/Applications")
 _WINDOWS: Final = ("ProgramFiles", "ProgramFiles(x86)", "SystemRoot")
@@ -85,7 +90,7 @@ class HostIndex:
             Cancelled: ``cancel`` was set; what was indexed so far is kept.
             ValueError: a pattern is none.
         """
-        return update_index(
+        done = update_index(
             self._tree,
             paths if paths is not None else default_paths(),
             chooser=PathChooser(include, exclude),
@@ -95,6 +100,22 @@ class HostIndex:
             progress=progress,
             cancel=cancel,
         )
+        self._note_rate(done)
+        return done
+
+    def scan_rate(self) -> float | None:
+        """Return the bytes per second of the last scan that read enough to tell; None if there was none."""
+        try:
+            rate = float((self.directory / _RATE).read_text())
+        except (OSError, ValueError):
+            return None
+        return rate if math.isfinite(rate) and rate >= 1 else None
+
+    def _note_rate(self, report: UpdateReport) -> None:
+        """Remember how fast files were read, for decisions to come; a rate that is lost is measured again."""
+        if report.bytes >= _LEAST_MEASURED and report.seconds > 0:
+            with contextlib.suppress(OSError):
+                (self.directory / _RATE).write_text(f"{report.bytes / report.seconds:.0f}\n")
 
     def seed(self) -> IndexedSeed:
         """Return the index, as it is, as a seed of category ``host``; an empty one if there is none or it is damaged.

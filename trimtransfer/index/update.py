@@ -41,6 +41,10 @@ _MAX_LINKS: Final = 100_000
 """Files with several names that are remembered so as to scan them once; beyond that they are scanned for each name."""
 
 
+SAMPLE: Final = 256 << 20
+"""Bytes of each root that are scanned for the sake of a transfer before it is judged whether that pays."""
+
+
 @dataclass(frozen=True, slots=True)
 class StopRule:
     """When a scan for the sake of one transfer no longer pays.
@@ -50,7 +54,7 @@ class StopRule:
     """
 
     wanted: PrefixSet
-    sample: int = 256 << 20
+    sample: int = SAMPLE
     rate: float = 0.02
 
 

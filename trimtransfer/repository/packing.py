@@ -66,7 +66,7 @@ expense of fresh clients, who find more of each frame replaced by later versions
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunks:
+class Chunks:
     """The chunks of one frame, in order: their numbers in the inventory, place in the image, lengths, digests."""
 
     numbers: NDArray[np.int64]
@@ -77,14 +77,15 @@ class _Chunks:
 
     @property
     def size(self) -> int:
+        """Bytes of their content."""
         return int(self.lengths.sum())
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class Frame:
     """A compressed frame."""
 
-    chunks: _Chunks
+    chunks: Chunks
     codec: Codec
     stored: bytes
     check: bytes
@@ -96,7 +97,7 @@ class _OpenPack:
 
     number: int
     builder: PackBuilder
-    frames: list[tuple[int, _Frame]] = field(default_factory=list)
+    frames: list[tuple[int, Frame]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -106,6 +107,52 @@ class Stored:
     packs: int = 0
     kept_packs: int = 0
     bytes: int = 0
+
+
+class Framer:
+    """Puts the chunks of an inventory that are nowhere yet into frames, and reads their content."""
+
+    def __init__(self, source: Source, inventory: Inventory, rule: FrameRule) -> None:
+        self._source, self._inventory, self._rule = source, inventory, rule
+
+    def frames_of(self, region: int, start: int, table: Table) -> Iterator[Chunks]:
+        """Yield the frames of what a region must store: chunks that occur here first and are nowhere."""
+        inventory = self._inventory
+        numbers = inventory.find(table)
+        records = np.flatnonzero(numbers >= 0)
+        at = numbers[records]
+        first_here = (inventory.region[at] == region) & (inventory.record[at] == records)
+        records = records[first_here & (inventory.pack[at] == NOWHERE)]
+        if not len(records):
+            return
+        offsets, again = table.offsets, (inventory.marks[numbers[records]] & AGAIN) != 0
+        for mark in (False, True):
+            chosen = records[again == mark]
+            lengths, places = table.lengths[chosen].astype(np.int64), start + offsets[chosen]
+            for part in _split(lengths, self._rule, partial(self._ends_file, places + lengths)):
+                record = chosen[part]
+                yield Chunks(numbers[record], places[part], lengths[part], table.digests[record], mark)
+
+    def _ends_file(self, ends: NDArray[np.int64], number: int) -> bool:
+        """Return whether a chunk seems to end a file, as ``native/cut.h`` tells; nothing but framing depends on it."""
+        tail = bytearray(len(_FILE_TAIL))
+        self._source.read_into(memoryview(tail), int(ends[number]) - len(tail))
+        return tail == _FILE_TAIL
+
+    def read(self, chunks: Chunks) -> memoryview:
+        """Return the content of a frame, each chunk compared with its digest; ``SourceChanged`` if one differs."""
+        raw = memoryview(bytearray(chunks.size))
+        ends = chunks.offsets + chunks.lengths
+        breaks = np.flatnonzero(chunks.offsets[1:] != ends[:-1]) + 1
+        at = 0
+        for run in np.split(np.arange(len(ends)), breaks):  # neighbours in the image are read together
+            offset, size = int(chunks.offsets[run[0]]), int(ends[run[-1]] - chunks.offsets[run[0]])
+            self._source.read_into(raw[at : at + size], offset)
+            at += size
+        bad = _first_difference(raw, chunks)
+        if bad >= 0:
+            raise SourceChanged(str(self._source.path), f"other content at byte {int(chunks.offsets[bad]):,}")
+        return raw
 
 
 class Packer:
@@ -127,11 +174,11 @@ class Packer:
         frames: FrameRule,
         pack_limit: int = MAX_PACK,
     ) -> None:
-        self._source, self._store, self._intent = source, store, intent
+        self._store, self._intent = store, intent
         self._inventory, self._packs = inventory, packs
         self._level, self._workers, self._limit = level, workers, pack_limit
         most = pack_limit - len(PACK_MAGIC) - MAX_CHUNK_SIZE  # so one frame always fits a pack
-        self._rule = FrameRule(min(frames.least, most), min(frames.fill, most))
+        self._framer = Framer(source, inventory, FrameRule(min(frames.least, most), min(frames.fill, most)))
         self._open: dict[bool, _OpenPack] = {}
         self._writing: deque[Future[bool]] = deque()
         self.stored = Stored()
@@ -145,11 +192,11 @@ class Packer:
             IntegrityError: what was written reads back differently.
         """
         done = 0
-        pending: deque[Future[_Frame]] = deque()
+        pending: deque[Future[Frame]] = deque()
         with ThreadPoolExecutor(self._workers, "compress") as compressors, ThreadPoolExecutor(1, "pack") as writer:
             watch.report("compress", 0, total)
             for region, start, table in regions:
-                for chunks in self._frames_of(region, start, table):
+                for chunks in self._framer.frames_of(region, start, table):
                     pending.append(compressors.submit(self._compress, chunks))
                     if len(pending) >= self._workers * _FRAMES_AHEAD:
                         done += self._take(pending.popleft(), writer)
@@ -162,47 +209,12 @@ class Packer:
             self._wait(0)
         return self.stored
 
-    def _frames_of(self, region: int, start: int, table: Table) -> Iterator[_Chunks]:
-        """Yield the frames of what a region must store: chunks that occur here first and are nowhere."""
-        inventory = self._inventory
-        numbers = inventory.find(table)
-        records = np.flatnonzero(numbers >= 0)
-        at = numbers[records]
-        first_here = (inventory.region[at] == region) & (inventory.record[at] == records)
-        records = records[first_here & (inventory.pack[at] == NOWHERE)]
-        if not len(records):
-            return
-        offsets, again = table.offsets, (inventory.marks[numbers[records]] & AGAIN) != 0
-        for mark in (False, True):
-            chosen = records[again == mark]
-            lengths, places = table.lengths[chosen].astype(np.int64), start + offsets[chosen]
-            for part in _split(lengths, self._rule, partial(self._ends_file, places + lengths)):
-                record = chosen[part]
-                yield _Chunks(numbers[record], places[part], lengths[part], table.digests[record], mark)
-
-    def _ends_file(self, ends: NDArray[np.int64], number: int) -> bool:
-        """Return whether a chunk seems to end a file, as ``native/cut.h`` tells; nothing but framing depends on it."""
-        tail = bytearray(len(_FILE_TAIL))
-        self._source.read_into(memoryview(tail), int(ends[number]) - len(tail))
-        return tail == _FILE_TAIL
-
-    def _compress(self, chunks: _Chunks) -> _Frame:
+    def _compress(self, chunks: Chunks) -> Frame:
         """Read, check and compress a frame's content."""
-        raw = memoryview(bytearray(chunks.size))
-        ends = chunks.offsets + chunks.lengths
-        breaks = np.flatnonzero(chunks.offsets[1:] != ends[:-1]) + 1
-        at = 0
-        for run in np.split(np.arange(len(ends)), breaks):  # neighbours in the image are read together
-            offset, size = int(chunks.offsets[run[0]]), int(ends[run[-1]] - chunks.offsets[run[0]])
-            self._source.read_into(raw[at : at + size], offset)
-            at += size
-        bad = _first_difference(raw, chunks)
-        if bad >= 0:
-            raise SourceChanged(str(self._source.path), f"other content at byte {int(chunks.offsets[bad]):,}")
-        codec, stored = encode_frame(raw, level=self._level)
-        return _Frame(chunks, codec, stored, object_check(stored))
+        codec, stored = encode_frame(self._framer.read(chunks), level=self._level)
+        return Frame(chunks, codec, stored, object_check(stored))
 
-    def _take(self, job: Future[_Frame], writer: ThreadPoolExecutor) -> int:
+    def _take(self, job: Future[Frame], writer: ThreadPoolExecutor) -> int:
         """Put a compressed frame into its pack and enter the places of its chunks; return its content's length."""
         frame = job.result()
         chunks = frame.chunks
@@ -234,7 +246,7 @@ class Packer:
         while len(self._writing) > most:
             self._writing.popleft().result()
 
-    def _write(self, digest: bytes, data: bytes, frames: list[tuple[int, _Frame]]) -> bool:
+    def _write(self, digest: bytes, data: bytes, frames: list[tuple[int, Frame]]) -> bool:
         """Write a pack, durably, and check what was written; return whether it is new.
 
         A pack of this name that exists already is kept if it is whole: other versions may refer to it, so it is no
@@ -268,7 +280,7 @@ def _split(lengths: NDArray[np.int64], rule: FrameRule, ends_file: Callable[[int
         yield slice(start, len(lengths))
 
 
-def _first_difference(raw: Bytes, chunks: _Chunks) -> int:
+def _first_difference(raw: Bytes, chunks: Chunks) -> int:
     """Return the number of the first chunk in ``raw`` that has not its digest; -1 if all have."""
     view, at = memoryview(raw), 0
     for number, length in enumerate(chunks.lengths.tolist()):
@@ -278,7 +290,7 @@ def _first_difference(raw: Bytes, chunks: _Chunks) -> int:
     return -1
 
 
-def _check_written(name: str, digest: bytes, data: bytes, frames: list[tuple[int, _Frame]]) -> None:
+def _check_written(name: str, digest: bytes, data: bytes, frames: list[tuple[int, Frame]]) -> None:
     """Check a pack as it lies on the disk: its digest, every frame, every chunk in them."""
     found = object_digest(data)
     if found != digest:

@@ -33,15 +33,18 @@ from trimtransfer.names import (
     tables_name,
 )
 from trimtransfer.pack import MAX_PACK
+from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.again import Deduped, Limits, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
 from trimtransfer.repository.deltas import DeltaReport, try_deltas
+from trimtransfer.repository.hazards import compare, examine, shared_content
 from trimtransfer.repository.hostdeltas import try_host_deltas
 from trimtransfer.repository.intent import Intent, check_target, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
 from trimtransfer.repository.profiles import OpenProfile, open_profile
+from trimtransfer.repository.published import PublishedImage
 from trimtransfer.repository.reading import VersionReader, further_disks, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
@@ -63,8 +66,8 @@ class PublishReport:
     counted once) and ``repeated_bytes`` (further occurrences of either) add up to ``length``. ``again_bytes`` of the
     known content are stored again to keep downloads compact. ``stored_bytes`` in ``packs`` new packs and
     ``metadata_bytes`` are what the repository grew by, but for ``deltas``; ``kept_packs`` it had already. ``trimmed``
-    tells what ``trim`` did to each volume of the image (empty: not asked for). ``disks`` are the version's further
-    disks, which all else is not about.
+    tells what ``trim`` did to each volume of the image (empty: not asked for), ``advice`` what ruins reuse. ``disks``
+    are the version's further disks, which all else is not about.
     """
 
     image: str
@@ -93,6 +96,7 @@ class PublishReport:
     seconds: float
     deltas: tuple[DeltaReport, ...] = ()
     trimmed: tuple[TrimmedVolume, ...] = ()
+    advice: tuple[Advice, ...] = ()
     disks: tuple[PublishReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,8 +192,8 @@ def publish(
     every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from`` and the files
     of host ``profiles``. ``workers`` threads compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a
     column for what is known of chunks (more lies in temporary files in the repository), and about 5 MiB per worker;
-    with ``trim`` before that 200 bytes per file; then for deltas 200 MiB, and as much for each of at most four workers,
-    with a profile 160 bytes for each of its chunks.
+    before that 200 bytes per file of clean file systems; then for deltas 200 MiB, and as much for each of at most four
+    workers, with a profile 160 bytes for each of its chunks.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
@@ -261,7 +265,10 @@ def _publish_disk(
     if job.trim:
         content, trimmed = trim_image(source, watch)
     geometry = recognise(content.read, content.size, kind=job.kind)
-    publication = _Publication(job, store, content, source.format, base, disks, geometry, intent, watch, trimmed)
+    advice = examine(content, geometry, watch)
+    publication = _Publication(
+        job, store, content, source.format, base, disks, geometry, intent, watch, trimmed, advice
+    )
     try:
         return publication.run(started)
     finally:
@@ -314,10 +321,12 @@ class _Publication:
         intent: Intent,
         watch: Watch,
         trimmed: tuple[TrimmedVolume, ...],
+        advice: tuple[Advice, ...],
     ) -> None:
         self._job, self._store, self._source, self._base = job, store, source, base
         self._format, self._disks = format, [_file_of(manifest) for manifest in disks]
         self._geometry, self._intent, self._watch, self._trimmed = geometry, intent, watch, trimmed
+        self._advice = advice
         self._directory = store.scratch()
         self._packs = Packs()
         self._open = contextlib.ExitStack()
@@ -343,6 +352,9 @@ class _Publication:
         inventory = Inventory(lambda: self._tables(found), self._directory)
         self._open.callback(inventory.close)
         find_known(inventory, self._packs, base.parent, base.like, self._watch)
+        if base.parent is not None:
+            there = PublishedImage(base.parent)
+            self._advice += compare(self._source, there.read, there.size, shared_content(inventory))
         deduped = choose_again(inventory, self._packs, self._store, found.same, self._directory, job.limits)
         stored = self._store_chunks(found, inventory, deduped)
         self._source.check_unchanged()
@@ -468,6 +480,7 @@ class _Publication:
             seconds=round(time.monotonic() - started, 3),
             deltas=deltas,
             trimmed=self._trimmed,
+            advice=self._advice,
         )
 
 

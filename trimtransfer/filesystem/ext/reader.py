@@ -63,6 +63,12 @@ class ExtFileSystem(FileSystem):
         space[:, 0] += self.start
         return joined((space, self._bytes(self._inodes.blocks), self._bytes(self.groups.metadata())))
 
+    def packed(self) -> int:
+        """See ``FileSystem.packed``."""
+        inodes = self._inodes
+        owners = inodes.numbers[inodes.encrypted & (inodes.kinds == REGULAR)]
+        return int(inodes.runs.lengths[np.isin(inodes.runs.owners, owners)].sum())
+
     def _bytes(self, blocks: Ranges) -> Ranges:
         size = self.block_size
         return ranges_of(blocks[:, 0] * size + self.start, blocks[:, 1] * size)

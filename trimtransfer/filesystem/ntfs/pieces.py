@@ -17,6 +17,8 @@ WHAT: Final = "NTFS attribute"
 UNNAMED: Final = 0
 _NOT_PLAIN: Final = 0x40FF
 """Flags of a compressed or encrypted attribute."""
+_COMPACT: Final = "WofCompressedData".encode("utf-16-le")
+"""The stream in which Windows keeps what it compressed file by file."""
 _FIELDS: Final = ("owner", "kind", "name", "low", "high", "flags", "allocated", "size", "filled")
 
 
@@ -90,7 +92,7 @@ class Pieces:
         number = np.empty(len(pieces), dtype=np.int64)
         number[order] = np.cumsum(first) - 1
         runs = np.stack((number[runs[:, 0]], *(runs[:, 1:] * self.cluster_size).T), axis=1)
-        return Streams(heads, runs)
+        return Streams(heads, runs, self._names.get(_COMPACT, -1))
 
     def _check(self, pieces: NDArray[np.int64], good: NDArray[np.bool_]) -> None:
         if not good.all():
@@ -101,10 +103,11 @@ class Pieces:
 @dataclass(frozen=True, slots=True, eq=False)
 class Streams:
     """Attributes: a row of ``heads`` each (``_FIELDS``); ``runs`` (n, 4): number of the attribute, and in bytes offset
-    in it, place in the volume, length."""
+    in it, place in the volume, length; ``compact``: number of the name of compressed streams, -1 if there are none."""
 
     heads: NDArray[np.int64]
     runs: NDArray[np.int64]
+    compact: int = -1
 
     def chosen(self, kind: int) -> NDArray[np.bool_]:
         """Return which attributes are the unnamed ones of a type."""
@@ -122,6 +125,12 @@ class Streams:
         """Return owner, size and how much was ever written of the unnamed attributes of a type."""
         heads = self.heads[self.chosen(kind)]
         return heads[:, 0], heads[:, 7], heads[:, 8]
+
+    def packed(self, kind: int) -> int:
+        """Return the space of compressed or encrypted attributes of a type, in bytes."""
+        wanted = self.chosen(kind) & ((self.heads[:, 5] & _NOT_PLAIN) != 0)
+        wanted |= (self.heads[:, 1] == kind) & (self.heads[:, 2] == self.compact)
+        return int(self.runs[:, 3][wanted[self.runs[:, 0]]].sum())
 
     def space(self) -> Ranges:
         """Return where in the volume all attributes lie, in bytes."""

@@ -99,6 +99,10 @@ class NtfsFileSystem(FileSystem):
         space[:, 0] += self.start
         return space
 
+    def packed(self) -> int:
+        """See ``FileSystem.packed``; what Windows compresses with CompactOS, too."""
+        return self._table.streams.packed(DATA)
+
     def _extents(self, number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         return self._data.extents(number, int(self._table.filled[number]))
 

@@ -1,0 +1,110 @@
+"""The command that tells what a publish would store, and what clients would fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from trimtransfer.cli.arguments import name_of
+from trimtransfer.cli.output import Output, count_text, output_options, size_text
+
+if TYPE_CHECKING:
+    from trimtransfer.repository.estimate import EstimateReport
+
+_LEVEL: Final = 16
+_MAX_LEVEL: Final = 22
+
+
+@click.command()
+@click.argument("repository", metavar="REPO", type=click.Path(path_type=str))
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=str))
+@click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image's name.")
+@click.option(
+    "--parent", callback=name_of("version"), metavar="V", help="Version to compare with.  [default: the newest]"
+)
+@click.option(
+    "--like", multiple=True, callback=name_of("image"), metavar="IMAGE", help="Share content with this image, too."
+)
+@click.option("--level", type=click.IntRange(1, _MAX_LEVEL), default=_LEVEL, show_default=True, help="zstd level.")
+@click.option(
+    "--kind", type=click.Choice(["auto", "disk", "bytes"]), default="auto", show_default=True, help="As for publish."
+)
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "raw", "vhd", "vhdx", "qcow2", "vmdk"]),
+    default="auto",
+    show_default=True,
+    help="What FILE is, as for publish.",
+)
+@click.option("--delta/--no-delta", "deltas", default=True, help="Make some deltas as a sample.  [default: --delta]")
+@click.option("--trim", is_flag=True, help="As with publish --trim.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
+@output_options
+def estimate(output: Output, /, repository: str, file: str, image: str, kind: str, format: str, **options: Any) -> None:
+    """Tell what publishing FILE would store in REPO, and what clients would fetch, without publishing it.
+
+    FILE is read and compared with the repository as `publish` does it, with the same options. All content is compressed
+    quickly, and a sample of it at the level of a publish; so sizes are told with their error, which 19 of 20 estimates
+    stay within. What is new, known and repeated is exact. Deltas are made of up to 16 units, a small sample.
+
+    Nothing is written to REPO, which may be read-only, or not exist yet; temporary files go to TMPDIR.
+
+    Warnings say what in the image ruins reuse, and what can be done about it.
+
+    \b
+    Examples:
+      medv-repo estimate /srv/images debian.img --image debian
+      medv-repo estimate /srv/images debian.img --image debian --trim --no-delta --json
+    """
+    from trimtransfer.chunk import Kind
+    from trimtransfer.repository.estimate import estimate as run
+
+    report = run(
+        repository,
+        file,
+        image=image,
+        kind=None if kind == "auto" else Kind[kind.upper()],
+        format=None if format == "auto" else format,
+        progress=output.progress,
+        **options,
+    )
+    for volume in report.trimmed:
+        if volume.problem:
+            output.warn(f"not trimmed: {volume.name}: {volume.problem}")
+    for advice in report.advice:
+        output.warn(str(advice))
+    output.result(report.to_dict(), "\n".join(_lines(report)))
+
+
+def _lines(report: EstimateReport) -> Iterator[str]:
+    found = report.recognised if report.format == "raw" else f"{report.format}: {report.recognised}"
+    after = f", after {report.parent}" if report.parent else ", as its first version"
+    yield f"Publishing this as {report.image} ({found}, {size_text(report.length)}{after}) would find"
+    yield f"  zeros      {size_text(report.zero_bytes):>10}"
+    yield f"  known      {size_text(report.known_bytes):>10}"
+    yield f"  repeated   {size_text(report.repeated_bytes):>10}"
+    yield f"  new        {size_text(report.new_bytes):>10}"
+    if report.again_bytes:
+        yield f"  known, to be stored again to keep downloads compact: {size_text(report.again_bytes)}"
+    error = f" (give or take {size_text(report.error_bytes)})" if report.error_bytes else ""
+    stored, packs = size_text(report.stored_bytes), count_text(report.packs, "pack")
+    yield f"and add {stored}{error} in {packs}, and {size_text(report.metadata_bytes)} of metadata"
+    if report.parent:
+        yield f"A client with {report.parent} would fetch {size_text(report.fetched_bytes)}{_deltas(report)}"
+    yield f"A client with nothing would fetch {size_text(report.download_bytes)}"
+    if report.trim_bytes:
+        content = size_text(report.trim_content_bytes)
+        yield f"--trim would save {size_text(report.trim_bytes)}: {content} that are new lie in free space"
+    took = f"this took {report.seconds:.1f} s"
+    yield f"Publishing would take some {report.publish_seconds:.0f} s on this machine if it is idle; {took}"
+
+
+def _deltas(report: EstimateReport) -> str:
+    sampled = report.deltas
+    if sampled is None:
+        return ""
+    error = f", give or take {100 * sampled.error:.0f} % of the former" if sampled.error else ""
+    units = count_text(sampled.units, "unit")
+    return f", with deltas {size_text(report.with_deltas_bytes)} (by {units}{error})"
