@@ -29,6 +29,7 @@ from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import Cause, Failed, FetchOptions
 from trimtransfer.fetch.site import Site, follow, shown
+from trimtransfer.fetch.throttle import Throttle
 from trimtransfer.fetch.transfer import Transfer
 from trimtransfer.store import Range, StoreStats
 
@@ -53,9 +54,10 @@ class HttpStore:
     """Objects below ``url``; credentials in the URL are used for basic authentication and never shown.
 
     At most ``connections`` requests run at once, of all threads that use this store together. ``limit_rate`` is in
-    bytes per second, all connections together. ``ca_cert`` is a file or directory of certificate authorities to
-    believe instead of the system's. Once ``cancel`` is set, running calls raise ``Cancelled``. ``on_bytes`` is called
-    from worker threads with the number of body bytes that have arrived.
+    bytes per second, all connections together; a ``throttle``, which stores can share, takes its place. ``ca_cert`` is
+    a file or directory of certificate authorities to believe instead of the system's. Once ``cancel`` is set, running
+    calls raise ``Cancelled``. ``on_bytes`` is called from worker threads with the number of body bytes that have
+    arrived.
 
     Raises ``ValueError`` for a malformed URL or limit, ``FetchError`` for unusable certificates.
     """
@@ -70,6 +72,7 @@ class HttpStore:
         cancel: threading.Event | None = None,
         on_bytes: Callable[[int], None] | None = None,
         options: FetchOptions | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections={connections}: at least 1 is needed")
@@ -79,7 +82,7 @@ class HttpStore:
             site,
             lambda line: _Connection(line, tls, reach),
             connections=connections,
-            limit_rate=limit_rate,
+            throttle=throttle or Throttle(limit_rate),
             options=options or FetchOptions(),
             cancel=cancel or threading.Event(),
             on_bytes=on_bytes,
@@ -101,11 +104,11 @@ class HttpStore:
     @property
     def limit_rate(self) -> float | None:
         """Bytes per second, None for no limit; may be changed while ranges are being fetched."""
-        return self._line.bucket.rate
+        return self._line.throttle.limit
 
     @limit_rate.setter
     def limit_rate(self, rate: float | None) -> None:
-        self._line.bucket.rate = rate
+        self._line.throttle.limit = rate
 
     def read(self, name: str, *, limit: int) -> bytes:
         """Return a small object whole; caches on the way are asked for its newest state.
