@@ -118,7 +118,7 @@ class Shim:
             self._real["pwrite"](descriptor, before[start:], offset + start)
 
 
-def quick_store(url: str, **options: Any) -> Any:
+def quick_store(url: str, *, manners: Any, cache: Any, **options: Any) -> Any:
     """Open a store that loses no time with retries."""
     return http.HttpStore(url, options=http.FetchOptions(stall=5, first_delay=0.01, max_delay=0.05), **options)
 

@@ -36,6 +36,7 @@ from trimtransfer.assembly.sync import comes_from_parent, deltas_from, share_tha
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
+from trimtransfer.fetch.manners import Manners, Pace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.store import Store
@@ -59,8 +60,10 @@ def plan(
     write: WriteOption = "auto",
     format: str | None = None,
     bandwidth: float | None = None,
+    limit_rate: float | None = None,
     connections: int = 4,
     ca_cert: str | None = None,
+    manners: Manners | None = None,
     side: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -69,7 +72,8 @@ def plan(
     """Return what ``sync`` with the same arguments would do, with its bytes, requests and time.
 
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
-    that was enough, else 100 Mbit/s. Raises what ``sync`` raises while it reads and scans.
+    that was enough, else 100 Mbit/s; it heeds ``limit_rate`` and the schedule of ``manners``, for which planning itself
+    does not wait. Raises what ``sync`` raises while it reads and scans.
     """
     request = make_request(image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format)
     watch = Watch(progress, cancel, "stopped")
@@ -79,14 +83,23 @@ def plan(
         url, connections=connections, limit_rate=None, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
     )
     with closing(store):
-        return _Preview(request, store, watch, bandwidth, connections).run()
+        pace = Pace(limit_rate, manners.schedule if manners is not None else None)
+        return _Preview(request, store, watch, bandwidth, connections, pace).run()
 
 
 class _Preview:
     """One run of :func:`plan`."""
 
-    def __init__(self, request: Request, store: Store, watch: Watch, bandwidth: float | None, connections: int) -> None:
-        self._request, self._store, self._watch = request, store, watch
+    def __init__(
+        self,
+        request: Request,
+        store: Store,
+        watch: Watch,
+        bandwidth: float | None,
+        connections: int,
+        pace: Pace,
+    ) -> None:
+        self._request, self._store, self._watch, self._pace = request, store, watch, pace
         self._bandwidth, self._connections = bandwidth, connections
         self._started = time.monotonic()
         self._format = request.written_format() or "raw"
@@ -204,9 +217,11 @@ class _Preview:
         if self._bandwidth is None and stats.bytes >= _LEAST_MEASURED and self._read_seconds > 0:
             bandwidth, known = stats.bytes / self._read_seconds, "measured"
         size, requests = self._bytes + stats.bytes, self._requests + stats.requests
-        estimate = estimate_seconds(
-            size=size, requests=requests, round_trip=round_trip, bandwidth=bandwidth, connections=self._connections
+        latency = estimate_seconds(
+            size=0, requests=requests, round_trip=round_trip, bandwidth=bandwidth, connections=self._connections
         )
+        transfer = self._pace.seconds(size, bandwidth, now=time.time())
+        estimate = None if transfer is None else transfer + latency
         return PlanReport(
             image=manifest.image,
             version=manifest.version,
@@ -229,6 +244,7 @@ class _Preview:
             warnings=(*self._search_warnings, *self._warnings(would_write)),
             seconds=time.monotonic() - self._started,
             made=self._made,
+            rate=self._pace.rate(time.time()),
         )
 
 

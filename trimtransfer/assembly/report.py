@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.fetch.manners import Conduct
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -92,7 +94,7 @@ class SyncReport:
     ``format`` is that of the file, ``length`` that of the disk in it. ``wrote`` is how the image was written:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
-    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas.
+    time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``conduct``: towards the servers.
     """
 
     image: str
@@ -112,6 +114,7 @@ class SyncReport:
     warnings: tuple[str, ...] = field(default=())
     made: Made = Made()
     format: str = "raw"
+    conduct: Conduct = field(default_factory=Conduct)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -124,7 +127,7 @@ class SyncReport:
             "format": self.format,
             "wrote": self.wrote,
             "content": self.content.to_dict(),
-            "network": self.network.to_dict(),
+            "network": {**self.network.to_dict(), **self.conduct.to_dict()},
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "resumed_bytes": self.resumed_bytes,
@@ -141,8 +144,9 @@ class PlanReport:
 
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
-    ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
-    ``format`` that of the file.
+    ``"given"``, ``"measured"`` or ``"assumed"``, under the limits of rate; None: it takes longer than a year. ``rate``
+    is the limit in force now, in bytes per second (None: none, 0: a pause). ``needed_bytes`` is the room that it takes
+    on the disk, at most; ``format`` that of the file.
     """
 
     image: str
@@ -160,12 +164,13 @@ class PlanReport:
     round_trip_seconds: float
     bandwidth_bytes_per_second: float
     bandwidth_is: str
-    estimate_seconds: float
+    estimate_seconds: float | None
     seconds: float = 0.0
     needed_bytes: int = 0
     warnings: tuple[str, ...] = ()
     made: Made = Made()
     format: str = "raw"
+    rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -185,7 +190,8 @@ class PlanReport:
             "round_trip_seconds": round(self.round_trip_seconds, 4),
             "bandwidth_bytes_per_second": self.bandwidth_bytes_per_second,
             "bandwidth_is": self.bandwidth_is,
-            "estimate_seconds": round(self.estimate_seconds, 1),
+            "rate_bytes_per_second": self.rate,
+            "estimate_seconds": None if self.estimate_seconds is None else round(self.estimate_seconds, 1),
             "needed_bytes": self.needed_bytes,
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Final
 
@@ -25,7 +25,7 @@ from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
 from trimtransfer.assembly.refusal import check_output
-from trimtransfer.assembly.remote import REMEDY, Remote, open_store
+from trimtransfer.assembly.remote import REMEDY, Remote, conduct_of, offer_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
@@ -37,6 +37,7 @@ from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regio
 from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old, standing
 from trimtransfer.disk.layout import Layout
 from trimtransfer.errors import IntegrityError, NoSpace
+from trimtransfer.fetch.manners import Manners
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.store import Store, space_errors
@@ -59,19 +60,23 @@ def sync(
     limit_rate: float | None = None,
     connections: int = 4,
     ca_cert: str | None = None,
+    manners: Manners | None = None,
     side: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> SyncReport:
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
 
     ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
     hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
     ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
-    in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned
-    seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as
-    that pays. Memory: less than 256 MiB whatever the image's size.
+    in bytes per second; ``manners``: towards the line and the servers. ``side`` is another side directory than
+    ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. ``host_index`` is used as it is, or with
+    ``refresh_host_index`` made or brought up to date first, as far as that pays. Memory: less than 256 MiB whatever the
+    image's size. ``confirm`` is called before anything of a version that is not here yet is fetched or written; what it
+    raises ends the sync.
 
     Raises:
         NotFound: no such image or version.
@@ -81,6 +86,7 @@ def sync(
         Locked: another process syncs this output.
         TargetRefused: the output must not be written to.
         SourceChanged: somebody writes to the image.
+        LimitReached: more to fetch than the manners allow. Run it again to continue.
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing. Run it again to continue.
     """
@@ -93,16 +99,26 @@ def sync(
         request.side.clear_temporary()
         finish_interrupted(request.side, watch)  # before anything is asked of the network
         store = open_store(
-            url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
+            url,
+            connections=connections,
+            limit_rate=limit_rate,
+            ca_cert=ca_cert,
+            cancel=cancel,
+            on_bytes=meter.add,
+            manners=manners,
+            cache=request.cache,
         )
         with closing(store):
-            return _Sync(request, store, watch, meter).run()
+            return _Sync(request, store, watch, meter, confirm).run()
 
 
 class _Sync:
     """One run of :func:`sync`, under the lock and with nothing left half-applied."""
 
-    def __init__(self, request: Request, store: Store, watch: Watch, fetching: Meter) -> None:
+    def __init__(
+        self, request: Request, store: Store, watch: Watch, fetching: Meter, confirm: Callable[[], None] | None
+    ) -> None:
+        self._confirm = confirm
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
         self._fetching, self._reusing = fetching, Meter("reuse", watch)
         self._started = time.monotonic()
@@ -120,6 +136,7 @@ class _Sync:
         if installed is not None and installed.disk_format != self._format:
             installed = None
         head = newest(self._store, self._request) if self._request.version is None else None
+        offer_mirrors(self._store, head)
         if installed is not None and head is not None and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
         manifest = wanted_manifest(self._store, self._request, head)
@@ -128,6 +145,8 @@ class _Sync:
         self._format = self._request.written_format(manifest) or "raw"
         set_aside(side, manifest.digest())
         side.write(side.target, manifest.to_bytes())
+        if self._confirm is not None:
+            self._confirm()
         with TableFile(side.tables) as tables:
             wrote = self._make(manifest, tables)
             tables.sync()
@@ -302,6 +321,7 @@ class _Sync:
             seed_seconds=self._seed_seconds,
             warnings=self._warnings,
             made=self._made,
+            conduct=conduct_of(self._store),
         )
 
 

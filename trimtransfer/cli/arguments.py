@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -10,8 +9,6 @@ import click
 
 HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 VERSION_MESSAGE: Final = "%(prog)s %(version)s"
-_RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:i?b)?(?:/s)?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def name_of(what: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -47,10 +44,12 @@ def rate(context: click.Context, parameter: click.Parameter, value: str | None) 
     """Read bytes per second: ``500k``, ``2.5M``, ``1G`` (powers of 1024)."""
     if value is None:
         return None
-    match = _RATE.fullmatch(value.strip())
-    if match is None or float(match[1]) == 0:
+    from trimtransfer.fetch.schedule import parse_rate
+
+    found = parse_rate(value.strip())
+    if not found:
         raise click.BadParameter(f"{value!r}: bytes per second above 0, such as 500k or 2.5M", context, parameter)
-    return float(match[1]) * _UNITS[match[2].lower()]
+    return found
 
 
 def repository_url(context: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -102,6 +102,15 @@ class HttpStore:
         return self._line.stats
 
     @property
+    def options(self) -> FetchOptions:
+        """Timers and limits; may be changed between calls."""
+        return self._line.options
+
+    @options.setter
+    def options(self, options: FetchOptions) -> None:
+        self._line.options = options
+
+    @property
     def limit_rate(self) -> float | None:
         """Bytes per second, None for no limit; may be changed while ranges are being fetched."""
         return self._line.throttle.limit
@@ -124,7 +133,12 @@ class HttpStore:
         return result[0]
 
     def fetch(
-        self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
+        self,
+        ranges: Iterable[Range],
+        deliver: Callable[[Range, memoryview], None],
+        *,
+        again: bool = False,
+        lacking: Callable[[Range], None] | None = None,
     ) -> None:
         """Deliver each range exactly once, complete, in any order, from worker threads.
 
@@ -132,9 +146,10 @@ class HttpStore:
         ranges, up to ``FetchOptions.look_ahead`` of them are pulled before the first is delivered, so the iterable must
         not wait for a delivery. ``deliver`` must not use this store. Each connection holds one buffer of the longest
         range. The first fatal error, or an exception of ``deliver``, ends the rest and is raised; then, too, nothing
-        of the caller's runs any more. ``again`` asks caches on the way for fresh copies.
+        of the caller's runs any more. ``again`` asks caches on the way for fresh copies. ``lacking`` is
+        called with ranges of objects that are not there, instead of an error.
         """
-        Transfer(self._line, ranges, deliver, fresh=again).fetch()
+        Transfer(self._line, ranges, deliver, fresh=again, lacking=lacking).fetch()
 
     def close(self) -> None:
         """Close the connections; the store must not be used afterwards."""

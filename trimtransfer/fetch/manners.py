@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trimtransfer.fetch.schedule import Schedule
+from trimtransfer.fetch.schedule import UNLIMITED, LocalTime, Schedule, finish, system_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,26 @@ class Manners:
     """Use the mirrors that the repository names, too."""
     max_bytes: int | None = None
     """Most bytes to fetch; beyond that the run stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A limit of rate (bytes per second, None: none) and a schedule."""
+
+    limit: float | None = None
+    schedule: Schedule | None = None
+
+    def rate(self, now: float, local: LocalTime = system_time) -> float | None:
+        """Return the bytes per second that are allowed at an instant: None for no limit, 0 for a pause."""
+        scheduled = UNLIMITED if self.schedule is None else self.schedule.rate_at(now, local)
+        rate = scheduled if self.limit is None else min(self.limit, scheduled)
+        return None if rate == UNLIMITED else rate
+
+    def seconds(self, size: int, bandwidth: float, *, now: float, local: LocalTime = system_time) -> float | None:
+        """Return how long so many bytes take from an instant on; None: longer than a year."""
+        most = bandwidth if self.limit is None else min(self.limit, bandwidth)
+        end = finish(self.schedule, now, size, most, local)
+        return None if end is None else end - now
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ _HORIZON: Final = 8 * 24 * _HOUR
 """Seconds after which a schedule has said everything: a week, and a day for what clocks are put forward or back."""
 _LONGEST: Final = 366 * 24 * _HOUR
 """Seconds within which a transfer is followed."""
-_RATE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([kmg]?)(?:i?b)?(?:/s)?", re.IGNORECASE)
+_RATE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmg]?)(?:i?b)?(?:/s)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _SPAN: Final = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
 _EXAMPLE: Final = "such as: mon-fri 08:00-18:00 500k; otherwise unlimited"
@@ -245,5 +245,3 @@ def _jump(before: float, after: float, local: LocalTime) -> float:
         else:
             high = middle
     return float(high)
-
-

@@ -38,7 +38,10 @@ _OUR_OWN: Final = frozenset((Cause.ASLEEP, Cause.PAUSED))
 
 
 class Transfer:
-    """One call of a store: its crew of threads and what they work on. ``fresh`` asks caches for fresh copies."""
+    """One call of a store: its crew of threads and what they work on. ``fresh`` asks caches for fresh copies.
+
+    ``lacking`` is told the ranges of objects that are not there; without it these are an error.
+    """
 
     def __init__(
         self,
@@ -47,8 +50,9 @@ class Transfer:
         deliver: Callable[[Range, memoryview], None] = lambda wanted, data: None,
         *,
         fresh: bool = False,
+        lacking: Callable[[Range], None] | None = None,
     ) -> None:
-        self._line, self._deliver, self._fresh = line, deliver, fresh
+        self._line, self._deliver, self._fresh, self._lacking = line, deliver, fresh, lacking
         self._crew = Crew(size=line.connections, tick=min(_TICK, line.options.stall / 4))
         self._queue = Queue(ranges, look_ahead=line.options.look_ahead)
         self._lock = threading.Lock()
@@ -135,7 +139,13 @@ class Transfer:
             while parts:
                 self._ask(parts, landing, ready, fresh=fresh)
 
-        self._persist(wanted.name, attempt, lambda: done + (parts[0].got if parts else 0))
+        try:
+            self._persist(wanted.name, attempt, lambda: done + (parts[0].got if parts else 0))
+        except NotFound:
+            if self._lacking is None:
+                raise
+            for part in parts:
+                self._crew.call(self._lacking, part.wanted)
 
     def _persist(self, name: str, attempt: Callable[[bool], None], progress: Callable[[], int]) -> None:
         """Attempt until it succeeds or patience ends; ``progress`` is a number of bytes that grows."""

@@ -29,6 +29,7 @@ from trimtransfer.repository.deltas import DeltaReport, try_deltas
 from trimtransfer.repository.intent import Intent, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
+from trimtransfer.repository.mirrors import read_mirrors
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
 from trimtransfer.repository.survey import Survey, survey
@@ -124,6 +125,7 @@ class _Base:
     like: tuple[VersionReader, ...]
     deltas: tuple[VersionReader, ...]
     sequence: int
+    mirrors: tuple[str, ...]
 
 
 def publish(
@@ -235,7 +237,7 @@ def _open_base(job: _Job, store: DirectoryStore) -> _Base:
     like = tuple(VersionReader.open(store, image) for image in job.like)
     names = [name for name in (parent.manifest.version if job.deltas and parent else None, *job.delta_from) if name]
     deltas = tuple(_open_version(store, job.image, name, head) for name in sorted({*names}))
-    return _Base(parent, like, deltas, head.sequence + 1 if head else 1)
+    return _Base(parent, like, deltas, head.sequence + 1 if head else 1, read_mirrors(store))
 
 
 def _open_version(store: DirectoryStore, image: str, version: str, head: Head | None) -> VersionReader:
@@ -363,6 +365,7 @@ class _Publication:
             manifest_length=len(data),
             image_digest=manifest.image_digest(),
             length=manifest.length,
+            mirrors=self._base.mirrors,
         ).to_bytes()
         self._store.put(manifest_name(manifest.image, manifest.version), data)
         self._store.put(head_name(manifest.image), head)
