@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, name_of
+from trimtransfer.cli.mirrors import mirrors
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
@@ -247,6 +248,9 @@ def verify(
     output.result(report.to_dict(), _verified(report))
     if report.damage:
         raise SystemExit(EXIT_DAMAGED)
+
+
+repo.add_command(mirrors)
 
 
 def _published(report: PublishReport) -> str:

@@ -47,12 +47,11 @@ Deliver = Callable[[Range, memoryview], None]
 
 
 class _Server:
-    """One server: its store is opened when it is first asked."""
+    """One server: without a ``store`` one is opened when it is first asked."""
 
-    def __init__(self, url: str, connect: Callable[[], HttpStore]) -> None:
+    def __init__(self, url: str, connect: Callable[[], HttpStore], store: HttpStore | None = None) -> None:
         self.url = url
-        self._connect = connect
-        self._store: HttpStore | None = None
+        self._connect, self._store = connect, store
         self.lacking: set[str] = set()
         self.served = self.failures = self.damaged = 0
         self.chances = _CHANCES
@@ -115,7 +114,7 @@ class MirroredStore:
         self._chance, self._wall = chance, wall
         self._memory = HealthMemory(memory)
         self._own = HttpStore(url, options=self._patient, **self._arguments)
-        self._primary = _Server(self._own.url, lambda: self._own)
+        self._primary = _Server(self._own.url, lambda: self._own, self._own)
         self._servers = [self._primary]
         self._delivered: dict[str, list[tuple[int, int, _Server]]] = {}
         self._lock = threading.Lock()
