@@ -132,6 +132,8 @@ def estimate_text(report: PlanReport) -> str:
     from trimtransfer.fetch.schedule import rate_text, when_text
 
     bandwidth = f"{size_text(report.bandwidth_bytes_per_second)}/s"
+    if report.bandwidth_is == "assumed":
+        bandwidth += " (assumed; tell with --bandwidth)"
     limit = "" if report.rate is None else f", limited to {rate_text(report.rate)} now"
     if report.estimate_seconds is None:
         return f"not within a year under the rate schedule{limit}"

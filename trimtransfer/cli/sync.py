@@ -272,8 +272,6 @@ def _plan_text(report: PlanReport) -> str:
     lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
     line += f": {estimate_text(report)}"
-    if report.bandwidth_is == "assumed":
-        line += " (assumed; tell with --bandwidth)"
     return "\n".join([*lines, line])
 
 
