@@ -168,7 +168,7 @@ class _Connection:
         self._failure: Failed | None = None
         self._line, self._options = line, line.options
         self._sockets: list[socket.socket] = []
-        self._narrow = False
+        self._narrow = self._connected = False
         self._recent = 0
         self._reach = reach
         self._address: str | None = None
@@ -235,10 +235,14 @@ class _Connection:
         self._fit_rate()
         self._recent = 0
         self.deadline = time.monotonic() + self._options.stall
+        self._connected = False
         with self.translated(body=False):
             request = self._client.build_request("GET", url, headers=own, extensions={"trace": self._trace})
             self._line.stats.count(requests=1)
+            begun = time.monotonic()
             response = self._client.send(request, stream=True)
+            if not self._connected:
+                self._line.throttle.answered(time.monotonic() - begun)
         return _Exchange(self, response, url)
 
     def _trace(self, event: str, facts: Mapping[str, Any]) -> None:
@@ -249,8 +253,10 @@ class _Connection:
         sock = facts["return_value"].get_extra_info("socket")
         if isinstance(sock, socket.socket):
             self._sockets.append(sock)
+            self._connected = True
             with contextlib.suppress(OSError):
                 self._address = str(sock.getpeername()[0])
+                self._line.throttle.connected(self._address)
             self._fit_rate()
             if self.aborted:
                 _shut(sock)

@@ -30,6 +30,7 @@ from trimtransfer.fetch.manners import Conduct, Manners, Served
 from trimtransfer.fetch.retry import FetchOptions
 from trimtransfer.fetch.site import Site
 from trimtransfer.fetch.throttle import Throttle
+from trimtransfer.fetch.traffic import Background
 from trimtransfer.store import Range, StoreStats
 
 _LOG: Final = logging.getLogger("trimtransfer.fetch")
@@ -331,7 +332,8 @@ def open_servers(
     What is learnt of the servers is kept in the directory ``cache``.
     """
     manners = manners or Manners()
-    throttle = Throttle(limit_rate, schedule=manners.schedule, allowance=manners.max_bytes)
+    yields = Background() if manners.background else None
+    throttle = Throttle(limit_rate, schedule=manners.schedule, yields=yields, allowance=manners.max_bytes)
     memory = cache / MEMORY if cache is not None else None
     return MirroredStore(url, manners=manners, throttle=throttle, memory=memory, **arguments)
 

@@ -108,6 +108,16 @@ class Throttle:
         if self._allowance is not None and received > self._allowance:
             raise LimitReached(self._allowance)
 
+    def connected(self, address: str) -> None:
+        """Note an address that a connection leads to."""
+        if self.yields is not None:
+            self.yields.connected(address)
+
+    def answered(self, seconds: float) -> None:
+        """Note how long a server took to begin an answer, on a connection that stood already."""
+        if self.yields is not None:
+            self.yields.answered(seconds)
+
     def _decide(self) -> None:
         scheduled = UNLIMITED if self._schedule is None else self._schedule.rate_at(self._wall(), self._local)
         rate = min(UNLIMITED if self._limit is None else self._limit, scheduled)
