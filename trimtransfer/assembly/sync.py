@@ -72,11 +72,10 @@ def sync(
     ``url`` is a repository: http, https, or a local directory. ``seeds`` are files, directory trees or devices that may
     hold parts of the image. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
     ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
-    in bytes per second; ``manners``: towards the line and the servers. ``side`` is another side directory than
-    ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. ``host_index`` is used as it is, or with
-    ``refresh_host_index`` made or brought up to date first, as far as that pays. Memory: less than 256 MiB whatever the
-    image's size. ``confirm`` is called before anything of a version that is not here yet is fetched or written; what it
-    raises ends the sync.
+    in bytes per second; ``manners``: other limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache``
+    keeps indexes of scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up
+    to date first, as far as that pays. ``confirm`` is called before content is fetched or written; what it raises ends
+    the sync. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -99,15 +98,9 @@ def sync(
         request.side.clear_temporary()
         finish_interrupted(request.side, watch)  # before anything is asked of the network
         store = open_store(
-            url,
-            connections=connections,
-            limit_rate=limit_rate,
-            ca_cert=ca_cert,
-            cancel=cancel,
-            on_bytes=meter.add,
-            manners=manners,
-            cache=request.cache,
-        )
+            url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add,
+            manners=manners, cache=request.cache,
+        )  # fmt: skip
         with closing(store):
             return _Sync(request, store, watch, meter, confirm).run()
 
