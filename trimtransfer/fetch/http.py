@@ -56,8 +56,7 @@ class HttpStore:
     At most ``connections`` requests run at once, of all threads that use this store together. ``limit_rate`` is in
     bytes per second, all connections together; a ``throttle``, which stores can share, takes its place. ``ca_cert`` is
     a file or directory of certificate authorities to believe instead of the system's. Once ``cancel`` is set, running
-    calls raise ``Cancelled``. ``on_bytes`` is called from worker threads with the number of body bytes that have
-    arrived.
+    calls raise ``Cancelled``. ``on_bytes`` is called from worker threads with the number of body bytes that came.
 
     Raises ``ValueError`` for a malformed URL or limit, ``FetchError`` for unusable certificates.
     """
@@ -102,15 +101,6 @@ class HttpStore:
         return self._line.stats
 
     @property
-    def options(self) -> FetchOptions:
-        """Timers and limits; may be changed between calls."""
-        return self._line.options
-
-    @options.setter
-    def options(self, options: FetchOptions) -> None:
-        self._line.options = options
-
-    @property
     def limit_rate(self) -> float | None:
         """Bytes per second, None for no limit; may be changed while ranges are being fetched."""
         return self._line.throttle.limit
@@ -150,6 +140,10 @@ class HttpStore:
         called with ranges of objects that are not there, instead of an error.
         """
         Transfer(self._line, ranges, deliver, fresh=again, lacking=lacking).fetch()
+
+    def go_by(self, options: FetchOptions) -> None:
+        """Use other timers and limits from the next call on."""
+        self._line.options = options
 
     def close(self) -> None:
         """Close the connections; the store must not be used afterwards."""

@@ -199,7 +199,7 @@ class MirroredStore:
             one.chances = _CHANCES
         while pending:
             server, alternatives = self._pick(pending, liars)
-            self._own.options = self._hasty if alternatives else self._patient
+            self._own.go_by(self._hasty if alternatives else self._patient)
             if server is not None:
                 self._ask(server, pending, deliver, liars, again)
                 continue
