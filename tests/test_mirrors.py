@@ -270,6 +270,47 @@ def test_all_fail(servers: Callable[..., BadServer], opened: Open) -> None:
     assert len(primary.requests) > len(mirror.requests) > 0
 
 
+def test_nobody_rests_because_this_machine_is_offline(servers: Callable[..., BadServer], tmp_path: Path) -> None:
+    urls = [f"http://localhost:{free_port()}" for _ in range(2)]
+    options = replace(QUICK, attempts=2, first_budget=0.2)
+    store = MirroredStore(
+        urls[0], manners=Manners(mirrors=(urls[1],)), memory=tmp_path / "mirrors.json", options=options
+    )  # fmt: skip
+    with pytest.raises(FetchError, match=urls[0]):
+        fetch_all(store)
+    store.close()
+    assert not (tmp_path / "mirrors.json").exists()
+
+
+def test_beside_mirrors_the_repository_is_waited_for_as_ever(servers: Callable[..., BadServer], opened: Open) -> None:
+    """Packs are not waited for where others have them; what only the repository says is."""
+    trouble = [True]
+    primary = servers(lambda request, turn: Fault(status=500) if trouble[0] or turn < 25 else None)
+    store = opened(primary, servers(), chance=NO_CHANCE, options=replace(QUICK, attempts=30))
+    fetch_all(store)
+    assert len(primary.requests) < 25
+    trouble[0] = False
+    assert store.read("images/disk/head.json", limit=100) == b"head"
+    assert len(primary.requests) == 26
+
+
+def test_damage_while_the_repository_is_away(servers: Callable[..., BadServer]) -> None:
+    """A liar and an honest mirror, and nobody else: the honest one is asked in the end."""
+    away = [False]
+    primary = servers(lambda request, turn: Fault(status=500) if away[0] else None)
+    liar, honest = servers(lie), servers()
+    chances = iter([0.5] + 100 * [LAST])
+    manners = Manners(mirrors=(liar.url, honest.url))
+    store = MirroredStore(primary.url, manners=manners, options=QUICK, chance=lambda: next(chances))
+    receiver = Receiver()
+    store.fetch(WANTED[:4], receiver)
+    assert receiver.lies
+    away[0] = True
+    fetch_all(store, WANTED[:4], again=True)
+    assert [server.damaged for server in store.conduct.servers] == [0, 4, 0]
+    store.close()
+
+
 def test_errors_of_the_caller_are_the_callers(servers: Callable[..., BadServer], opened: Open) -> None:
     """Even one that looks like a server's: it ends the call, and no server is blamed."""
     store = opened(servers(), servers())
@@ -468,6 +509,29 @@ def test_a_sync_with_mirrors(
         "refusing": done["refusing"].failures == 1 and "HTTP 403" in caplog.text,
         "own": report.conduct.servers[0].bytes > report.network.bytes // 2,
     }[favourite]
+
+
+@pytest.mark.net
+def test_mirrors_from_the_command(nginx: Nginx, tmp_path: Path, rng: np.random.Generator) -> None:
+    images = make_images(rng)
+    publish_all(nginx.root, images)
+    packs = {str(path.relative_to(nginx.root)): path.read_bytes() for path in nginx.root.glob("packs/*/*.bin")}
+    common = ["--ca-cert", str(nginx.ca_cert), "--cache", str(tmp_path / "cache"), "--no-host-index", "--metered", "no"]
+
+    def run(name: str, *options: str, **environment: str) -> str:
+        output = ["-o", str(tmp_path / name)]
+        done = CliRunner().invoke(main, ["sync", nginx.url, "disk", *output, *common, *options], env=environment)
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / name).read_bytes() == images[-1]
+        return done.stdout
+
+    with BadServer(packs) as one, BadServer(packs) as other:
+        text = run("options.img", "--mirror", one.url, "--mirror", other.url)
+        assert all(f"from {url}" in text for url in (nginx.url, one.url, other.url))
+        found = json.loads(run("variable.img", "--json", MEDV_MIRRORS=f"{one.url} {other.url}/"))["network"]["servers"]
+        assert [server["url"] for server in found] == [nginx.url, one.url, other.url]
+        wins = json.loads(run("wins.img", "--json", "--mirror", one.url, MEDV_MIRRORS=other.url))["network"]["servers"]
+        assert [server["url"] for server in wins] == [nginx.url, one.url]
 
 
 def test_open_servers_without_manners(servers: Callable[..., BadServer], tmp_path: Path) -> None:

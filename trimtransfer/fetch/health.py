@@ -123,6 +123,11 @@ class HealthMemory:
         self._known[url] = health
         self._changed.add(url)
 
+    def forget(self) -> None:
+        """Drop what was noted since the last :meth:`save`."""
+        self._known = self._load()
+        self._changed.clear()
+
     def save(self) -> None:
         """Write what has changed since; what other processes wrote of other servers stays. Trouble is not told."""
         if self._path is None or not self._changed:

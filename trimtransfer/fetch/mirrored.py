@@ -176,7 +176,10 @@ class MirroredStore:
         others = [one for one in wanted if not one.name.startswith(_PACKS)]
         if others:
             self._own.fetch(others, deliver, again=again)
-        self._fetch_packs(deque(one for one in wanted if one.name.startswith(_PACKS)), deliver, again)
+        try:
+            self._fetch_packs(deque(one for one in wanted if one.name.startswith(_PACKS)), deliver, again)
+        finally:
+            self._own.go_by(self._patient)
 
     def close(self) -> None:
         """Close the connections and keep what was learnt of the servers."""
@@ -205,15 +208,16 @@ class MirroredStore:
                 continue
             error = self._take(self._primary, pending, self._recorded(self._primary, deliver), again, _NEVER)
             if error is not None:
+                self._memory.forget()  # when nobody can be reached, it is not for them to rest
                 raise error
 
     def _pick(self, pending: Iterable[Range], liars: dict[Range, set[_Server]]) -> tuple[_Server | None, bool]:
         """Return the server to ask next, None where only patience is left; and whether another one could be asked."""
         able = [server for server in self._servers if any(_may(server, one, liars) for one in pending)]
-        if liars and self._primary in able:
-            able = [self._primary]  # the one that is least likely to deliver damage, too
         now = self._wall()
         well = [one for one in able if one.chances and self._memory[one.url].state(now) is not State.RESTING]
+        if liars and self._primary in well:
+            return self._primary, len(well) > 1  # the one that is least likely to deliver damage, too
         number = choose([self._memory[one.url] for one in well], now=now, chance=self._chance())
         return (None, False) if number is None else (well[number], len(well) > 1)
 
