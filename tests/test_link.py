@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +120,76 @@ def test_without_a_bus_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """The real programs, where they are installed, and a bus that is not there."""
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/none")
     assert is_metered() is None
+
+
+class Bus:
+    """A D-Bus of one service, NetworkManager, whose property ``Metered`` is ``value``; a context manager.
+
+    Only what busctl needs: SASL EXTERNAL, the call Hello, and an answer to every other call (D-Bus specification,
+    "Message Protocol").
+    """
+
+    def __init__(self, folder: Path, value: int) -> None:
+        self.address = f"unix:path={folder}/bus"
+        self.asked = b""
+        self._value = value
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(f"{folder}/bus")
+        self._listener.listen()
+
+    def __enter__(self) -> Bus:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError, struct.error):
+            client, _ = self._listener.accept()
+            with client, client.makefile("rwb", buffering=0) as stream:
+                self._authenticate(stream)
+                self._answer(stream, b"s", _text(":1.7"))
+                self._answer(stream, b"v", b"\x01u\x00\x00" + struct.pack("<I", self._value))
+
+    def _authenticate(self, stream: Any) -> None:
+        assert stream.read(1) == b"\x00"
+        while (line := stream.readline()) and line != b"BEGIN\r\n":
+            done = b"OK 0123456789abcdef0123456789abcdef"
+            words = {b"AUTH EXTERNAL": b"DATA", b"NEGOTIATE_UNIX_FD": b"ERROR"}
+            stream.write(words.get(line.strip(), done) + b"\r\n")
+
+    def _answer(self, stream: Any, signature: bytes, body: bytes) -> None:
+        head = _exactly(stream, 16)
+        length, serial, fields = struct.unpack("<III", head[4:])
+        self.asked += _exactly(stream, -(-fields // 8) * 8 + length)
+        told = b"\x05\x01u\x00" + struct.pack("<I", serial) + b"\x08\x01g\x00\x01" + signature + b"\x00\x00"
+        told += b"\x07\x01s\x00" + _text("org.freedesktop.DBus")
+        message = b"l\x02\x01\x01" + struct.pack("<III", len(body), serial, len(told)) + told
+        stream.write(message + bytes(-len(message) % 8) + body)
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<I", len(text)) + text.encode() + b"\x00"
+
+
+def _exactly(stream: Any, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (part := stream.read(size - len(data))):
+        data += part
+    return data
+
+
+@pytest.mark.skipif(shutil.which("busctl") is None, reason="busctl (systemd) is not installed")
+@pytest.mark.parametrize(("value", "metered"), [(0, None), (1, True), (2, False), (3, True), (4, False)])
+def test_what_the_real_busctl_hears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: int, metered: bool | None
+) -> None:
+    with Bus(tmp_path, value) as bus:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+        assert is_metered() is metered
+    assert b"org.freedesktop.NetworkManager\x00" in bus.asked
+    assert b"Metered\x00" in bus.asked
 
 
 @pytest.mark.net
