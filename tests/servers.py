@@ -258,6 +258,8 @@ class Fault:
     """Body instead of the right one; Content-Length follows it unless ``headers`` say otherwise."""
     ignore_range: bool = False
     """Answer 200 with the whole object."""
+    mask: int = 0
+    """Send every byte of the body changed by this (exclusive or)."""
     shift: int = 0
     """Send bytes from so far behind the right place, Content-Range included."""
     chunked: bool = False
@@ -421,6 +423,7 @@ class _Reply:
             status = fault.status
         if fault.body is not None:
             body = fault.body
+        body = body.translate(bytes(byte ^ fault.mask for byte in range(256)))
         headers["Transfer-Encoding" if fault.chunked else "Content-Length"] = (
             "chunked" if fault.chunked else str(len(body))
         )

@@ -43,7 +43,8 @@ from trimtransfer.deltaindex import (
     encode_index,
 )
 from trimtransfer.errors import Cancelled, FetchError
-from trimtransfer.fetch.http import FetchOptions, HttpStore
+from trimtransfer.fetch.http import FetchOptions
+from trimtransfer.fetch.mirrored import open_servers
 from trimtransfer.location import PackRef
 from trimtransfer.pack import PackBuilder, pack_name
 from trimtransfer.repository import deltas, deltaunits
@@ -195,7 +196,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     real = sync_module.open_store
 
     def open_store(url: Any, **options: Any) -> Any:
-        return HttpStore(url, options=CALM, **options) if str(url).startswith("http") else real(url, **options)
+        return open_servers(url, options=CALM, **options) if str(url).startswith("http") else real(url, **options)
 
     monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
     monkeypatch.setattr(sync_module, "open_store", open_store)

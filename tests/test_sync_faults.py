@@ -38,7 +38,8 @@ from trimtransfer.errors import (
     NotFound,
     SourceChanged,
 )
-from trimtransfer.fetch.http import FetchOptions, HttpStore
+from trimtransfer.fetch.http import FetchOptions
+from trimtransfer.fetch.mirrored import open_servers
 
 CALM = FetchOptions(first_delay=0.01, max_delay=0.05, retry_after_cap=0.1, attempts=4)
 QUICK = replace(CALM, stall=0.5)
@@ -81,7 +82,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     patience = QUICK if isinstance(fault, Fault) and fault.stall is not None else CALM
 
     def open_store(url: Any, **options: Any) -> Any:
-        return HttpStore(url, options=patience, **options) if str(url).startswith("http") else real(url, **options)
+        return open_servers(url, options=patience, **options) if str(url).startswith("http") else real(url, **options)
 
     monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
     monkeypatch.setattr(sync_module, "open_store", open_store)

@@ -18,7 +18,7 @@ from typing import Any
 import httpx  # noqa: F401  (imported before the forks)
 
 from trimtransfer.assembly import journal, redo, sync
-from trimtransfer.fetch import http
+from trimtransfer.fetch import mirrored, retry
 
 CHANGING = (
     "pwrite",
@@ -120,7 +120,8 @@ class Shim:
 
 def quick_store(url: str, **options: Any) -> Any:
     """Open a store that loses no time with retries."""
-    return http.HttpStore(url, options=http.FetchOptions(stall=5, first_delay=0.01, max_delay=0.05), **options)
+    patience = retry.FetchOptions(stall=5, first_delay=0.01, max_delay=0.05)
+    return mirrored.open_servers(url, options=patience, **options)
 
 
 def child(order: dict[str, Any], answer: int) -> None:

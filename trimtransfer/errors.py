@@ -119,6 +119,24 @@ class SourceRefused(TrimTransferError):
         super().__init__(f"{path}: {reason}")
 
 
+class LimitReached(TrimTransferError):
+    """More bytes to fetch than may be: the ``limit``, and what is ``needed`` where that is known.
+
+    ``metered``: the limit is one for connections that cost by the byte.
+    """
+
+    exit_code = 10
+
+    def __init__(self, limit: int, needed: int | None = None, *, metered: bool = False) -> None:
+        self.limit, self.needed, self.metered = limit, needed, metered
+        more = "more" if needed is None else f"{needed:,} bytes"
+        where = " on a metered connection" if metered else ""
+        super().__init__(
+            f"{more} to fetch, at most {limit:,} bytes are allowed{where}; allow more with --max-bytes, or run the "
+            f"same command again {'in another network' if metered else 'later'}: it goes on where it stopped"
+        )
+
+
 class Cancelled(TrimTransferError):
     """Stopped on request; what is on disk can be resumed."""
 

@@ -6,6 +6,8 @@ JSON of at most 1 KiB, read strictly: unknown fields are ignored, anything else 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +18,10 @@ from trimtransfer.names import MAX_DISKS, check_name
 MAX_HEAD: Final = 1024
 """Longest head in bytes."""
 FORMAT: Final = 1
+MAX_MIRRORS: Final = 4
+MAX_MIRROR: Final = 100
+"""Longest URL of a mirror in characters: four of them fit into a head beside the longest names."""
+_MIRROR: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+(?:/[A-Za-z0-9._~/%+-]*)?", re.ASCII)
 _MAX_NUMBER: Final = (1 << 63) - 1
 
 
@@ -32,10 +38,12 @@ class Head:
     image_digest: bytes
     length: int
     disks: int = 0
+    mirrors: tuple[str, ...] = ()
+    """URLs of further servers that have the packs."""
 
     def to_bytes(self) -> bytes:
         """Return the head's bytes."""
-        fields = {
+        fields: dict[str, Any] = {
             "format": FORMAT,
             "image": self.image,
             "version": self.version,
@@ -46,6 +54,8 @@ class Head:
             "length": self.length,
             **({"disks": self.disks} if self.disks else {}),
         }
+        if self.mirrors:
+            fields["mirrors"] = list(self.mirrors)
         return json.dumps(fields, indent=1).encode("ascii") + b"\n"
 
     @classmethod
@@ -75,7 +85,26 @@ class Head:
             _digest(fields, "image_digest"),
             _number(fields, "length", MAX_IMAGE_SIZE),
             _number(fields, "disks", MAX_DISKS - 1) if "disks" in fields else 0,
+            _mirrors(fields),
         )
+
+
+def check_mirrors(urls: Sequence[str]) -> tuple[str, ...]:
+    """Return the URLs of mirrors as they are, or raise ``FormatError``: at most 4, plain http or https, no secrets."""
+    if len(urls) > MAX_MIRRORS:
+        raise FormatError("mirrors", "number", f"at most {MAX_MIRRORS}", len(urls))
+    for url in urls:
+        if len(url) > MAX_MIRROR or not _MIRROR.fullmatch(url):
+            expected = f"http:// or https:// and at most {MAX_MIRROR} characters, without credentials and query"
+            raise FormatError("mirrors", "URL", expected, repr(url)[:80])
+    return tuple(urls)
+
+
+def _mirrors(fields: dict[str, Any]) -> tuple[str, ...]:
+    urls = fields.get("mirrors", [])
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        raise FormatError("head", "mirrors", "a list of URLs", repr(urls)[:80])
+    return check_mirrors(urls)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -190,6 +190,13 @@ def is_offline(store: Store) -> bool:
     return is_offline(store.far) if isinstance(store, NearStore) else isinstance(store, BundleStore)
 
 
+def behind_bundles(store: Store) -> Store:
+    """Return the store that bundles are near."""
+    while isinstance(store, NearStore):
+        store = store.far
+    return store
+
+
 def bundle_stats(store: Store) -> StoreStats:
     """Return what was read from bundles, near a store or as the store."""
     total = StoreStats()

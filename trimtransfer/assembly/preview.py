@@ -45,6 +45,7 @@ from trimtransfer.assembly.sync import (
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
+from trimtransfer.fetch.manners import Manners, Pace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.nearstore import bundle_stats
@@ -72,6 +73,7 @@ def plan(
     metered: bool = False,
     connections: int = 4,
     ca_cert: str | None = None,
+    manners: Manners | None = None,
     side: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -80,8 +82,9 @@ def plan(
     """Return what ``sync`` with the same arguments would do, with its bytes, requests and time.
 
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
-    that was enough, else 100 Mbit/s. ``limit_rate`` and ``metered`` count where it is decided whether local reuse pays.
-    Raises what ``sync`` raises while it reads and scans.
+    that was enough, else 100 Mbit/s; it heeds ``limit_rate`` and the schedule of ``manners``, for which planning itself
+    does not wait. These and ``metered`` count where it is decided whether local reuse pays. Raises what ``sync`` raises
+    while it reads and scans.
     """
     seeds, bundles = set_apart(seeds)
     request = make_request(
@@ -95,8 +98,9 @@ def plan(
     )
     store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
     with closing(store):
-        judge = Judge(bandwidth, limit_rate, metered=metered)
-        return _Preview(request, store, watch, bandwidth, connections, judge).run()
+        pace = Pace(limit_rate, manners.schedule if manners is not None else None)
+        judge = Judge(bandwidth, pace.rate(time.time()) or limit_rate, metered=metered)
+        return _Preview(request, store, watch, bandwidth, connections, judge, pace).run()
 
 
 class _Preview:
@@ -110,8 +114,9 @@ class _Preview:
         bandwidth: float | None,
         connections: int,
         judge: Judge,
+        pace: Pace,
     ) -> None:
-        self._judge = judge
+        self._judge, self._pace = judge, pace
         self._request, self._store, self._watch = request, store, watch
         self._bandwidth, self._connections = bandwidth, connections
         self._started = time.monotonic()
@@ -147,8 +152,8 @@ class _Preview:
 
     def _plan_disk(self, request: Request) -> PlanReport:
         """Plan a further disk of the version."""
-        judge = self._judge.again()
-        return _Preview(request, self._store, self._watch, self._bandwidth, self._connections, judge).run()
+        judge, pace = self._judge.again(), self._pace
+        return _Preview(request, self._store, self._watch, self._bandwidth, self._connections, judge, pace).run()
 
     def _resolve(self, manifest: Manifest, stack: ExitStack) -> str:
         side = self._request.side
@@ -249,9 +254,11 @@ class _Preview:
         if self._bandwidth is None and stats.bytes >= _LEAST_MEASURED and self._read_seconds > 0:
             bandwidth, known = stats.bytes / self._read_seconds, "measured"
         size, requests = self._bytes + stats.bytes, self._requests + stats.requests
-        estimate = estimate_seconds(
-            size=size, requests=requests, round_trip=round_trip, bandwidth=bandwidth, connections=self._connections
+        latency = estimate_seconds(
+            size=0, requests=requests, round_trip=round_trip, bandwidth=bandwidth, connections=self._connections
         )
+        transfer = self._pace.seconds(size, bandwidth, now=time.time())
+        estimate = None if transfer is None else transfer + latency
         return PlanReport(
             image=manifest.image,
             version=manifest.version,
@@ -276,6 +283,7 @@ class _Preview:
             made=self._made,
             bundle_bytes=self._bundle_bytes + bundle_stats(self._store).bytes - self._bundles_before,
             decisions=self._judge.decisions,
+            rate=self._pace.rate(time.time()),
         )
 
 

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -20,9 +21,12 @@ from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.bundlestore import BundleStore, part_paths
 from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
+from trimtransfer.fetch.manners import Conduct, Manners
+from trimtransfer.head import Head
 from trimtransfer.joint import JointDifference, is_joint
 from trimtransfer.location import Locations
 from trimtransfer.manifest import Manifest, Region, StoredRef
+from trimtransfer.nearstore import behind_bundles
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full, encode_full
 
@@ -175,10 +179,13 @@ def open_store(
     ca_cert: str | None,
     cancel: threading.Event | None,
     on_bytes: Callable[[int], None],
+    manners: Manners | None = None,
+    cache: Path | None = None,
 ) -> Store:
     """Return the store at ``url``: http or https, a ``file:`` URL, or the path of a directory or a bundle.
 
-    ``on_bytes`` is called as body bytes arrive.
+    ``on_bytes`` is called as body bytes arrive. ``manners`` are those towards servers; what is learnt of them is kept
+    in the directory ``cache``.
 
     Raises:
         ValueError: a scheme that is not supported.
@@ -188,10 +195,10 @@ def open_store(
     text = os.fspath(url)
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme in ("http", "https"):
-        from trimtransfer.fetch.http import HttpStore
+        from trimtransfer.fetch.mirrored import open_servers
 
-        return HttpStore(
-            text, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=on_bytes
+        return open_servers(
+            text, manners, limit_rate, cache, connections=connections, ca_cert=ca_cert, cancel=cancel, on_bytes=on_bytes
         )
     if scheme == "file":
         text = unquote(urlsplit(text).path)
@@ -202,6 +209,33 @@ def open_store(
             return BundleStore(text, connections=connections, on_bytes=on_bytes)
         raise NotFound("the repository", text)
     return _CountedDirectory(text, connections, on_bytes)
+
+
+@runtime_checkable
+class Servers(Protocol):
+    """A store on one or several servers."""
+
+    @property
+    def conduct(self) -> Conduct:
+        """How the run has behaved towards them."""
+        ...
+
+    def offer(self, mirrors: Sequence[str]) -> None:
+        """Take mirrors that the repository names."""
+        ...
+
+
+def offer_mirrors(store: Store, head: Head | None) -> None:
+    """Tell a store of the mirrors that a head names."""
+    store = behind_bundles(store)
+    if head is not None and head.mirrors and isinstance(store, Servers):
+        store.offer(head.mirrors)
+
+
+def conduct_of(store: Store) -> Conduct:
+    """Return how a run has behaved towards the servers of its store."""
+    store = behind_bundles(store)
+    return store.conduct if isinstance(store, Servers) else Conduct()
 
 
 class _CountedDirectory(DirectoryStore):

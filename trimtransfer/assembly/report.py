@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.assembly.payoff import Decision
+from trimtransfer.fetch.manners import Conduct
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,8 @@ class SyncReport:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
     time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``decisions``: whether local reuse paid;
-    ``bundle_bytes`` were read from bundles, not fetched. ``disks`` are the version's further disks, which all else is
-    not about.
+    ``bundle_bytes`` were read from bundles, not fetched; ``conduct``: towards the servers. ``disks`` are the version's
+    further disks, which all else is not about.
     """
 
     image: str
@@ -122,6 +123,7 @@ class SyncReport:
     format: str = "raw"
     bundle_bytes: int = 0
     decisions: tuple[Decision, ...] = ()
+    conduct: Conduct = field(default_factory=Conduct)
     disks: tuple[SyncReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,7 +137,7 @@ class SyncReport:
             "format": self.format,
             "wrote": self.wrote,
             "content": self.content.to_dict(),
-            "network": self.network.to_dict(),
+            "network": {**self.network.to_dict(), **self.conduct.to_dict()},
             "bundle": {"bytes": self.bundle_bytes},
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
@@ -155,9 +157,10 @@ class PlanReport:
 
     ``fetch_bytes`` and ``fetch_requests`` are those still to come; ``network`` is what planning itself cost (of which
     ``metadata`` need not be fetched again). ``estimate_seconds`` is for a bandwidth that ``bandwidth_is``
-    ``"given"``, ``"measured"`` or ``"assumed"``. ``needed_bytes`` is the room that it takes on the disk, at most;
-    ``format`` that of the file. ``decisions``: whether local reuse pays; ``bundle_bytes`` come from bundles, in all.
-    ``disks`` are the version's further disks, which all else is not about.
+    ``"given"``, ``"measured"`` or ``"assumed"``, under the limits of rate; None: it takes longer than a year. ``rate``
+    is the limit in force now, in bytes per second (None: none, 0: a pause). ``needed_bytes`` is the room that it takes
+    on the disk, at most; ``format`` that of the file. ``decisions``: whether local reuse pays; ``bundle_bytes`` come
+    from bundles, in all. ``disks`` are the version's further disks, which all else is not about.
     """
 
     image: str
@@ -175,7 +178,7 @@ class PlanReport:
     round_trip_seconds: float
     bandwidth_bytes_per_second: float
     bandwidth_is: str
-    estimate_seconds: float
+    estimate_seconds: float | None
     seconds: float = 0.0
     needed_bytes: int = 0
     warnings: tuple[str, ...] = ()
@@ -183,6 +186,7 @@ class PlanReport:
     format: str = "raw"
     bundle_bytes: int = 0
     decisions: tuple[Decision, ...] = ()
+    rate: float | None = None
     disks: tuple[PlanReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,7 +208,8 @@ class PlanReport:
             "round_trip_seconds": round(self.round_trip_seconds, 4),
             "bandwidth_bytes_per_second": self.bandwidth_bytes_per_second,
             "bandwidth_is": self.bandwidth_is,
-            "estimate_seconds": round(self.estimate_seconds, 1),
+            "rate_bytes_per_second": self.rate,
+            "estimate_seconds": None if self.estimate_seconds is None else round(self.estimate_seconds, 1),
             "needed_bytes": self.needed_bytes,
             "decisions": [decision.to_dict() for decision in self.decisions],
             "seconds": round(self.seconds, 3),

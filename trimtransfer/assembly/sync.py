@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
@@ -28,7 +28,7 @@ from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
 from trimtransfer.assembly.refusal import check_output, check_outputs
-from trimtransfer.assembly.remote import REMEDY, Remote, open_store
+from trimtransfer.assembly.remote import REMEDY, Remote, conduct_of, offer_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
@@ -41,6 +41,7 @@ from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regio
 from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old, standing
 from trimtransfer.disk.layout import Layout
 from trimtransfer.errors import IntegrityError, NoSpace
+from trimtransfer.fetch.manners import Manners, Pace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.nearstore import bundle_stats
@@ -67,10 +68,12 @@ def sync(
     metered: bool = False,
     connections: int = 4,
     ca_cert: str | None = None,
+    manners: Manners | None = None,
     side: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> SyncReport:
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
 
@@ -81,11 +84,12 @@ def sync(
     or bundles that may hold parts of the image; bundles of the image in the folder of ``output`` that are named
     ``*.bundle`` count without being named. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``:
     ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published).
-    ``limit_rate`` in bytes per second. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes
-    of scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first,
-    as far as that pays. Whether local reuse pays is decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in
-    bytes per second, without it by what was measured, and ``metered``: the line costs by the byte. Memory: less than
-    256 MiB whatever the image's size.
+    ``limit_rate`` in bytes per second; ``manners``: other limits. ``side`` is another side directory than
+    ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. ``host_index`` is used as it is, or with
+    ``refresh_host_index`` made or brought up to date first, as far as that pays. Whether local reuse pays is decided
+    (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, without it by what was measured, and
+    ``metered``: the line costs by the byte. ``confirm`` is called before content is fetched or written; what it raises
+    ends the sync. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -95,6 +99,7 @@ def sync(
         Locked: another process syncs this output.
         TargetRefused: the output must not be written to.
         SourceChanged: somebody writes to the image.
+        LimitReached: more to fetch than the manners allow. Run it again to continue.
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing. Run it again to continue.
     """
@@ -107,11 +112,14 @@ def sync(
     meter.paused = True
     with _at_work(request.side, watch):  # before anything is asked of the network
         store = open_store(
-            url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
-        )
+            url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add,
+            manners=manners, cache=request.cache,
+        )  # fmt: skip
         store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
         with closing(store):
-            return _Sync(request, store, watch, meter, Judge(bandwidth, limit_rate, metered=metered)).run()
+            pace = Pace(limit_rate, manners.schedule if manners is not None else None)
+            judge = Judge(bandwidth, pace.rate(time.time()) or limit_rate, metered=metered)
+            return _Sync(request, store, watch, meter, judge, confirm).run()
 
 
 @contextmanager
@@ -134,9 +142,10 @@ class _Sync:
         watch: Watch,
         fetching: Meter,
         judge: Judge,
+        confirm: Callable[[], None] | None,
         further: Sequence[Request] = (),
     ) -> None:
-        self._judge = judge
+        self._judge, self._confirm = judge, confirm
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
         self._further, self._disks = further, tuple[SyncReport, ...]()
         self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
@@ -157,6 +166,7 @@ class _Sync:
         if installed is not None and installed.disk_format != self._format:
             installed = None
         head = newest(self._store, self._request) if self._request.version is None else None
+        offer_mirrors(self._store, head)
         alone = head is not None and not head.disks
         if installed is not None and head is not None and alone and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
@@ -180,6 +190,9 @@ class _Sync:
         self._format = self._request.written_format(manifest) or "raw"
         set_aside(side, manifest.digest())
         side.write(side.target, manifest.to_bytes())
+        if self._confirm is not None:
+            self._confirm()
+            self._confirm = None
         with TableFile(side.tables) as tables:
             wrote = self._make(manifest, tables)
             tables.sync()
@@ -229,7 +242,10 @@ class _Sync:
         """Make the disks that follow this one: they are ready before it takes its place, and take theirs first."""
         for request in self._further[:1]:
             with _at_work(request.side, self._watch):
-                run = _Sync(request, self._store, self._watch, self._fetching, self._judge.again(), self._further[1:])
+                run = _Sync(
+                    request, self._store, self._watch, self._fetching, self._judge.again(), self._confirm,
+                    self._further[1:],
+                )  # fmt: skip
                 self._disks = run.run(), *run._disks
 
     def _layout(self, remote: Remote, old: Old | None) -> Layout:
@@ -375,6 +391,7 @@ class _Sync:
             made=self._made,
             bundle_bytes=bundle_stats(self._store).bytes - bundled,
             decisions=self._judge.decisions,
+            conduct=conduct_of(self._store),
             disks=self._disks,
         )
 

@@ -10,7 +10,6 @@ import click
 
 HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 VERSION_MESSAGE: Final = "%(prog)s %(version)s"
-_RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:i?b)?(?:/s)?", re.IGNORECASE)
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -48,10 +47,12 @@ def rate(context: click.Context, parameter: click.Parameter, value: str | None) 
     """Read bytes per second: ``500k``, ``2.5M``, ``1G`` (powers of 1024)."""
     if value is None:
         return None
-    match = _RATE.fullmatch(value.strip())
-    if match is None or float(match[1]) == 0:
+    from trimtransfer.fetch.schedule import parse_rate
+
+    found = parse_rate(value.strip())
+    if not found:
         raise click.BadParameter(f"{value!r}: bytes per second above 0, such as 500k or 2.5M", context, parameter)
-    return float(match[1]) * _UNITS[match[2].lower()]
+    return found
 
 
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

@@ -34,7 +34,7 @@ R = TypeVar("R")
 EXIT_INTERRUPTED: Final = 130
 EXIT_CODES: Final = (
     "0 done, 1 another reason, 2 wrong usage, 4 not found, 5 network: may succeed later, 6 damaged data, 7 no space, "
-    "8 access denied, 9 in use by another process, 130 interrupted"
+    "8 access denied, 9 in use by another process, 10 more to fetch than allowed, 130 interrupted"
 )
 _SYSTEM_CODES: Final = {
     errno.ENOSPC: NoSpace.exit_code,

@@ -11,6 +11,7 @@ from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_path
 from trimtransfer.cli.bundle import bundle, bundle_text, check, describe_bundle, open_repository
 from trimtransfer.cli.diff import diff
 from trimtransfer.cli.estimate import estimate
+from trimtransfer.cli.mirrors import mirrors
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 from trimtransfer.cli.profile import profile
 
@@ -296,6 +297,7 @@ def verify(
 repo.add_command(bundle)
 repo.add_command(diff)
 repo.add_command(estimate)
+repo.add_command(mirrors)
 
 
 def _published(report: PublishReport) -> str:

@@ -11,6 +11,16 @@ import click
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of, rate
 from trimtransfer.cli.bundle import only_image, source_arguments
 from trimtransfer.cli.index import index
+from trimtransfer.cli.manners import (
+    ENVIRONMENT,
+    be_modest,
+    check_cost,
+    conduct_lines,
+    estimate_text,
+    manners_options,
+    rate_options,
+    take_manners,
+)
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
@@ -48,6 +58,7 @@ _ENVIRONMENT: Final = (
     ("XDG_CACHE_HOME", "Folder of the indexes (in medv/); --cache wins."),
     ("XDG_STATE_HOME", "Folder of what is recorded of devices (in medv/)."),
     ("TMPDIR", "Folder of temporary files."),
+    ENVIRONMENT,
 )
 
 
@@ -151,7 +162,8 @@ def medv_sync() -> None:
 
 @medv_sync.command("sync", cls=SyncCommand, hidden=True, help=_HELP)
 @source_options
-@click.option("--limit-rate", callback=rate, metavar="R", help="Most bytes per second, such as 500k or 2.5M.")
+@rate_options
+@manners_options
 @click.option(
     "--bandwidth", callback=rate, metavar="R", help="Bytes per second of the line, to decide what local reuse pays."
 )
@@ -160,18 +172,38 @@ def sync_command(
     output: Output, /, url: str, image: str | None, host_index: bool | None, cache: str | None, **options: Any
 ) -> None:
     """Bring a disk image up to date from a repository."""
+    from trimtransfer.assembly.preview import plan
     from trimtransfer.assembly.sync import sync
 
-    report = _with_host_index(sync, output, host_index, cache, url=url, image=image or only_image(url), **options)
+    manners, metered = take_manners(options, url)
+    if manners.background:
+        be_modest(output)
+    asked: dict[str, Any] = {
+        "url": url, "image": image or only_image(url), "manners": manners, "metered": metered, **options
+    }  # fmt: skip
+
+    def confirm() -> None:
+        if manners.max_bytes is not None:
+            check_cost(_with_host_index(plan, output, host_index, cache, **asked), manners.max_bytes, metered=metered)
+
+    report = _with_host_index(sync, output, host_index, cache, confirm=confirm, **asked)
     output.result(report.to_dict(), "\n".join(map(_sync_text, (report, *report.disks))))
 
 
 @medv_sync.command("plan")
 @source_options
 @click.option("--bandwidth", callback=rate, metavar="R", help="Bytes per second, to estimate and decide with.")
+@rate_options
 @output_options
 def plan_command(
-    output: Output, /, url: str, image: str | None, host_index: bool | None, cache: str | None, **options: Any
+    output: Output,
+    /,
+    url: str,
+    image: str | None,
+    host_index: bool | None,
+    cache: str | None,
+    schedule: Any,
+    **options: Any,
 ) -> None:
     """Tell what a sync would fetch, and how long that takes. Fetches and writes no content.
 
@@ -182,8 +214,10 @@ def plan_command(
     faster the line is.
     """
     from trimtransfer.assembly.preview import plan
+    from trimtransfer.fetch.manners import Manners
 
-    report = _with_host_index(plan, output, host_index, cache, url=url, image=image or only_image(url), **options)
+    manners, image = Manners(schedule=schedule), image or only_image(url)
+    report = _with_host_index(plan, output, host_index, cache, url=url, image=image, manners=manners, **options)
     output.result(report.to_dict(), "\n".join(map(_plan_text, (report, *report.disks))))
 
 
@@ -254,6 +288,7 @@ def _sync_text(report: SyncReport) -> str:
     requests = count_text(network.requests, "request")
     lines.append(f"{size_text(network.bytes)} over the network in {requests}; written {how} in {report.seconds:.1f} s")
     lines += _bundle_lines(report.bundle_bytes)
+    lines += conduct_lines(report)
     if report.resumed_bytes:
         lines.append(f"{size_text(report.resumed_bytes)} were there from an interrupted run")
     if report.rejected_chunks:
@@ -269,9 +304,7 @@ def _plan_text(report: PlanReport) -> str:
     lines = [f"{report.output} would become {report.image} {report.version}{kind}, {size_text(report.length)}"]
     lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
-    line += f": {report.estimate_seconds:.0f} s at {size_text(report.bandwidth_bytes_per_second)}/s"
-    if report.bandwidth_is == "assumed":
-        line += " (assumed; tell with --bandwidth)"
+    line += f": {estimate_text(report)}"
     bundles = _bundle_lines(report.bundle_bytes)
     return "\n".join([*lines, line, *bundles, *(decision_text(decision) for decision in report.decisions)])
 

@@ -29,6 +29,7 @@ from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import Cause, Failed, FetchOptions
 from trimtransfer.fetch.site import Site, follow, shown
+from trimtransfer.fetch.throttle import Throttle
 from trimtransfer.fetch.transfer import Transfer
 from trimtransfer.store import Range, StoreStats
 
@@ -53,9 +54,9 @@ class HttpStore:
     """Objects below ``url``; credentials in the URL are used for basic authentication and never shown.
 
     At most ``connections`` requests run at once, of all threads that use this store together. ``limit_rate`` is in
-    bytes per second, all connections together. ``ca_cert`` is a file or directory of certificate authorities to
-    believe instead of the system's. Once ``cancel`` is set, running calls raise ``Cancelled``. ``on_bytes`` is called
-    from worker threads with the number of body bytes that have arrived.
+    bytes per second, all connections together; a ``throttle``, which stores can share, takes its place. ``ca_cert`` is
+    a file or directory of certificate authorities to believe instead of the system's. Once ``cancel`` is set, running
+    calls raise ``Cancelled``. ``on_bytes`` is called from worker threads with the number of body bytes that came.
 
     Raises ``ValueError`` for a malformed URL or limit, ``FetchError`` for unusable certificates.
     """
@@ -70,6 +71,7 @@ class HttpStore:
         cancel: threading.Event | None = None,
         on_bytes: Callable[[int], None] | None = None,
         options: FetchOptions | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections={connections}: at least 1 is needed")
@@ -79,7 +81,7 @@ class HttpStore:
             site,
             lambda line: _Connection(line, tls, reach),
             connections=connections,
-            limit_rate=limit_rate,
+            throttle=throttle or Throttle(limit_rate),
             options=options or FetchOptions(),
             cancel=cancel or threading.Event(),
             on_bytes=on_bytes,
@@ -101,11 +103,11 @@ class HttpStore:
     @property
     def limit_rate(self) -> float | None:
         """Bytes per second, None for no limit; may be changed while ranges are being fetched."""
-        return self._line.bucket.rate
+        return self._line.throttle.limit
 
     @limit_rate.setter
     def limit_rate(self, rate: float | None) -> None:
-        self._line.bucket.rate = rate
+        self._line.throttle.limit = rate
 
     def read(self, name: str, *, limit: int) -> bytes:
         """Return a small object whole; caches on the way are asked for its newest state.
@@ -121,7 +123,12 @@ class HttpStore:
         return result[0]
 
     def fetch(
-        self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
+        self,
+        ranges: Iterable[Range],
+        deliver: Callable[[Range, memoryview], None],
+        *,
+        again: bool = False,
+        lacking: Callable[[Range], None] | None = None,
     ) -> None:
         """Deliver each range exactly once, complete, in any order, from worker threads.
 
@@ -129,9 +136,14 @@ class HttpStore:
         ranges, up to ``FetchOptions.look_ahead`` of them are pulled before the first is delivered, so the iterable must
         not wait for a delivery. ``deliver`` must not use this store. Each connection holds one buffer of the longest
         range. The first fatal error, or an exception of ``deliver``, ends the rest and is raised; then, too, nothing
-        of the caller's runs any more. ``again`` asks caches on the way for fresh copies.
+        of the caller's runs any more. ``again`` asks caches on the way for fresh copies. ``lacking`` is
+        called with ranges of objects that are not there, instead of an error.
         """
-        Transfer(self._line, ranges, deliver, fresh=again).fetch()
+        Transfer(self._line, ranges, deliver, fresh=again, lacking=lacking).fetch()
+
+    def go_by(self, options: FetchOptions) -> None:
+        """Use other timers and limits from the next call on."""
+        self._line.options = options
 
     def close(self) -> None:
         """Close the connections; the store must not be used afterwards."""
@@ -150,7 +162,7 @@ class _Connection:
         self._failure: Failed | None = None
         self._line, self._options = line, line.options
         self._sockets: list[socket.socket] = []
-        self._narrow = False
+        self._narrow = self._connected = False
         self._recent = 0
         self._reach = reach
         self._address: str | None = None
@@ -217,10 +229,14 @@ class _Connection:
         self._fit_rate()
         self._recent = 0
         self.deadline = time.monotonic() + self._options.stall
+        self._connected = False
         with self.translated(body=False):
             request = self._client.build_request("GET", url, headers=own, extensions={"trace": self._trace})
             self._line.stats.count(requests=1)
+            begun = time.monotonic()
             response = self._client.send(request, stream=True)
+            if not self._connected:
+                self._line.throttle.answered(time.monotonic() - begun)
         return _Exchange(self, response, url)
 
     def _trace(self, event: str, facts: Mapping[str, Any]) -> None:
@@ -231,8 +247,10 @@ class _Connection:
         sock = facts["return_value"].get_extra_info("socket")
         if isinstance(sock, socket.socket):
             self._sockets.append(sock)
+            self._connected = True
             with contextlib.suppress(OSError):
                 self._address = str(sock.getpeername()[0])
+                self._line.throttle.connected(self._address)
             self._fit_rate()
             if self.aborted:
                 _shut(sock)

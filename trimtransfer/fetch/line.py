@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from trimtransfer.fetch.awake import AwakeClock
-from trimtransfer.fetch.ratelimit import Flight, Gate, TokenBucket
+from trimtransfer.fetch.ratelimit import Flight, Gate
 from trimtransfer.fetch.retry import Failed, FetchOptions
 from trimtransfer.fetch.site import Site
+from trimtransfer.fetch.throttle import Throttle
 from trimtransfer.store import StoreStats
 
 
@@ -69,7 +70,7 @@ class Line:
         connect: Callable[[Line], Connection],
         *,
         connections: int,
-        limit_rate: float | None,
+        throttle: Throttle,
         options: FetchOptions,
         cancel: threading.Event,
         on_bytes: Callable[[int], None] | None,
@@ -77,7 +78,7 @@ class Line:
         self.site, self.options, self.connections = site, options, connections
         self.cancel, self.on_bytes = cancel, on_bytes
         self.stats = StoreStats()
-        self.bucket = TokenBucket(limit_rate)
+        self.throttle, self.bucket = throttle, throttle.bucket
         self.gate = Gate(connections)
         self.clock = AwakeClock(options.asleep)
         self.flight = Flight(options.in_flight)

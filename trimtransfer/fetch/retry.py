@@ -69,6 +69,7 @@ class Cause(Enum):
     STALL = "stall"
     CUT = "cut"
     ASLEEP = "asleep"
+    PAUSED = "paused"
     WRONG_RANGE = "wrong range"
     ENCODED = "encoded"
 
@@ -102,6 +103,7 @@ RULES: Final[Mapping[Cause, Action]] = {
     Cause.STALL: Action.BACKOFF,
     Cause.CUT: Action.BACKOFF,
     Cause.ASLEEP: Action.BACKOFF,
+    Cause.PAUSED: Action.BACKOFF,
     Cause.WRONG_RANGE: Action.REFRESH,
     Cause.ENCODED: Action.REFRESH,
 }

@@ -33,10 +33,15 @@ _LOW_RATE: Final = 1 << 20
 their socket buffers take in at once would be many seconds' worth."""
 _PIECE: Final = 0.8
 _SMALLEST_PIECE: Final = 512
+_OUR_OWN: Final = frozenset((Cause.ASLEEP, Cause.PAUSED))
+"""Failures for which no server is to blame."""
 
 
 class Transfer:
-    """One call of a store: its crew of threads and what they work on. ``fresh`` asks caches for fresh copies."""
+    """One call of a store: its crew of threads and what they work on. ``fresh`` asks caches for fresh copies.
+
+    ``lacking`` is told the ranges of objects that are not there; without it these are an error.
+    """
 
     def __init__(
         self,
@@ -45,12 +50,14 @@ class Transfer:
         deliver: Callable[[Range, memoryview], None] = lambda wanted, data: None,
         *,
         fresh: bool = False,
+        lacking: Callable[[Range], None] | None = None,
     ) -> None:
-        self._line, self._deliver, self._fresh = line, deliver, fresh
+        self._line, self._deliver, self._fresh, self._lacking = line, deliver, fresh, lacking
         self._crew = Crew(size=line.connections, tick=min(_TICK, line.options.stall / 4))
         self._queue = Queue(ranges, look_ahead=line.options.look_ahead)
         self._lock = threading.Lock()
         self._busy: set[Connection] = set()
+        line.throttle.govern()
         if line.clock.resume():
             line.drop_idle()
         _, self._sleeps = line.clock.read()
@@ -74,7 +81,12 @@ class Transfer:
     def _watch(self) -> None:
         if self._line.cancel.is_set():
             raise Cancelled("stopped on request while fetching")
+        self._line.throttle.govern()
         _, sleeps = self._line.clock.read()
+        if self._line.throttle.paused:
+            self._line.drop_idle()
+            for connection in self._connections():
+                connection.abort(Failed(Cause.PAUSED, "paused by the rate schedule"))
         if sleeps != self._sleeps:
             self._sleeps = sleeps
             self._line.drop_idle()
@@ -127,7 +139,13 @@ class Transfer:
             while parts:
                 self._ask(parts, landing, ready, fresh=fresh)
 
-        self._persist(wanted.name, attempt, lambda: done + (parts[0].got if parts else 0))
+        try:
+            self._persist(wanted.name, attempt, lambda: done + (parts[0].got if parts else 0))
+        except NotFound:
+            if self._lacking is None:
+                raise
+            for part in parts:
+                self._crew.call(self._lacking, part.wanted)
 
     def _persist(self, name: str, attempt: Callable[[bool], None], progress: Callable[[], int]) -> None:
         """Attempt until it succeeds or patience ends; ``progress`` is a number of bytes that grows."""
@@ -135,11 +153,15 @@ class Transfer:
         attempts = Attempts(line.options, now=line.clock.read()[0])
         fresh = self._fresh
         while True:
+            if self._wait_for_pause():
+                attempts.progressed(now=line.clock.read()[0])
             before = progress()
             try:
                 return attempt(fresh)
             except Failed as failed:
                 failure = failed
+            if failure.cause is Cause.PAUSED:
+                continue
             now, _ = line.clock.read()
             if failure.cause is Cause.ASLEEP or progress() - before >= line.options.min_progress:
                 attempts.progressed(now=now)
@@ -154,6 +176,14 @@ class Transfer:
             fresh = fresh or decision.refresh
             line.stats.count(retries=1)
             self._crew.sleep(decision.delay)
+
+    def _wait_for_pause(self) -> bool:
+        """Wait until the rate schedule lets something through; tell whether that took any time."""
+        if not self._line.throttle.paused:
+            return False
+        while self._line.throttle.paused:
+            self._crew.sleep(_TICK)
+        return True
 
     def _ask(self, parts: deque[Part], landing: Landing, ready: Callable[[Part], None], *, fresh: bool) -> None:
         """Make one request for the first part and deliver what its answer completes."""
@@ -194,6 +224,8 @@ class Transfer:
         with line.gate.passage(self._crew.stop) as admitted:
             if not admitted:
                 raise Stopped
+            if line.throttle.paused:
+                raise Failed(Cause.PAUSED, "paused by the rate schedule")
             connection = line.take_connection()
             with self._lock:
                 self._busy.add(connection)
@@ -206,7 +238,7 @@ class Transfer:
                 finally:
                     exchange.close()
             except Failed as failure:
-                if RULES[failure.cause] is not Action.FATAL and failure.cause is not Cause.ASLEEP:
+                if RULES[failure.cause] is not Action.FATAL and failure.cause not in _OUR_OWN:
                     connection.leave_address()
                 raise
             finally:
@@ -219,6 +251,7 @@ class Transfer:
         line, crew = self._line, self._crew
         for chunk in exchange.chunks():
             line.stats.count(bytes=len(chunk))
+            line.throttle.count(len(chunk))
             connection.received(len(chunk))
             if line.on_bytes is not None:
                 crew.call(line.on_bytes, len(chunk))

@@ -42,6 +42,7 @@ from trimtransfer.repository.hostdeltas import try_host_deltas
 from trimtransfer.repository.intent import Intent, check_target, clean_up, repository_lock
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
+from trimtransfer.repository.mirrors import read_mirrors
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer, Stored
 from trimtransfer.repository.profiles import OpenProfile, open_profile
 from trimtransfer.repository.published import PublishedImage
@@ -148,6 +149,7 @@ class _Base:
     deltas: tuple[VersionReader, ...]
     profiles: tuple[OpenProfile, ...]
     sequence: int
+    mirrors: tuple[str, ...] = ()
     disk: int = 0
 
     def further(self, store: DirectoryStore, disk: int, made: Sequence[Manifest]) -> _Base:
@@ -155,7 +157,7 @@ class _Base:
         parents = _disks_of_number(store, disk, [self.parent] if self.parent else [])
         like = (*self.like, *(VersionReader(store, manifest) for manifest in made))
         deltas = _disks_of_number(store, disk, self.deltas)
-        return _Base(parents[0] if parents else None, like, tuple(deltas), self.profiles, self.sequence, disk)
+        return _Base(parents[0] if parents else None, like, tuple(deltas), self.profiles, self.sequence, disk=disk)
 
 
 def publish(
@@ -295,7 +297,7 @@ def _open_base(job: _Job, store: DirectoryStore) -> _Base:
     names = [name for name in (parent.manifest.version if job.deltas and parent else None, *job.delta_from) if name]
     deltas = tuple(_open_version(store, job.image, name, head) for name in sorted({*names}))
     profiles = tuple(open_profile(store, name) for name in sorted({*job.profiles}))
-    return _Base(parent, like, deltas, profiles, head.sequence + 1 if head else 1)
+    return _Base(parent, like, deltas, profiles, head.sequence + 1 if head else 1, read_mirrors(store))
 
 
 def _open_version(store: DirectoryStore, image: str, version: str, head: Head | None) -> VersionReader:
@@ -438,6 +440,7 @@ class _Publication:
             image_digest=manifest.image_digest(),
             length=manifest.length,
             disks=len(manifest.disks),
+            mirrors=self._base.mirrors,
         ).to_bytes()
         self._store.put(head_name(manifest.image), head)
         return len(data) + len(head)

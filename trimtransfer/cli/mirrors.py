@@ -1,0 +1,43 @@
+"""The command that names the mirrors of a repository."""
+
+from __future__ import annotations
+
+import click
+
+from trimtransfer.cli.output import Output, count_text, output_options
+
+
+@click.command()
+@click.argument("repository", metavar="REPO", type=click.Path(path_type=str))
+@click.argument("urls", metavar="[URL]...", nargs=-1)
+@click.option("--none", is_flag=True, help="Name no mirrors any more.")
+@output_options
+def mirrors(output: Output, repository: str, urls: tuple[str, ...], none: bool) -> None:
+    """Name the mirrors of the repository REPO: servers that hold a copy of its directory `packs`. Or show them.
+
+    Clients learn of them when they look for the newest version, and take content from whichever serves them best; all
+    else comes from the repository's own server. Everything is verified, so a mirror cannot do harm; it sees which
+    packs a client lacks. One that lags behind, fails or lies is passed over. At most 4, https if the repository is.
+
+    \b
+    Examples:
+      medv-repo mirrors /srv/images https://mirror.example.org/images
+      medv-repo mirrors /srv/images                       (shows them)
+      medv-repo mirrors /srv/images --none
+    """
+    from trimtransfer.repository.mirrors import read_mirrors, set_mirrors
+    from trimtransfer.repository.reading import require_repository
+    from trimtransfer.store import DirectoryStore
+
+    if none and urls:
+        raise click.UsageError("--none stands alone")
+    if none or urls:
+        images = set_mirrors(repository, urls)
+        named = read_mirrors(DirectoryStore(repository))
+        text = f"{count_text(len(named), 'mirror')} named to clients of {count_text(images, 'image')}"
+        output.result({"mirrors": list(named), "images": images}, text)
+        return
+    store = DirectoryStore(repository)
+    require_repository(store)
+    named = read_mirrors(store)
+    output.result({"mirrors": list(named)}, "\n".join(named) or "no mirrors")
