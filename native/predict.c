@@ -13,6 +13,7 @@ static const uint16_t LEVELS[9][5] = {
 
 enum { STRATEGY_FILTERED = 1, STRATEGY_RUNS = 2, STRATEGY_NO_MATCHES = 3 };
 enum { EARLY_STEP = 4096 }; /* tokens after which a block may end early */
+enum { PREFETCHED = 12 };   /* positions */
 enum { DEEP = 128 };        /* chains of so many candidates and more are searched by quads */
 
 int tt_compressor_read(tt_compressor *by, const uint8_t *bytes)
@@ -70,14 +71,26 @@ void tt_predict_slice(tt_predictor *p, uint32_t context)
     p->tail = UINT32_MAX;
 }
 
-/* Enters positions into their chains; each has three bytes of content before its end. */
+static inline uint32_t *last_of(tt_predictor *p, uint32_t at)
+{
+    const uint8_t *data = p->data + at;
+    const unsigned shift = p->shift;
+    return &p->last[((uint32_t)data[0] << 2 * shift ^ (uint32_t)data[1] << shift ^ data[2]) & p->mask];
+}
+
+static inline uint32_t *last_quad_of(tt_predictor *p, uint32_t at)
+{
+    return &p->last_quad[tt_read32(p->data + at) * 0x9E3779B1u >> (32 - TT_QUADS)];
+}
+
+/* Enters positions into their chains; each has three bytes of content before its end. What the positions a little
+ * ahead will need is asked for, which is a good part of the time otherwise. */
 static void enter(tt_predictor *p, uint32_t first, uint32_t end)
 {
-    const uint8_t *data = p->data;
-    const unsigned shift = p->shift;
     for (uint32_t at = first; at < end; at++) {
-        uint32_t hash = (uint32_t)data[at] << 2 * shift ^ (uint32_t)data[at + 1] << shift ^ data[at + 2];
-        uint32_t *last = &p->last[hash & p->mask];
+        uint32_t *last = last_of(p, at);
+        if (at + PREFETCHED + TT_MIN_MATCH <= p->length)
+            TT_PREFETCH(last_of(p, at + PREFETCHED), 0);
         uint32_t distance = at - *last;
         p->order[at % TT_WINDOW] = (uint16_t)(p->order[*last % TT_WINDOW] + 1);
         p->before[at % TT_WINDOW] = (uint16_t)(distance < TT_WINDOW ? distance : 0);
@@ -186,7 +199,9 @@ static int walk(search *s, const tt_predictor *p, unsigned enough)
 static void enter_quads(tt_predictor *p, uint32_t end)
 {
     for (; p->ahead < end; p->ahead++) {
-        uint32_t *last = &p->last_quad[tt_read32(p->data + p->ahead) * 0x9E3779B1u >> (32 - TT_QUADS)];
+        uint32_t *last = last_quad_of(p, p->ahead);
+        if (p->ahead + PREFETCHED + 4 <= p->length)
+            TT_PREFETCH(last_quad_of(p, p->ahead + PREFETCHED), 0);
         uint32_t distance = p->ahead - *last;
         p->quads[p->ahead % (2 * TT_WINDOW)] = (uint16_t)(distance < TT_WINDOW ? distance : 0);
         *last = p->ahead;
