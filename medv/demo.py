@@ -29,7 +29,7 @@ from trimtransfer.repository.publish import publish
 
 if TYPE_CHECKING:
     from trimtransfer.assembly.report import SyncReport
-    from trimtransfer.repository.publish import PublishReport
+    from trimtransfer.repository.publication import PublishReport
     from trimtransfer.watch import Progress
 
 IMAGE: Final = "demo"

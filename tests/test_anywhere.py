@@ -18,8 +18,7 @@ from servers import BadServer, Fault, Nginx, Request
 from syncing import content, forget_keys, leftovers, make_images, publish_all, put, write_sparse
 
 from trimtransfer import localfile
-from trimtransfer.assembly import anywhere, keyspill, sources
-from trimtransfer.assembly import sync as sync_module
+from trimtransfer.assembly import anywhere, keyspill, sources, windows
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.report import SyncReport
 from trimtransfer.assembly.sync import sync
@@ -65,7 +64,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
+    monkeypatch.setattr(windows, "WINDOW_REGIONS", 1)
 
 
 @pytest.fixture

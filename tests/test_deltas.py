@@ -24,6 +24,7 @@ from syncing import BLOCK, SMALL_PACK, STARTS, Victim, content, leftovers, parti
 from test_similar import edited
 
 from trimtransfer.assembly import sync as sync_module
+from trimtransfer.assembly import windows
 from trimtransfer.assembly.deltaplan import UnitsOf, plan_deltas
 from trimtransfer.assembly.plan import Groups, Window
 from trimtransfer.assembly.preview import plan
@@ -198,7 +199,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_store(url: Any, **options: Any) -> Any:
         return open_servers(url, options=CALM, **options) if str(url).startswith("http") else real(url, **options)
 
-    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
+    monkeypatch.setattr(windows, "WINDOW_REGIONS", 1)
     monkeypatch.setattr(sync_module, "open_store", open_store)
 
 
@@ -282,7 +283,7 @@ def test_a_file_without_tables_gets_them(
     place: Place, plain: Path, write: str, regions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy that somebody put there: its version is known once it was hashed, its tables come from the repository."""
-    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", regions)
+    monkeypatch.setattr(windows, "WINDOW_REGIONS", regions)
     for output, url in ((place.output, place.repository), (place.folder / "plain.img", plain)):
         write_sparse(output, place.images[0])
         assert place.sync("1", output=output, url=url).content.fetched == 0

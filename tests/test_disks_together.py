@@ -28,13 +28,14 @@ from trimtransfer.cli.sync import medv_sync
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.manifest import DISK, FileRef, Manifest
 from trimtransfer.names import MAX_DISKS, disk_name, manifest_name
-from trimtransfer.repository import publish as publishing
+from trimtransfer.repository import publication
 from trimtransfer.repository.audit import audit
 from trimtransfer.repository.bundlecheck import check_bundle
 from trimtransfer.repository.bundleplan import Wanted
 from trimtransfer.repository.bundling import make_bundle
 from trimtransfer.repository.deltas import add_deltas
-from trimtransfer.repository.publish import PublishReport, publish
+from trimtransfer.repository.publication import PublishReport
+from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import describe, list_images, read_head, read_manifest
 from trimtransfer.store import DirectoryStore
 
@@ -247,7 +248,7 @@ def test_a_publish_that_fails_leaves_nothing(place: Place, monkeypatch: pytest.M
         raise Dies
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "head_name", die)
+        patch.setattr(publication, "head_name", die)
         with pytest.raises(Dies):
             publish_disks(place.root, "3", [place.versions[0][1], place.versions[0][0]])
     after = {path for path in place.repository.rglob("*") if path.is_file() and ".trimtransfer" not in path.parts}

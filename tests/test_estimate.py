@@ -24,7 +24,8 @@ from trimtransfer.cli.main import main
 from trimtransfer.errors import NotFound
 from trimtransfer.repository import deltaestimate, rehearsal
 from trimtransfer.repository.estimate import EstimateReport, estimate
-from trimtransfer.repository.publish import PublishReport, publish
+from trimtransfer.repository.publication import PublishReport
+from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import describe
 from trimtransfer.repository.rehearsal import estimate_ratio
 from trimtransfer.store import DirectoryStore

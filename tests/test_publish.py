@@ -41,7 +41,8 @@ from trimtransfer.repository.audit import audit
 from trimtransfer.repository.deltas import add_deltas
 from trimtransfer.repository.intent import repository_lock
 from trimtransfer.repository.packing import FIRST_FRAMES
-from trimtransfer.repository.publish import PublishReport, publish
+from trimtransfer.repository.publication import PublishReport
+from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import VersionReader, describe
 from trimtransfer.store import PRIVATE, DirectoryStore
 

@@ -22,8 +22,7 @@ from trimtransfer.head import Head
 from trimtransfer.keys import directory
 from trimtransfer.manifest import KEYS, FileRef, Manifest
 from trimtransfer.names import deltas_name, head_name, keys_name, locations_name, manifest_name, tables_name
-from trimtransfer.repository import publish as publish_module
-from trimtransfer.repository import rebuild
+from trimtransfer.repository import publication, rebuild
 from trimtransfer.repository.audit import audit
 from trimtransfer.repository.intent import Intent, clean_up
 from trimtransfer.repository.publish import publish
@@ -363,6 +362,6 @@ def test_help_teaches(command: list[str]) -> None:
 
 
 def test_the_commands_defaults_are_the_librarys() -> None:
-    assert repo_module._LEVEL == publish_module.DEFAULT_LEVEL
-    assert repo_module._MAX_LEVEL == publish_module.MAX_LEVEL
+    assert repo_module._LEVEL == publication.DEFAULT_LEVEL
+    assert repo_module._MAX_LEVEL == publication.MAX_LEVEL
     assert (repo_module.EXIT_DAMAGED, IntegrityError.exit_code) == (6, 6)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from syncing import content, leftovers, make_images, publish_all, put, write_sparse
 
-from trimtransfer.assembly import sync as sync_module
+from trimtransfer.assembly import windows
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.report import SyncReport
 from trimtransfer.assembly.side import SideDirectory
@@ -71,7 +71,7 @@ class Place:
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan one region at a time, so that small images have several windows."""
-    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
+    monkeypatch.setattr(windows, "WINDOW_REGIONS", 1)
 
 
 @pytest.fixture

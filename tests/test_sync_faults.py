@@ -26,6 +26,7 @@ from servers import BadServer, Fault, Nginx, Request
 from syncing import SMALL_PACK, Victim, content, leftovers, make_images, publish_all, put, write_sparse
 
 from trimtransfer.assembly import sync as sync_module
+from trimtransfer.assembly import windows
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.sources import Sources
 from trimtransfer.assembly.space import ROOM
@@ -84,7 +85,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     def open_store(url: Any, **options: Any) -> Any:
         return open_servers(url, options=patience, **options) if str(url).startswith("http") else real(url, **options)
 
-    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
+    monkeypatch.setattr(windows, "WINDOW_REGIONS", 1)
     monkeypatch.setattr(sync_module, "open_store", open_store)
 
 

@@ -16,7 +16,7 @@ from disks import MAKES, Make, info, needs_qemu_img, qemu_img, write_sparse
 from syncing import leftovers, make_images, publish_all
 from test_disk_layout import QEMU, check
 
-import trimtransfer.assembly.sync as sync_module
+from trimtransfer.assembly import windows
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.report import SyncReport
 from trimtransfer.assembly.side import SideDirectory
@@ -73,7 +73,7 @@ class Place:
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan one region at a time, so that small images have several windows."""
-    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
+    monkeypatch.setattr(windows, "WINDOW_REGIONS", 1)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from syncing import BLOCK, STARTS, content, make_images, publish_all
 
-from trimtransfer.assembly import sync as sync_module
+from trimtransfer.assembly import windows
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.report import SyncReport
 from trimtransfer.assembly.sync import sync
@@ -69,7 +69,7 @@ def tmp_path(public_path: Path) -> Path:
 def place(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Small windows, little that pays, and a system whose program files are those of the test."""
     made = Place(tmp_path, make_images(rng))
-    monkeypatch.setattr(sync_module, "WINDOW_REGIONS", 1)
+    monkeypatch.setattr(windows, "WINDOW_REGIONS", 1)
     monkeypatch.setattr("trimtransfer.assembly.hostfiles.LEAST", 50_000)
     monkeypatch.setattr("trimtransfer.assembly.payoff.OUT_OF_PROPORTION", 1e6)
     monkeypatch.setattr("trimtransfer.index.host.default_paths", lambda: [made.files])

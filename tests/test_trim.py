@@ -24,7 +24,8 @@ from trimtransfer.errors import IntegrityError
 from trimtransfer.filesystem.ranges import merged
 from trimtransfer.filesystem.volumes import find_file_systems
 from trimtransfer.image import ImageSource
-from trimtransfer.repository.publish import PublishReport, publish
+from trimtransfer.repository.publication import PublishReport
+from trimtransfer.repository.publish import publish
 from trimtransfer.repository.trimmed import TrimmedSource
 
 REMAINS = b"THE REMAINS OF A DELETED FILE. "

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx  # noqa: F401  (imported before the forks)
 
-from trimtransfer.assembly import journal, redo, sync
+from trimtransfer.assembly import journal, redo, sync, windows
 from trimtransfer.fetch import mirrored, retry
 
 CHANGING = (
@@ -130,7 +130,7 @@ def child(order: dict[str, Any], answer: int) -> None:
     shim.install()
     if order["quick"]:
         sync.open_store = quick_store
-    sync.WINDOW_REGIONS = 1
+    windows.WINDOW_REGIONS = 1
     if order["boot"] is not None:
         boot = bytes.fromhex(order["boot"])
         journal.boot_id = redo.boot_id = lambda: boot

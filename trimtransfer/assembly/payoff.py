@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from trimtransfer.fetch.manners import Manners, Pace
+
 OUT_OF_PROPORTION: Final = 20.0
 """Fewer bytes count for much: they are paid for by servers and lines that others use, too. At 100 Mbit/s a minute of
 work is done for 37 MB, at a gigabit for 375."""
@@ -85,6 +87,13 @@ class Judge:
         """Take the line's rate if it is known, and the rate that it is limited to, in bytes per second."""
         self._bandwidth, self._limit, self._metered = bandwidth, limit, metered
         self._decisions: list[Decision] = []
+
+    @classmethod
+    def of(cls, bandwidth: float | None, limit: float | None, manners: Manners | None, now: float) -> Judge:
+        """Return what decides under these manners at an instant, with a limit of rate besides theirs."""
+        manners = manners or Manners()
+        rate = Pace(limit, manners.schedule).rate(now)
+        return cls(bandwidth, rate or limit, metered=manners.metered)
 
     def again(self) -> Judge:
         """Return one that knows the same and has not decided anything."""

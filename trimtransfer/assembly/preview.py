@@ -23,6 +23,7 @@ from trimtransfer.assembly.choice import expected_share, prefers_new, right_in_o
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.journal import load_journal
+from trimtransfer.assembly.offered import add_host_deltas, deltas_that_pay
 from trimtransfer.assembly.payoff import ASSUMED_BANDWIDTH, Judge
 from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.rawfile import RawFile
@@ -34,17 +35,10 @@ from trimtransfer.assembly.resolve import Nowhere, Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
 from trimtransfer.assembly.space import Needs, copied, shortage
-from trimtransfer.assembly.sync import (
-    add_host_deltas,
-    comes_from_parent,
-    deltas_that_pay,
-    share_that_stays,
-    untouched,
-    windows,
-)
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
+from trimtransfer.assembly.windows import comes_from_parent, share_that_stays, untouched, windows
 from trimtransfer.fetch.manners import Manners, Pace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
@@ -70,7 +64,6 @@ def plan(
     format: str | None = None,
     bandwidth: float | None = None,
     limit_rate: float | None = None,
-    metered: bool = False,
     connections: int = 4,
     ca_cert: str | None = None,
     manners: Manners | None = None,
@@ -83,8 +76,8 @@ def plan(
 
     ``bandwidth`` in bytes per second is used for the estimate; without it, what reading the metadata measured is, where
     that was enough, else 100 Mbit/s; it heeds ``limit_rate`` and the schedule of ``manners``, for which planning itself
-    does not wait. These and ``metered`` count where it is decided whether local reuse pays. Raises what ``sync`` raises
-    while it reads and scans.
+    does not wait. These and ``manners.metered`` count where it is decided whether local reuse pays. Raises what
+    ``sync`` raises while it reads and scans.
     """
     seeds, bundles = set_apart(seeds)
     request = make_request(
@@ -99,7 +92,7 @@ def plan(
     store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
     with closing(store):
         pace = Pace(limit_rate, manners.schedule if manners is not None else None)
-        judge = Judge(bandwidth, pace.rate(time.time()) or limit_rate, metered=metered)
+        judge = Judge.of(bandwidth, limit_rate, manners, time.time())
         return _Preview(request, store, watch, bandwidth, connections, judge, pace).run()
 
 

@@ -20,30 +20,29 @@ from trimtransfer.assembly.allocation import layout_for
 from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
 from trimtransfer.assembly.bundles import set_apart, with_bundles
 from trimtransfer.assembly.choice import Choice, choose
-from trimtransfer.assembly.hostunits import open_host_deltas
 from trimtransfer.assembly.installed import WrittenIndex
+from trimtransfer.assembly.offered import add_host_deltas, deltas_that_pay
 from trimtransfer.assembly.partial import PartialFile
 from trimtransfer.assembly.payoff import Judge
-from trimtransfer.assembly.plan import FETCH, SEEDS, SELF, Mask
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
 from trimtransfer.assembly.refusal import check_output, check_outputs
 from trimtransfer.assembly.remote import REMEDY, Remote, conduct_of, offer_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
-from trimtransfer.assembly.resolve import WINDOW_REGIONS, WINDOW_STORED, Resolver, Survey, WindowPlan, read_window
+from trimtransfer.assembly.resolve import Resolver, Survey
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources, discard_abandoned, discard_unfinished, set_aside
 from trimtransfer.assembly.space import ROOM, check_room
 from trimtransfer.assembly.tablefile import TableFile
-from trimtransfer.assembly.units import Deltas, open_deltas
-from trimtransfer.assembly.verify import in_parallel, right_records, wrong_regions
-from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old, standing
+from trimtransfer.assembly.verify import in_parallel, wrong_regions
+from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old
+from trimtransfer.assembly.windows import bytes_to_write, comes_from_parent, share_that_stays, untouched, windows
 from trimtransfer.disk.layout import Layout
 from trimtransfer.errors import IntegrityError, NoSpace
-from trimtransfer.fetch.manners import Manners, Pace
+from trimtransfer.fetch.manners import Manners
 from trimtransfer.index.host import HostIndex
-from trimtransfer.manifest import Manifest, Region
+from trimtransfer.manifest import Manifest
 from trimtransfer.nearstore import bundle_stats
 from trimtransfer.store import Store, space_errors
 from trimtransfer.watch import Progress, Watch
@@ -65,7 +64,6 @@ def sync(
     format: str | None = None,
     limit_rate: float | None = None,
     bandwidth: float | None = None,
-    metered: bool = False,
     connections: int = 4,
     ca_cert: str | None = None,
     manners: Manners | None = None,
@@ -87,9 +85,9 @@ def sync(
     ``limit_rate`` in bytes per second; ``manners``: other limits. ``side`` is another side directory than
     ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. ``host_index`` is used as it is, or with
     ``refresh_host_index`` made or brought up to date first, as far as that pays. Whether local reuse pays is decided
-    (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, without it by what was measured, and
-    ``metered``: the line costs by the byte. ``confirm`` is called before content is fetched or written; what it raises
-    ends the sync. Memory: less than 256 MiB whatever the image's size.
+    (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, without it by what was measured.
+    ``confirm`` is called before content is fetched or written; what it raises ends the sync. Memory: less than 256 MiB
+    whatever the image's size.
 
     Raises:
         NotFound: no such image or version.
@@ -117,8 +115,7 @@ def sync(
         )  # fmt: skip
         store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
         with closing(store):
-            pace = Pace(limit_rate, manners.schedule if manners is not None else None)
-            judge = Judge(bandwidth, pace.rate(time.time()) or limit_rate, metered=metered)
+            judge = Judge.of(bandwidth, limit_rate, manners, time.time())
             return _Sync(request, store, watch, meter, judge, confirm).run()
 
 
@@ -394,72 +391,3 @@ class _Sync:
             conduct=conduct_of(self._store),
             disks=self._disks,
         )
-
-
-def deltas_from(remote: Remote, old: Old | None) -> Deltas | None:
-    """Return the deltas from the old image's version, if that is known and the repository has any."""
-    return open_deltas(remote, old.image) if old is not None and old.image is not None else None
-
-
-def add_host_deltas(resolver: Resolver, old: Old | None) -> None:
-    """Give the resolver deltas from host files where it has no others and no version of the image is here."""
-    known = None if old is None else old.manifest
-    if resolver.deltas is None and (known is None or known.image != resolver.remote.manifest.image):
-        resolver.deltas = open_host_deltas(resolver.remote, resolver.seeds)
-
-
-def deltas_that_pay(remote: Remote, old: Old | None, judge: Judge) -> Deltas | None:
-    """Return what :func:`deltas_from` does if using it pays."""
-    deltas = deltas_from(remote, old)
-    if deltas is None:
-        return None
-    return deltas if judge.note(deltas.decision(judge.line(remote.measured))) else None
-
-
-def comes_from_parent(manifest: Manifest, old: Old | None) -> bool:
-    """Return whether the old image is the version that ``manifest``'s fresh locations and differences start from."""
-    known = None if old is None else old.manifest
-    return known is not None and (known.image, known.version) == (manifest.image, manifest.parent)
-
-
-def share_that_stays(remote: Remote, old: Old | None, changed: Mask) -> float:
-    """Return which part of the content of changed regions is at its place in the old image, judged by the first ones.
-
-    Their tables are kept, so reading them now costs nothing later.
-    """
-    regions = next(windows(remote.manifest, np.flatnonzero(changed).tolist()), None)
-    if regions is None or old is None:
-        return 0.0
-    from_parent = old.image is not None and comes_from_parent(remote.manifest, old)
-    _, window = read_window(remote, regions, old.image.table_at if old.image and from_parent else None)
-    placed = standing(window, regions, old) if old.believed else right_records(old.source, window, regions)
-    lengths = window.lengths.astype(np.int64)
-    return float(lengths[placed & ~window.zero].sum()) / max(1.0, float(lengths[~window.zero].sum()))
-
-
-def windows(manifest: Manifest, numbers: Sequence[int]) -> Iterator[list[Region]]:
-    """Yield regions in groups that can be planned in bounded memory."""
-    group: list[Region] = []
-    stored = 0
-    for number in numbers:
-        region = manifest.region(number)
-        size = region.full.length + region.fresh.length + region.rest.length
-        if group and (len(group) >= WINDOW_REGIONS or stored + size > WINDOW_STORED):
-            yield group
-            group, stored = [], 0
-        group.append(region)
-        stored += size
-    if group:
-        yield group
-
-
-def untouched(manifest: Manifest, regions: Mask) -> Content:
-    """Return the content of regions that stay as they are."""
-    zero = int(manifest.lengths[regions & manifest.zero].sum())
-    return Content(unchanged=int(manifest.lengths[regions].sum()) - zero, zero=zero)
-
-
-def bytes_to_write(plan: WindowPlan) -> int:
-    """Return the bytes that carrying out a plan writes."""
-    moved = (plan.source == FETCH) | (plan.source == SELF) | (plan.source >= SEEDS)
-    return int(plan.window.lengths[moved].sum(dtype=np.int64))

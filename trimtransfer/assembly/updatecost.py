@@ -19,10 +19,10 @@ from trimtransfer.assembly.installed import InstalledImage, WrittenIndex
 from trimtransfer.assembly.plan import Mask, Numbers, Window
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.assembly.resolve import Nowhere, Resolver, WindowPlan
-from trimtransfer.assembly.sync import windows
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.units import open_deltas
 from trimtransfer.assembly.ways import same_regions, standing_in
+from trimtransfer.assembly.windows import windows
 from trimtransfer.filesystem.ranges import Ranges
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.repository.published import PublishedImage

@@ -79,30 +79,30 @@ def manners_options(function: F) -> F:
     return function
 
 
-def take_manners(options: dict[str, Any], url: str) -> tuple[Manners, bool]:
-    """Take the values of these options out of a command's; return them, and whether the link is metered."""
+def take_manners(options: dict[str, Any], url: str) -> Manners:
+    """Take the values of these options out of a command's and return them."""
     from trimtransfer.fetch.manners import Manners
 
     metered, limit = options.pop("metered"), options.pop("max_bytes")
     remote = url.lower().startswith(("http://", "https://"))
     costly = remote and metered != "no" and (metered == "yes" or _is_metered())
-    manners = Manners(
+    return Manners(
         schedule=options.pop("schedule"),
         background=options.pop("background"),
         mirrors=options.pop("mirrors"),
         offered_mirrors=options.pop("offered_mirrors"),
         max_bytes=METERED_BYTES if costly and limit is None else limit,
+        metered=costly,
     )
-    return manners, costly
 
 
-def check_cost(planned: PlanReport, limit: int, *, metered: bool) -> None:
+def check_cost(planned: PlanReport, manners: Manners) -> None:
     """Raise ``LimitReached`` if a sync would fetch more than it may, of all disks together."""
     from trimtransfer.errors import LimitReached
 
     needed = sum(disk.fetch_bytes for disk in (planned, *planned.disks))
-    if needed > limit:
-        raise LimitReached(limit, needed, metered=metered)
+    if manners.max_bytes is not None and needed > manners.max_bytes:
+        raise LimitReached(manners.max_bytes, needed, metered=manners.metered)
 
 
 def be_modest(output: Output) -> None:

@@ -175,16 +175,16 @@ def sync_command(
     from trimtransfer.assembly.preview import plan
     from trimtransfer.assembly.sync import sync
 
-    manners, metered = take_manners(options, url)
+    manners = take_manners(options, url)
     if manners.background:
         be_modest(output)
     asked: dict[str, Any] = {
-        "url": url, "image": image or only_image(url), "manners": manners, "metered": metered, **options
+        "url": url, "image": image or only_image(url), "manners": manners, **options
     }  # fmt: skip
 
     def confirm() -> None:
         if manners.max_bytes is not None:
-            check_cost(_with_host_index(plan, output, host_index, cache, **asked), manners.max_bytes, metered=metered)
+            check_cost(_with_host_index(plan, output, host_index, cache, **asked), manners)
 
     report = _with_host_index(sync, output, host_index, cache, confirm=confirm, **asked)
     output.result(report.to_dict(), "\n".join(map(_sync_text, (report, *report.disks))))

@@ -22,6 +22,8 @@ class Manners:
     """Use the mirrors that the repository names, too."""
     max_bytes: int | None = None
     """Most bytes to fetch; beyond that the run stops."""
+    metered: bool = False
+    """Bytes cost money."""
 
 
 @dataclass(frozen=True, slots=True)

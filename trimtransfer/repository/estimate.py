@@ -38,7 +38,7 @@ from trimtransfer.repository.hazards import compare, examine, shared_content
 from trimtransfer.repository.inventory import IN_PARENT, NOWHERE, Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Framer
-from trimtransfer.repository.publish import DEFAULT_LEVEL
+from trimtransfer.repository.publication import DEFAULT_LEVEL
 from trimtransfer.repository.published import PublishedImage
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
 from trimtransfer.repository.rehearsal import Rehearsal, Rehearsed

@@ -1,0 +1,30 @@
+"""Deltas that a repository offers for what is here: from the old version, or else from host files."""
+
+from __future__ import annotations
+
+from trimtransfer.assembly.hostunits import open_host_deltas
+from trimtransfer.assembly.payoff import Judge
+from trimtransfer.assembly.remote import Remote
+from trimtransfer.assembly.resolve import Resolver
+from trimtransfer.assembly.units import Deltas, open_deltas
+from trimtransfer.assembly.ways import Old
+
+
+def deltas_from(remote: Remote, old: Old | None) -> Deltas | None:
+    """Return the deltas from the old image's version, if that is known and the repository has any."""
+    return open_deltas(remote, old.image) if old is not None and old.image is not None else None
+
+
+def add_host_deltas(resolver: Resolver, old: Old | None) -> None:
+    """Give the resolver deltas from host files where it has no others and no version of the image is here."""
+    known = None if old is None else old.manifest
+    if resolver.deltas is None and (known is None or known.image != resolver.remote.manifest.image):
+        resolver.deltas = open_host_deltas(resolver.remote, resolver.seeds)
+
+
+def deltas_that_pay(remote: Remote, old: Old | None, judge: Judge) -> Deltas | None:
+    """Return what :func:`deltas_from` does if using it pays."""
+    deltas = deltas_from(remote, old)
+    if deltas is None:
+        return None
+    return deltas if judge.note(deltas.decision(judge.line(remote.measured))) else None
