@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from trimtransfer.chunk import Kind, object_digest, region_digest
 from trimtransfer.cli import repo as repo_module
+from trimtransfer.cli import verify as verify_module
 from trimtransfer.cli.repo import repo
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.head import Head
@@ -251,7 +252,7 @@ def test_a_region_is_rebuilt(tmp_path: Path, rnd: random.Random, monkeypatch: py
 
 
 def test_numbers_of_regions() -> None:
-    assert [repo_module._numbers(one) for one in ((4,), (0, 1, 2), (1, 3, 4, 9))] == [
+    assert [verify_module._numbers(one) for one in ((4,), (0, 1, 2), (1, 3, 4, 9))] == [
         "region 4",
         "regions 0 to 2",
         "regions 1, 3 to 4, 9",
@@ -364,4 +365,4 @@ def test_help_teaches(command: list[str]) -> None:
 def test_the_commands_defaults_are_the_librarys() -> None:
     assert repo_module._LEVEL == publication.DEFAULT_LEVEL
     assert repo_module._MAX_LEVEL == publication.MAX_LEVEL
-    assert (repo_module.EXIT_DAMAGED, IntegrityError.exit_code) == (6, 6)
+    assert (verify_module.EXIT_DAMAGED, IntegrityError.exit_code) == (6, 6)

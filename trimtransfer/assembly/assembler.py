@@ -89,11 +89,11 @@ class Meter:
     What is added while ``paused`` does not count.
     """
 
-    def __init__(self, phase: str, watch: Watch) -> None:
+    def __init__(self, phase: str, watch: Watch, *, paused: bool = False) -> None:
         self._phase, self._progress = phase, watch.progress
         self._lock = threading.Lock()
         self.done = self.total = 0
-        self.paused = False
+        self.paused = paused
 
     def expect(self, size: int) -> None:
         """Add to what is to be done."""

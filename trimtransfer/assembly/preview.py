@@ -84,8 +84,7 @@ def plan(
         image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
     )
     watch = Watch(progress, cancel, "stopped")
-    meter = Meter("fetch", watch)
-    meter.paused = True
+    meter = Meter("fetch", watch, paused=True)
     store = open_store(
         url, connections=connections, limit_rate=None, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
     )

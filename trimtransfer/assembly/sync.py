@@ -75,39 +75,31 @@ def sync(
 ) -> SyncReport:
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
 
-    Of a version of several disks, the further ones become ``disk_outputs``, or ``IMAGE.disk1.img`` and so on: all are
-    complete and verified before the first of them takes its place, and that of ``output`` is the last.
-
-    ``url`` is a repository: http, https, a local directory, or a bundle. ``seeds`` are files, directory trees, devices
-    or bundles that may hold parts of the image; bundles of the image in the folder of ``output`` that are named
-    ``*.bundle`` count without being named. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``:
-    ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published).
-    ``limit_rate`` in bytes per second; ``manners``: other limits. ``side`` is another side directory than
-    ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. ``host_index`` is used as it is, or with
-    ``refresh_host_index`` made or brought up to date first, as far as that pays. Whether local reuse pays is decided
-    (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, without it by what was measured.
-    ``confirm`` is called before content is fetched or written; what it raises ends the sync. Memory: less than 256 MiB
-    whatever the image's size.
+    Further disks of a version become ``disk_outputs``, or ``IMAGE.disk1.img`` and so on; all are complete and verified
+    before any takes its place, the first one last. ``url`` is a repository: http, https, a local directory, or a
+    bundle. ``seeds`` are files, directory trees, devices or bundles that may hold parts of the image; bundles of the
+    image in the folder of ``output`` that are named ``*.bundle`` count without being named. ``write``: ``new`` file and
+    rename, ``in-place``, or ``auto``. ``format``: ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is
+    now; of a first one, as it was published). ``limit_rate`` in bytes per second; ``manners``: other limits. ``side``
+    is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. ``host_index`` is used as
+    it is, or with ``refresh_host_index`` made or brought up to date first, as far as that pays. Whether local reuse
+    pays is decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, without it by what was
+    measured. ``confirm`` is called before content is fetched or written; what it raises ends the sync. Memory: less
+    than 256 MiB whatever the image's size.
 
     Raises:
-        NotFound: no such image or version.
-        FetchError, AccessDenied: the repository could not be read. Run it again to continue.
-        FormatError, IntegrityError: the repository is damaged or changed.
-        NoSpace: the disk is full. Run it again to continue.
-        Locked: another process syncs this output.
-        TargetRefused: the output must not be written to.
-        SourceChanged: somebody writes to the image.
-        LimitReached: more to fetch than the manners allow. Run it again to continue.
+        NotFound: no such image or version. Locked: another process syncs this output.
+        TargetRefused: the output must not be written to. SourceChanged: somebody writes to it.
+        FormatError, IntegrityError: the repository is damaged or changed. NoSpace: the disk is full.
+        FetchError, AccessDenied: the repository could not be read. LimitReached: that is more than the manners allow.
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
-            set later it changes nothing. Run it again to continue.
+            set later it changes nothing.
     """
     seeds, bundles = set_apart(seeds)
-    request = make_request(
-        image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
-    )
+    local = seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
+    request = make_request(image, output, version, *local)
     watch = Watch(progress, cancel, _OUTCOME)
-    meter = Meter("fetch", watch)
-    meter.paused = True
+    meter = Meter("fetch", watch, paused=True)
     with _at_work(request.side, watch):  # before anything is asked of the network
         store = open_store(
             url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add,

@@ -88,10 +88,8 @@ def publish(
         Cancelled: as asked; nothing was published.
     """
     workers = workers or len(os.sched_getaffinity(0))
-    job = Job(
-        image, version, parent, tuple(like), kind, level, flat, deltas, tuple(delta_from), tuple(profiles), trim,
-        workers, _pack_limit, _limits,
-    )  # fmt: skip
+    named = tuple(like), kind, level, flat, deltas, tuple(delta_from), tuple(profiles), trim
+    job = Job(image, version, parent, *named, workers, _pack_limit, _limits)
     job.check(1 + len(disks))
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
