@@ -361,7 +361,7 @@ def test_a_chunk_in_several_places_is_made_once(tmp_path: Path, rng: np.random.G
     place = place_with(tmp_path, old, new)
     for regions in (1, 32):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sync_module, "WINDOW_REGIONS", regions)
+            patch.setattr(windows, "WINDOW_REGIONS", regions)
             place.sync("1")
             report = place.sync("2")
         assert report.made.units == 1

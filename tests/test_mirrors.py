@@ -417,7 +417,7 @@ def test_what_cannot_be_a_mirror_is_refused(urls: list[str]) -> None:
 
 def test_heads_carry_mirrors() -> None:
     urls = tuple(f"https://{'m' * 78}.example.org/{n}" for n in range(4))
-    head = Head("a" * 64, "v" * 64, (1 << 63) - 1, bytes(32), 1 << 29, bytes(32), 1 << 46, urls)
+    head = Head("a" * 64, "v" * 64, (1 << 63) - 1, bytes(32), 1 << 29, bytes(32), 1 << 46, mirrors=urls)
     assert Head.from_bytes(head.to_bytes()) == head
     fields = json.loads(head.to_bytes())
     for bad in ("https://h", {"x": 1}, [1], [None], ["nonsense"], [[]], None, False):

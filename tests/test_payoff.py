@@ -29,6 +29,7 @@ from trimtransfer.assembly.payoff import (
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.sync import sync
 from trimtransfer.cli.sync import decision_text, medv_sync
+from trimtransfer.fetch.manners import Manners
 from trimtransfer.index.host import HostIndex
 
 MB = 1_000_000
@@ -138,7 +139,7 @@ def test_deltas_are_left_aside_where_they_do_not_pay(repository: tuple[Path, lis
             "output": output,
             "cache": folder / "cache",
             "bandwidth": bandwidth,
-            "metered": metered,
+            "manners": Manners(metered=metered),
         }
         for path in (output, *output.parent.glob("image.img.medv/*")):
             path.unlink(missing_ok=True)

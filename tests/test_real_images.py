@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from images import ImageSet
+from images import PATH, ImageSet
 from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 
 from trimtransfer.assembly.report import SyncReport
@@ -52,6 +53,7 @@ def site(images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     repository = top / "repository"
     for version in ("old", "new", "installed"):
         publish(repository, getattr(images, version), image="disk", version=version, level=3)
+        publish(repository, getattr(images, version), image="trimmed", version=version, level=3, trim=True)
     publish(repository, images.rebuilt, image="again", version="rebuilt", like=["disk"], level=3)
     with Nginx(repository, top, Authority(top)) as nginx:
         yield Site(images, repository, nginx, top / "cache")
@@ -65,7 +67,8 @@ def test_the_repository_is_whole_and_deduplicated(site: Site) -> None:
     store = DirectoryStore(site.repository)
     assert audit(store).damage == ()
     packs = sum(path.stat().st_size for path in (site.repository / "packs").rglob("*.bin"))
-    images = sum(path.stat().st_blocks * 512 for path in (site.images.old, site.images.new, site.images.rebuilt))
+    published = (site.images.old, site.images.new, site.images.old, site.images.new, site.images.rebuilt)
+    images = sum(path.stat().st_blocks * 512 for path in published)
     assert packs < images / 4
     assert VersionReader.open(store, "disk").manifest.version == "installed"
 
@@ -78,7 +81,7 @@ def test_first_download_updates_and_nothing_new(site: Site, tmp_path: Path, writ
     assert first.content.fetched + first.content.zero + first.content.seed == first.length
     update = site.sync("disk", output, version="new", write=write)
     assert same(output, site.images.new)
-    assert update.network.bytes < first.network.bytes / 2
+    assert update.network.bytes < first.network.bytes * 2 / 3
     assert update.network.requests <= 20
     installed = site.sync("disk", output, write=write)
     assert same(output, site.images.installed)
@@ -86,6 +89,19 @@ def test_first_download_updates_and_nothing_new(site: Site, tmp_path: Path, writ
     again = site.sync("disk", output, write=write)
     assert (again.wrote, again.network.requests) == ("nothing", 1)
     assert again.network.bytes <= 1024
+
+
+def test_remains_of_an_upgrade_are_not_fetched(site: Site, tmp_path: Path) -> None:
+    """What the upgrade deleted, archives above all, is half of what it changed."""
+    output = tmp_path / "trimmed.img"
+    site.sync("disk", tmp_path / "disk.img", version="old")
+    whole = site.sync("disk", tmp_path / "disk.img", version="new")
+    site.sync("trimmed", output, version="old")
+    update = site.sync("trimmed", output, version="new")
+    assert update.network.bytes < whole.network.bytes / 2
+    program = shutil.which("e2fsck", path=PATH)
+    assert program is not None
+    subprocess.run([program, "-fn", output], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_going_back_to_an_older_version(site: Site, tmp_path: Path) -> None:

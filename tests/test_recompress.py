@@ -554,6 +554,7 @@ def test_real_files(rnd: random.Random) -> None:
     """The compressed documents of this machine: all come again, and on the whole from next to nothing."""
     folders = [Path("/usr/share") / name for name in ("man", "doc", "info")]
     files = sorted(path for folder in folders for path in folder.rglob("*.gz") if path.is_file())
+    files = [path for path in files if path.stat().st_size >= 128]  # for less no record pays
     if len(files) < 20:
         pytest.skip("no compressed documents here")
     whole = records = 0
