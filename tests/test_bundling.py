@@ -449,7 +449,8 @@ def test_a_prestaged_version_serves_the_next_one(place: Place, nginx: Nginx) -> 
     assert (report.version, report.content.size) == ("3", report.length)
     assert report.network.bytes < 0.7 * alone.network.bytes
     # What both versions have is not fetched: nothing else is in between, no pack for the sake of its last frames.
-    assert report.network.bytes + report.bundle_bytes < alone.network.bytes + 50_000
+    # Beside that the bundle has frames of its own version, whose chunks both have.
+    assert report.network.bytes + report.bundle_bytes < 1.2 * alone.network.bytes
 
 
 @pytest.mark.parametrize("hurt", [False, True])
