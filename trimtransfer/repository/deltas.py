@@ -29,7 +29,7 @@ from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, PACK_MAGIC, PackBuilder, pack_name
 from trimtransfer.repository.deltaunits import NewContent, Unit, runs_of
 from trimtransfer.repository.inside import Inside, unwrap_unit
-from trimtransfer.repository.intent import Intent, clean_up, repository_lock
+from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
 from trimtransfer.unit import inflated, is_wrapped, make, wrap
@@ -144,20 +144,12 @@ def add_deltas(
         raise TargetRefused(f"{image} {base}", "is the version itself; name another one to start from")
     with space_errors(store.path), repository_lock(store, f"deltas of {image} {target.manifest.version}"):
         clean_up(store)
-        intent = Intent(store, image, None)
-        try:
+        with intended(store, image, None) as intent:
             count = workers or len(os.sched_getaffinity(0))
             report, *further = (
                 make_deltas(store, *pair, intent, level=level, workers=count, watch=watch)
                 for pair in _pairs(store, target, source)
             )
-        except BaseException:
-            intent.close()
-            with contextlib.suppress(Exception):  # the next command that writes does it, too
-                clean_up(store)
-            raise
-        intent.close()
-        intent.done()
     return replace(report, disks=tuple(further))
 
 

@@ -6,7 +6,6 @@ unit holds exactly the chunks that it lacks (:mod:`trimtransfer.repository.hostc
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -29,7 +28,7 @@ from trimtransfer.names import host_delta_name, hosts_name
 from trimtransfer.repository.deltas import DeltaReport, Maker, replace_index
 from trimtransfer.repository.hostcontent import HostContent
 from trimtransfer.repository.hostreuse import groups, numbers_of, renumbered, units_of_parent
-from trimtransfer.repository.intent import Intent, clean_up, repository_lock
+from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tree, open_profile
 from trimtransfer.repository.reading import VersionReader, folder_names, further_disks, version_names
@@ -69,20 +68,12 @@ def add_host_deltas(
     opened = open_profile(store, profile, trees)
     with space_errors(store.path), repository_lock(store, f"deltas of {image} {target.manifest.version}"):
         clean_up(store)
-        intent = Intent(store, image, None)
-        try:
+        with intended(store, image, None) as intent:
             count = workers or len(os.sched_getaffinity(0))
             report, *further = (
                 make_host_deltas(store, disk, opened, intent, level=level, workers=count, watch=watch)
                 for disk in (target, *further_disks(store, target.manifest))
             )
-        except BaseException:
-            intent.close()
-            with contextlib.suppress(Exception):  # the next command that writes does it, too
-                clean_up(store)
-            raise
-        intent.close()
-        intent.done()
     return replace(report, disks=tuple(further))
 
 

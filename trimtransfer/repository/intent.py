@@ -87,6 +87,21 @@ class Intent:
         self._path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def intended(store: DirectoryStore, image: str, version: str | None) -> Iterator[Intent]:
+    """Hold an intent while something is written, under the lock; what was written is undone if that fails."""
+    intent = Intent(store, image, version)
+    try:
+        yield intent
+    except BaseException:
+        intent.close()
+        with contextlib.suppress(Exception):  # the next command that writes does it, too
+            clean_up(store)
+        raise
+    intent.close()
+    intent.done()
+
+
 def clean_up(store: DirectoryStore) -> list[str]:
     """Undo a publish that died and delete temporary files; return the names of deleted objects.
 

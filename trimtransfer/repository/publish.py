@@ -29,7 +29,7 @@ from trimtransfer.names import (
 from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Limits
 from trimtransfer.repository.hazards import examine
-from trimtransfer.repository.intent import Intent, check_target, clean_up, repository_lock
+from trimtransfer.repository.intent import Intent, check_target, clean_up, intended, repository_lock
 from trimtransfer.repository.mirrors import read_mirrors
 from trimtransfer.repository.profiles import open_profile
 from trimtransfer.repository.publication import DEFAULT_LEVEL, Base, Job, Publication, PublishReport
@@ -106,8 +106,7 @@ def _publish(job: Job, store: DirectoryStore, sources: Sequence[DiskSource], wat
     base = _open_base(job, store)
     made: list[Manifest] = []
     reports: list[PublishReport] = []
-    intent = Intent(store, job.image, job.version)
-    try:
+    with intended(store, job.image, job.version) as intent:
         for number, source in enumerate(sources[1:], 1):
             further = replace(job, image=disk_name(job.image, number))
             for name in (manifest_name, tables_name, locations_name, keys_name):
@@ -118,13 +117,6 @@ def _publish(job: Job, store: DirectoryStore, sources: Sequence[DiskSource], wat
             made.append(manifest)
             reports.append(report)
         _, report = _publish_disk(job, store, sources[0], base, made, intent, watch)
-    except BaseException:
-        intent.close()
-        with contextlib.suppress(Exception):  # the next publish does it, too
-            clean_up(store)
-        raise
-    intent.close()
-    intent.done()
     return replace(report, disks=tuple(reports))
 
 
