@@ -151,9 +151,10 @@ def publish(
         **options,
     )
     disks = (report, *report.disks)
-    for volume in (volume for disk in disks for volume in disk.trimmed):
+    for disk, volume in [(one, volume) for one in disks for volume in one.trimmed]:
         if volume.problem:
-            output.warn(f"not trimmed: {volume.name}{_kind_text(volume)}: {volume.problem}")
+            name = f"{disk.image}, {volume.name}" if report.disks else volume.name
+            output.warn(f"not trimmed: {name}{_kind_text(volume)}: {volume.problem}")
     for advice in (advice for disk in disks for advice in disk.advice):
         output.warn(str(advice))
     output.result(report.to_dict(), "\n".join(map(_published, disks)))

@@ -66,7 +66,7 @@ def verify(
 def _verified(report: AuditReport) -> str:
     lines = [
         f"Checked {count_text(report.images, 'image')}, {count_text(report.versions, 'version')}, "
-        f"{count_text(report.regions, 'region')}, {report.packs_checked:,} of {count_text(report.packs, 'pack')} "
+        f"{count_text(report.regions, 'region')}, {report.packs_checked:,} of {count_text(report.packs, 'pack')}, "
         f"{count_text(report.deltas_made, 'delta')} ({size_text(report.read_bytes)} read)"
     ]
     if report.unreferenced:
