@@ -33,6 +33,8 @@ from trimtransfer.watch import Watch
 _LOG: Final = logging.getLogger("trimtransfer.assembly")
 _KEPT: Final = 16 << 20
 """Bytes of frames that are kept decoded: chunks are read nearly in their order."""
+_AT_ONCE: Final = 16
+"""Frames read at a time, at most; the same frame is read by one thread, and others wait for it."""
 
 
 class BundleSeed:
@@ -45,6 +47,7 @@ class BundleSeed:
         self.category: Category = "seed"
         self._store, self._index, self._frames, self._packs = store, index, frames, packs
         self._lock = threading.Lock()
+        self._reading = [threading.Lock() for _ in range(_AT_ONCE)]
         self._decoded: OrderedDict[int, bytes] = OrderedDict()
         self._held = 0
 
@@ -70,17 +73,25 @@ class BundleSeed:
         return True
 
     def _content(self, number: int) -> bytes:
+        with self._reading[number % _AT_ONCE]:
+            kept = self._kept(number)
+            return self._decode(number) if kept is None else kept
+
+    def _kept(self, number: int) -> bytes | None:
         with self._lock:
             if number in self._decoded:
                 self._decoded.move_to_end(number)
-                return self._decoded[number]
+            return self._decoded.get(number)
+
+    def _decode(self, number: int) -> bytes:
+        """Return the content of a frame, read and decoded, and keep it."""
         frame = self._frames[number]
         pack = self._packs[int(frame["pack"])]
         place = Range(pack_name(pack.digest), int(frame["offset"]), int(frame["stored"]), pack.length)
         stored = self._store.read_range(place)
         content = decode_frame(stored, codec=int(frame["codec"]), raw=int(frame["raw"]), check=frame["check"].tobytes())
         with self._lock:
-            self._held += 0 if number in self._decoded else len(content)
+            self._held += len(content)
             self._decoded[number] = content
             while self._held > _KEPT and len(self._decoded) > 1:
                 self._held -= len(self._decoded.popitem(last=False)[1])
