@@ -22,6 +22,16 @@ static inline uint32_t key_of(uint64_t first, const uint8_t *data)
     return (uint32_t)(mixed >> 32);
 }
 
+/* Whether `key` is among the last `TT_ANCHOR_MEMORY` of `count` keys: a pattern that repeats is not worth saying again. */
+static inline int told_lately(const uint32_t *keys, uint64_t count, uint32_t key)
+{
+    uint64_t first = count > TT_ANCHOR_MEMORY ? count - TT_ANCHOR_MEMORY : 0;
+    for (uint64_t at = first; at < count; at++)
+        if (keys[at] == key)
+            return 1;
+    return 0;
+}
+
 uint64_t tt_anchors(const uint8_t *data, uint64_t length, uint32_t bits, uint32_t *keys, uint32_t *places,
                     uint64_t capacity)
 {
@@ -32,7 +42,7 @@ uint64_t tt_anchors(const uint8_t *data, uint64_t length, uint32_t bits, uint32_
         if ((first + SECOND) * CHOOSE >> (64 - bits))
             continue;
         uint32_t key = key_of(first, data + at);
-        if (count && keys[count - 1] == key)
+        if (told_lately(keys, count, key))
             continue;
         keys[count] = key;
         places[count++] = (uint32_t)at;

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from syncing import make_images, publish_all
+from syncing import BLOCK, make_images, publish_all
 
 from trimtransfer.assembly.payoff import (
     ASSUMED_BANDWIDTH,
@@ -124,8 +124,14 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repository(public_path: Path, rng: np.random.Generator) -> tuple[Path, list[bytes]]:
-    """Two versions, with deltas between them."""
-    images = make_images(rng, versions=2)
+    """Two versions, with deltas between them: many blocks of the first are similar in the second, not equal."""
+    images = make_images(rng, versions=1)
+    image = bytearray(images[0])
+    blocks = np.frombuffer(image, np.uint8, len(image) // BLOCK * BLOCK).reshape(-1, BLOCK)
+    for block in np.flatnonzero(blocks.any(axis=1))[1::3].tolist():
+        image[block * BLOCK + 100] ^= 1
+    del blocks
+    images.append(bytes(image))
     publish_all(public_path / "r", images)
     return public_path, images
 
