@@ -161,6 +161,19 @@ def test_the_shortest_delay_of_ten_minutes() -> None:
     assert base.add(0.2, 700) == 0
 
 
+def test_the_line_is_no_wider_than_what_its_interface_brings() -> None:
+    """Bytes that waited in the sockets' buffers are ours when they are read: more, for a while, than the line carries.
+    Taken for its width they would leave nothing free, and nobody who comes would be seen."""
+    step, line = 0.5, 2e6
+    yielding = Yielding(Totals(0.0, 0, 0))
+    read = 0.0
+    for number in range(1, 40):
+        read += (1.3 if number in {10, 11, 12, 13} else 0.93) * line * step / 1.06
+        rate = yielding.step(Totals(number * step, round(read), round(number * line * step)))
+    assert yielding.capacity == pytest.approx(line / 1.06, rel=0.01)
+    assert rate <= 0.9 * line
+
+
 def test_nothing_is_concluded_from_gaps() -> None:
     yielding = Yielding(Totals(0, 0, 0))
     assert yielding.step(Totals(0.1, 10**9, 10**9)) == yielding.step(Totals(100, 0, 10**12)) == 256 << 10

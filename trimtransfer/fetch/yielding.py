@@ -39,8 +39,11 @@ _SHORT_QUEUE: Final = 0.5
 _OVERHEAD: Final = 1.06
 """Bytes on the wire for a byte of content: TLS, TCP, IP and Ethernet."""
 _NOISE: Final = 16.0 * 1024
-_NOISE_OWN: Final = 0.15
-"""Share of our own rate that is not taken for others': what lies in socket buffers is counted late."""
+_NOISE_OWN: Final = 0.06
+"""Share of our own rate that is not taken for others', as overheads differ: less than ``_HEADROOM``, or whoever fills
+that would not be seen."""
+_NOISE_GROWING: Final = 0.15
+"""The same until the line is known: a rate that grows fills socket buffers, and what lies in them is counted late."""
 _NOISE_LINE: Final = 0.05
 _WINDOW: Final = 4
 """Steps over which throughput is averaged."""
@@ -126,14 +129,16 @@ class Yielding:
         return self.rate
 
     def _decide(self, now: float) -> None:
-        own, others = self._throughput()
-        probes = self._probes(now)
+        own, whole = self._throughput()
+        others = None if whole is None else max(0.0, whole - own)
+        probes = self._probes(now, others or 0.0)
         if len(self._steps) > _WINDOW:
-            self._greatest[-1] = max(self._greatest[-1], own + (others or 0.0))
+            self._greatest[-1] = max(self._greatest[-1], own if whole is None else whole)
         off = self._off_target(others is not None, now)
         if off < _SHORT_QUEUE or (len(self._steps) > _WINDOW and self.rate > _UNUSED * own):
             self._known = self.capacity > 0
-        if others is not None and others <= max(_NOISE, _NOISE_OWN * own, _NOISE_LINE * self.capacity):
+        noise = _NOISE_OWN if self._known else _NOISE_GROWING
+        if others is not None and others <= max(_NOISE, noise * own, _NOISE_LINE * self.capacity):
             others = 0.0
         headroom = _HEADROOM_BESIDE if others else _HEADROOM
         free = max(FLOOR, (1 - headroom) * self.capacity - (others or 0.0))
@@ -153,18 +158,19 @@ class Yielding:
             return 1.0 - self._queue / TARGET
         return 1.0 if sees_others else 0.5
 
-    def _probes(self, now: float) -> bool:
-        """Tell whether this step is one of those that try for more than is known."""
-        if now - self._probed >= _PROBE_EVERY:
+    def _probes(self, now: float, others: float) -> bool:
+        """Tell whether this step is one of those that try for more than is known; not while others want most of it."""
+        if now - self._probed >= _PROBE_EVERY and others <= self.capacity / 2:
             self._probed, self._probing = now, _PROBE_STEPS
             self._greatest.append(0.0)
         self._probing -= 1
         return self._probing >= 0
 
     def _throughput(self) -> tuple[float, float | None]:
-        """Return the bytes per second over the last steps: our own content, and what came for others, if known."""
+        """Return the bytes of content per second over the last steps: our own, and those that the interface brought
+        for all, if known. These cannot be more than the line carries; ours can, out of the sockets' buffers."""
         first, last = self._steps[0], self._steps[-1]
         seconds, own = last.now - first.now, last.own - first.own
         if first.all is None or last.all is None:
             return own / seconds, None
-        return own / seconds, max(0.0, last.all - first.all - _OVERHEAD * own) / seconds
+        return own / seconds, (last.all - first.all) / _OVERHEAD / seconds
