@@ -155,3 +155,23 @@ def mounted_xfs(path: Path, *options: str) -> Iterator[Path]:
     """Mount an XFS image, or skip the test where that cannot be done."""
     with mounted("xfs", path, *options) as place:
         yield place
+
+
+@contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    """Mount a file system in memory that has room for ``size`` (``4m``), or skip the test where that cannot be done."""
+    path.mkdir()
+    command = [program("mount"), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"needs mount: {made.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        run("umount", path)
+
+
+def fill(folder: Path, *, leave: int) -> None:
+    """Fill a file system with a file until only so many bytes are free."""
+    with open(folder / "ballast", "ab") as ballast:
+        ballast.write(bytes(max(0, os.statvfs(folder).f_bavail * 4096 - leave)))

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filesystems
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -719,13 +720,8 @@ def test_outputs_that_are_refused(place: Place) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "stick"
-    path.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", path], capture_output=True, text=True)
-    if made.returncode != 0:
-        pytest.skip(f"needs mount: {made.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with filesystems.small_disk(tmp_path / "stick", "400k") as folder:
+        yield folder
 
 
 def test_a_stick_that_is_too_small_is_refused_before_anything_is_written(place: Place, small_disk: Path) -> None:

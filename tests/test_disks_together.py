@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filesystems
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,13 +20,15 @@ from syncing import BLOCK, Victim, content, leftovers, make_images, put, write_s
 
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.report import Content, SyncReport
+from trimtransfer.assembly.side import SideDirectory
+from trimtransfer.assembly.space import ROOM
 from trimtransfer.assembly.sync import sync
 from trimtransfer.assembly.verify import verify_image
 from trimtransfer.bundlestore import BundleStore
 from trimtransfer.chunk import Kind
 from trimtransfer.cli.repo import repo
 from trimtransfer.cli.sync import medv_sync
-from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
+from trimtransfer.errors import FormatError, IntegrityError, Locked, NoSpace, NotFound, TargetRefused
 from trimtransfer.manifest import DISK, FileRef, Manifest
 from trimtransfer.names import MAX_DISKS, disk_name, manifest_name
 from trimtransfer.repository import publication
@@ -185,6 +188,64 @@ def test_killed_at_any_moment(place: Place, write: str, rnd: random.Random, vict
             assert found[0] != place.versions[1][0] or found[1] == place.versions[1][1]
         assert victim.sync(place.repository, "desk", output=output, write=write).error is None
         assert place.holds(output, 2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system on which both disks fit once, and not much more."""
+    with filesystems.small_disk(tmp_path / "small", "16m") as folder:
+        yield folder
+
+
+@pytest.mark.parametrize("write", ["new", "in-place"])
+def test_room_is_there_for_all_disks_together(place: Place, small_disk: Path, write: str) -> None:
+    """Each disk would fit, and not both: nothing is fetched; with what the error asks for, both are written."""
+    output, options = small_disk / "desk.img", {"write": write}
+    sync(place.repository, "desk", output=output, version="1")
+    filesystems.fill(small_disk, leave=0)
+    with pytest.raises(NoSpace) as alone:
+        sync(place.repository, "desk", output=output, disk_outputs=[place.root / "other.img"], **options)  # type: ignore[arg-type]
+    (small_disk / "ballast").unlink()
+    filesystems.fill(small_disk, leave=(alone.value.needed or 0) + 8192)
+    seen = set[str]()
+    with pytest.raises(NoSpace, match=f"{output}, {second(output)}: .*on another disk") as together:
+        sync(place.repository, "desk", output=output, progress=lambda phase, *_: seen.add(phase), **options)  # type: ignore[arg-type]
+    assert not {"fetch", "reuse"} & seen
+    assert (together.value.needed or 0) > (alone.value.needed or 0) + ROOM
+    assert place.holds(output, 1)
+    warnings = plan(place.repository, "desk", output=output, **options).warnings  # type: ignore[arg-type]
+    assert [str(second(output)) in one for one in warnings] == [True]
+    (small_disk / "ballast").unlink()
+    filesystems.fill(small_disk, leave=(together.value.needed or 0) + 16384)
+    assert plan(place.repository, "desk", output=output, **options).warnings == ()  # type: ignore[arg-type]
+    report = sync(place.repository, "desk", output=output, **options)  # type: ignore[arg-type]
+    assert place.holds(output, 2)
+    assert [one.wrote for one in (report, *report.disks)] == [write, write]
+
+
+def test_each_file_system_is_asked_for_its_disks(place: Place, small_disk: Path) -> None:
+    output = small_disk / "desk.img"
+    sync(place.repository, "desk", output=output, version="1", disk_outputs=[place.root / "other.img"])
+    filesystems.fill(small_disk, leave=500_000)
+    with pytest.raises(NoSpace) as refused:
+        sync(place.repository, "desk", output=output, disk_outputs=[place.root / "other.img"])
+    assert refused.value.path == str(output)
+    (small_disk / "ballast").unlink()
+    filesystems.fill(small_disk, leave=(refused.value.needed or 0) + 8192)
+    sync(place.repository, "desk", output=output, disk_outputs=[place.root / "other.img"])
+    assert output.read_bytes() == place.versions[1][0]
+    assert (place.root / "other.img").read_bytes() == place.versions[1][1]
+
+
+def test_a_disk_in_use_is_found_before_anything_is_fetched(place: Place, small_disk: Path) -> None:
+    """Where room is short all disks are looked at first, each under its lock."""
+    output = small_disk / "desk.img"
+    sync(place.repository, "desk", output=output, version="1")
+    filesystems.fill(small_disk, leave=500_000)
+    side = SideDirectory(second(output))
+    with side.locked(), pytest.raises(Locked, match=r"desk\.disk1\.img"):
+        sync(place.repository, "desk", output=output)
+    assert place.holds(output, 1)
 
 
 def test_disks_come_and_go(place: Place, rng: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ import pytest
 from trimtransfer.assembly.extents import Extents
 from trimtransfer.assembly.holes import hole_bytes
 from trimtransfer.assembly.side import SideDirectory
-from trimtransfer.assembly.space import ROOM, Needs, shortage
+from trimtransfer.assembly.space import ROOM, Claim, Needs, shortage
 from trimtransfer.image import ImageSource
 
 BLOCK = 4096
@@ -55,8 +55,8 @@ def test_extents_of_a_redo_file_can_be_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("instead", [None, Needs(1000, 1000), Needs(1 << 60)])
 def test_the_error_names_what_helps(tmp_path: Path, instead: Needs | None) -> None:
     side = SideDirectory(tmp_path / "disk.img")
-    assert shortage(side, Needs(1)) is None
-    error = shortage(side, Needs(1 << 60, 5), instead=instead)
+    assert shortage([Claim(side, Needs(1))]) is None
+    error = shortage([Claim(side, Needs(1 << 60, 5), instead=instead)])
     assert error is not None
     assert error.needed == (1 << 60) + 5 + ROOM
     assert f"{error.needed:,} bytes needed, {error.free:,} free; free some space" in str(error)

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filesystems
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -425,19 +426,8 @@ def test_every_tenth_call_fails(place: Place, victim: Victim, rnd: random.Random
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 6 MiB, or a skipped test where none can be mounted."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def fill(folder: Path, *, leave: int) -> None:
-    """Fill a file system with a file until only so many bytes are free."""
-    with open(folder / "ballast", "ab") as ballast:
-        ballast.write(bytes(max(0, os.statvfs(folder).f_bavail * 4096 - leave)))
+    with filesystems.small_disk(tmp_path / "small", "6m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("write", ["new", "in-place"])
@@ -447,7 +437,7 @@ def test_a_full_disk_is_foreseen_and_gone_on_after(
     output = small_disk / "disk.img"
     options = {"output": output, "cache": place.folder / "cache", "write": write}
     sync(place.repository, "disk", output=output, cache=place.folder / "cache", version="1")
-    fill(small_disk, leave=ROOM + 50_000)
+    filesystems.fill(small_disk, leave=ROOM + 50_000)
     seen: set[str] = set()
     with pytest.raises(NoSpace, match=r"bytes needed, .* free; free some space.* on another disk \(-o\)") as foreseen:
         sync(place.repository, "disk", progress=lambda phase, *_: seen.add(phase), **options)
@@ -458,19 +448,19 @@ def test_a_full_disk_is_foreseen_and_gone_on_after(
     with monkeypatch.context() as patch:
         for module in ("sync", "space", "ways"):
             patch.setattr(f"trimtransfer.assembly.{module}.free_bytes", lambda path: 1 << 40)
-        fill(small_disk, leave=100_000)
+        filesystems.fill(small_disk, leave=100_000)
         with pytest.raises(NoSpace, match="free some space"):
             sync(place.repository, "disk", **options)
     assert output.read_bytes() == place.images[0]
     (small_disk / "ballast").unlink()
-    fill(small_disk, leave=ROOM + 50_000)
+    filesystems.fill(small_disk, leave=ROOM + 50_000)
     with pytest.raises(NoSpace) as again:  # what is there of it already is not needed again
         sync(place.repository, "disk", **options)
     assert again.value.needed is not None
     assert foreseen.value.needed is not None
     assert again.value.needed <= foreseen.value.needed
     (small_disk / "ballast").unlink()
-    fill(small_disk, leave=again.value.needed + 8192)  # what the error asks for is enough
+    filesystems.fill(small_disk, leave=again.value.needed + 8192)  # what the error asks for is enough
     assert plan(place.repository, "disk", **options).warnings == ()
     sync(place.repository, "disk", **options)
     assert output.read_bytes() == place.images[1]
@@ -479,7 +469,7 @@ def test_a_full_disk_is_foreseen_and_gone_on_after(
 def test_zeros_are_no_reason_to_refuse(place: Place, small_disk: Path) -> None:
     """Regions are much longer than their content; the tables tell."""
     filled = sum(1 for at in range(0, len(place.images[1]), 4096) if any(place.images[1][at : at + 4096])) * 4096
-    fill(small_disk, leave=filled + ROOM + 200_000)
+    filesystems.fill(small_disk, leave=filled + ROOM + 200_000)
     assert filled + 500_000 < len(place.images[1])
     sync(place.repository, "disk", output=small_disk / "disk.img", cache=place.folder / "cache")
     assert (small_disk / "disk.img").read_bytes() == place.images[1]
@@ -488,12 +478,12 @@ def test_zeros_are_no_reason_to_refuse(place: Place, small_disk: Path) -> None:
 def test_the_other_way_is_named_where_it_fits(place: Place, small_disk: Path) -> None:
     options = {"output": small_disk / "disk.img", "cache": place.folder / "cache"}
     sync(place.repository, "disk", version="1", **options)
-    fill(small_disk, leave=ROOM + 20_000)
+    filesystems.fill(small_disk, leave=ROOM + 20_000)
     with pytest.raises(NoSpace) as least:
         sync(place.repository, "disk", write="in-place", **options)
     assert least.value.needed is not None
     (small_disk / "ballast").unlink()
-    fill(small_disk, leave=least.value.needed + 16_384)
+    filesystems.fill(small_disk, leave=least.value.needed + 16_384)
     with pytest.raises(NoSpace, match=r"write in place \(--write in-place\), which needs [0-9,]+, or choose an output"):
         sync(place.repository, "disk", write="new", **options)
     sync(place.repository, "disk", write="in-place", **options)
@@ -513,7 +503,7 @@ def test_an_image_in_place_is_not_begun_where_it_could_not_be_finished(
 
     def progress(phase: str, done: int, total: int) -> None:
         if phase == "verify" and done == total:
-            fill(small_disk, leave=16_384)
+            filesystems.fill(small_disk, leave=16_384)
 
     with pytest.raises(NoSpace, match="bytes needed"):
         sync(place.repository, "sparse", write="in-place", progress=progress, **options)

@@ -34,7 +34,7 @@ from trimtransfer.assembly.request import Request, make_request, newer_installed
 from trimtransfer.assembly.resolve import Nowhere, Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
-from trimtransfer.assembly.space import Needs, copied, shortage
+from trimtransfer.assembly.space import Claim, Needs, copied, shortage
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
@@ -117,13 +117,21 @@ class _Preview:
         self._bytes = self._requests = self._changed = self._bundle_bytes = 0
         self._read_seconds = 0.0
         self._needs, self._done = Needs(), Extents.none()
+        self._claims: list[Claim] = []
+        self._disks: tuple[PlanReport, ...] = ()
         self._search_warnings: tuple[str, ...] = ()
         self._made = Made()
         self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
         self._bundles_before = bundle_stats(store).bytes
 
     def run(self) -> PlanReport:
-        """Read, resolve and add up."""
+        """Read, resolve and add up, for all disks of the version."""
+        report = self._one()
+        warnings = (*report.warnings, *self._room())
+        return replace(report, warnings=warnings, disks=self._disks)
+
+    def _one(self) -> PlanReport:
+        """Do so for one disk, and for those that follow; warnings of room apart."""
         side = self._request.side
         installed = side.believed()
         head = newest(self._store, self._request) if self._request.version is None else None
@@ -139,13 +147,18 @@ class _Preview:
         else:
             with ExitStack() as stack:
                 would_write = self._resolve(manifest, stack)
+        self._claims = [Claim(side, self._needs, would_write == "in-place")]
         report = self._report(manifest, would_write, round_trip)
-        return replace(report, disks=tuple(self._plan_disk(request) for request in self._request.further(manifest)))
+        self._disks = tuple(self._plan_disk(request) for request in self._request.further(manifest))
+        return report
 
     def _plan_disk(self, request: Request) -> PlanReport:
         """Plan a further disk of the version."""
         judge, pace = self._judge.again(), self._pace
-        return _Preview(request, self._store, self._watch, self._bandwidth, self._connections, judge, pace).run()
+        disk = _Preview(request, self._store, self._watch, self._bandwidth, self._connections, judge, pace)
+        report = disk._one()
+        self._claims += disk._claims
+        return report
 
     def _resolve(self, manifest: Manifest, stack: ExitStack) -> str:
         side = self._request.side
@@ -224,11 +237,14 @@ class _Preview:
         directly = old.source.is_device and old.manifest is None
         return Needs() if directly else Needs.of(window, plan.placed, old.source)
 
-    def _warnings(self, would_write: str) -> tuple[str, ...]:
-        error = shortage(self._request.side, self._needs) if self._needs.written else None
+    def _room(self) -> tuple[str, ...]:
+        """Return the warning that all disks together will not fit, if so."""
+        claims = [one for one in self._claims if one.needs.written]
+        error = shortage(claims)
         if error is None:
             return ()
-        less = " (less where the file system can share unchanged blocks)" if would_write == "new" else ""
+        shared = not all(one.in_place for one in claims)
+        less = " (less where the file system can share unchanged blocks)" if shared else ""
         return (f"{error}{less}",)
 
     def _would_write(self, remote: Remote, old: Old | None, right: Mask) -> str:
@@ -270,7 +286,7 @@ class _Preview:
             bandwidth_is=known,
             estimate_seconds=estimate,
             needed_bytes=self._needs.written + self._needs.grown,
-            warnings=(*self._search_warnings, *self._warnings(would_write)),
+            warnings=self._search_warnings,
             seconds=time.monotonic() - self._started,
             made=self._made,
             bundle_bytes=self._bundle_bytes + bundle_stats(self._store).bytes - self._bundles_before,

@@ -10,41 +10,40 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Final
 
 import numpy as np
 
-from trimtransfer.assembly.allocation import layout_for
 from trimtransfer.assembly.assembler import Assembler, Meter, copy_region
 from trimtransfer.assembly.bundles import set_apart, with_bundles
-from trimtransfer.assembly.choice import Choice, choose
+from trimtransfer.assembly.choice import Choice
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.offered import add_host_deltas, deltas_that_pay
+from trimtransfer.assembly.opening import aim, at_work, opened
 from trimtransfer.assembly.partial import PartialFile
 from trimtransfer.assembly.payoff import Judge
 from trimtransfer.assembly.rawfile import free_bytes
-from trimtransfer.assembly.recovery import finish_interrupted, mark_image, record_installed
-from trimtransfer.assembly.refusal import check_output, check_outputs
+from trimtransfer.assembly.recovery import mark_image, record_installed
+from trimtransfer.assembly.refusal import check_outputs
 from trimtransfer.assembly.remote import REMEDY, Remote, conduct_of, offer_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Resolver, Survey
-from trimtransfer.assembly.side import SideDirectory
-from trimtransfer.assembly.sources import Sources, discard_abandoned, discard_unfinished, set_aside
-from trimtransfer.assembly.space import ROOM, check_room
+from trimtransfer.assembly.sources import Sources, discard_unfinished
+from trimtransfer.assembly.space import ROOM
 from trimtransfer.assembly.tablefile import TableFile
+from trimtransfer.assembly.together import FurtherDisk, check_room, network_of
 from trimtransfer.assembly.verify import in_parallel, wrong_regions
-from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption, open_old
-from trimtransfer.assembly.windows import bytes_to_write, comes_from_parent, share_that_stays, untouched, windows
-from trimtransfer.disk.layout import Layout
+from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption
+from trimtransfer.assembly.windows import bytes_to_write, comes_from_parent, untouched, windows
 from trimtransfer.errors import IntegrityError, NoSpace
 from trimtransfer.fetch.manners import Manners
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest
 from trimtransfer.nearstore import bundle_stats
-from trimtransfer.store import Store, space_errors
+from trimtransfer.store import Store
 from trimtransfer.watch import Progress, Watch
 
 _OUTCOME: Final = "stopped; what was done is kept, run the same command again to continue"
@@ -100,7 +99,7 @@ def sync(
     request = make_request(image, output, version, *local)
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch, paused=True)
-    with _at_work(request.side, watch):  # before anything is asked of the network
+    with at_work(request.side, watch):  # before anything is asked of the network
         store = open_store(
             url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add,
             manners=manners, cache=request.cache,
@@ -109,16 +108,6 @@ def sync(
         with closing(store):
             judge = Judge.of(bandwidth, limit_rate, manners, time.time())
             return _Sync(request, store, watch, meter, judge, confirm).run()
-
-
-@contextmanager
-def _at_work(side: SideDirectory, watch: Watch) -> Iterator[None]:
-    """Hold the lock of an output, and finish what a killed run had begun to write."""
-    check_output(side.output)
-    with space_errors(side.output), side.locked():
-        side.clear_temporary()
-        finish_interrupted(side, watch)
-        yield
 
 
 class _Sync:
@@ -132,12 +121,15 @@ class _Sync:
         fetching: Meter,
         judge: Judge,
         confirm: Callable[[], None] | None,
-        further: Sequence[Request] = (),
+        known: FurtherDisk | None = None,
+        further: Sequence[FurtherDisk] = (),
     ) -> None:
         self._judge, self._confirm = judge, confirm
         self._request, self._store, self._side, self._watch = request, store, request.side, watch
-        self._further, self._disks = further, tuple[SyncReport, ...]()
-        self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
+        self._known, self._further, self._disks = known, further, tuple[SyncReport, ...]()
+        self._before = network_of(store)
+        for disk in (*(() if known is None else (known,)), *further):
+            self._before -= disk.network  # was read for these before this run
         self._bundles_before = bundle_stats(store).bytes
         self._fetching, self._reusing = fetching, Meter("reuse", watch)
         self._started = time.monotonic()
@@ -167,18 +159,18 @@ class _Sync:
             )
             content = Content(unchanged=newer.length)
             return self._finished(newer.version, installed.image_digest, newer.length, "nothing", content, 0)
-        manifest = wanted_manifest(self._store, self._request, head)
+        manifest = self._known.manifest if self._known else wanted_manifest(self._store, self._request, head)
         if not manifest.disk:
-            self._further = self._request.further(manifest)
-            check_outputs([self._side.output, *(disk.side.output for disk in self._further)])
+            requests = self._request.further(manifest)
+            check_outputs([self._side.output, *(request.side.output for request in requests)])
+            self._further = [FurtherDisk(request, self._store, self._watch) for request in requests]
         if installed is not None and manifest.image_digest() == installed.image_digest:
             self._make_further()
             if (manifest.disks or manifest.disk) and manifest.digest() != installed.manifest_digest:
                 record_installed(side, manifest, disk_format=self._format)  # all disks are of one version
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
         self._format = self._request.written_format(manifest) or "raw"
-        set_aside(side, manifest.digest())
-        side.write(side.target, manifest.to_bytes())
+        aim(side, manifest)
         if self._confirm is not None:
             self._confirm()
             self._confirm = None
@@ -192,35 +184,21 @@ class _Sync:
 
     def _make(self, manifest: Manifest, tables: TableFile) -> str:
         """Make the output this version, complete and verified; return how it was written."""
-        with ExitStack() as stack:
-            old = open_old(self._side, tables)
-            if old is not None:
-                stack.callback(old.source.close)
-            remote = Remote(self._store, manifest, tables)
-            choice = choose(
-                self._request.write,
-                self._side,
-                manifest,
-                old,
-                self._watch,
-                lambda mask: share_that_stays(remote, old, mask),
-                self._format,
-                None if self._format == "raw" else lambda: self._layout(remote, old),
-            )
-            if choice is None:
+        with opened(self._request, self._store, manifest, tables, self._watch) as disk:
+            if disk.choice is None:
                 self._content = untouched(manifest, np.ones(manifest.region_count, dtype=np.bool_))
                 self._watch.check()
                 self._make_further()
                 mark_image(self._side.output, manifest)
                 return "nothing"
-            stack.callback(choice.way.close)
+            choice, old = disk.choice, disk.old
             self._content = untouched(manifest, choice.in_place)
-            self._check_room(remote, tables, choice, old)
+            check_room(disk, self._further, self._watch)
             todo = self._copy_regions(manifest, choice, old)
             self._changed = len(todo)
             if todo:
                 with Sources(self._side, manifest, tables, self._request.cache, self._watch) as sources:
-                    self._fill(remote, choice, old, todo, sources)
+                    self._fill(disk.remote, choice, old, todo, sources)
             else:
                 choice.way.sync()
             self._make_further()
@@ -229,33 +207,13 @@ class _Sync:
 
     def _make_further(self) -> None:
         """Make the disks that follow this one: they are ready before it takes its place, and take theirs first."""
-        for request in self._further[:1]:
-            with _at_work(request.side, self._watch):
+        for disk in self._further[:1]:
+            with at_work(disk.request.side, self._watch):
                 run = _Sync(
-                    request, self._store, self._watch, self._fetching, self._judge.again(), self._confirm,
-                    self._further[1:],
+                    disk.request, self._store, self._watch, self._fetching, self._judge.again(), self._confirm,
+                    disk, self._further[1:],
                 )  # fmt: skip
                 self._disks = run.run(), *run._disks
-
-    def _layout(self, remote: Remote, old: Old | None) -> Layout:
-        """Return the layout of the container that is written; the tables that it takes are kept."""
-        base = old.image if old is not None and comes_from_parent(remote.manifest, old) else None
-        filled = windows(remote.manifest, np.flatnonzero(~remote.manifest.zero).tolist())
-        tables = base.table_at if base is not None else None
-        return layout_for(remote, filled, tables, self._format, str(self._side.output))
-
-    def _check_room(self, remote: Remote, tables: TableFile, choice: Choice, old: Old | None) -> None:
-        """Raise ``NoSpace`` before anything is fetched if the image will not fit; leftovers kept as a seed go first."""
-        changed = np.flatnonzero(~(choice.in_place | choice.copyable)).tolist()
-        from_parent = comes_from_parent(remote.manifest, old)
-        while True:
-            groups = windows(remote.manifest, changed)
-            try:
-                check_room(remote, tables, self._side, choice, old, groups, from_parent=from_parent, watch=self._watch)
-                return
-            except NoSpace:
-                if not discard_abandoned(self._side):
-                    raise
 
     def _copy_regions(self, manifest: Manifest, choice: Choice, old: Old | None) -> list[int]:
         """Copy regions that stay as they are into a new file, hashing them; return all that are still to be done."""
@@ -341,7 +299,7 @@ class _Sync:
 
     def _check_space(self, needed: int) -> None:
         free = free_bytes(self._side.path)
-        if needed + ROOM > free:
+        if needed + ROOM // 2 > free:  # the other half is for what small files took since room was looked for
             raise NoSpace(str(self._side.output), needed + ROOM, free)
 
     def _up_to_date(self, version: str, digest: bytes, length: int) -> SyncReport:
