@@ -149,6 +149,7 @@ def leftovers(output: Path) -> set[str]:
         "manifest.bin",
         "tables.bin",
         "lock",
+        "disks.json",
     }
 
 

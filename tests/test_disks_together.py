@@ -366,9 +366,9 @@ def test_commands(place: Place, tmp_path: Path) -> None:
     assert code == 0
     assert [path.read_bytes() for path in named] == place.versions[1]
     assert [one["output"] for one in synced["disks"]] == [str(named[1])]  # type: ignore[attr-defined]
-    code, _, messages = run(medv_sync, "verify", named[0])
+    code, verified, _ = run(medv_sync, "verify", named[0])
     assert code == 0
-    assert "c.disk1.img" in messages  # not there; d.img is to be named
+    assert [one["path"] for one in verified["disks"]] == [str(named[1])]  # type: ignore[attr-defined]
     code, shown, _ = run(repo, "show", tmp_path / "other", "pair")
     assert len(shown["disks"]) == 1  # type: ignore[arg-type]
     text = CliRunner().invoke(medv_sync, ["verify", str(named[1])]).stdout
@@ -387,10 +387,61 @@ def test_a_damaged_or_older_second_disk_is_told(place: Place) -> None:
     shutil.copy2(older / "desk.disk1.img", second(output))
     shutil.copytree(older / "desk.disk1.img.medv", second(output).with_name("desk.disk1.img.medv"))
     report = verify_image(output)
-    assert report.disks[0].ok
+    assert report.disks[0].intact
     assert not report.ok  # it is a whole disk, but of version 1
+    done = CliRunner().invoke(medv_sync, ["verify", str(output)])
+    assert done.exit_code == 6
+    assert f"{second(output)} is NOT the disk of that version: it is desk.disk1 1; run the sync again" in done.stdout
     assert sync(place.repository, "desk", output=output).wrote == "nothing"
     assert verify_image(output).ok
+
+
+def test_disks_that_lie_elsewhere_are_found_where_the_sync_put_them(place: Place) -> None:
+    """Verify, plan and the next sync know without being told; a folder of both can be moved."""
+    output, far = place.output(), place.output().parent / "data" / "far.img"
+    far.parent.mkdir()
+    sync(place.repository, "desk", output=output, disk_outputs=[far], version="1")
+    assert [disk.path for disk in verify_image(output).disks] == [str(far)]
+    moved = place.root / "moved"
+    shutil.rmtree(moved, ignore_errors=True)
+    output.parent.rename(moved)
+    output, far = moved / output.name, moved / "data" / "far.img"
+    assert verify_image(output).ok
+    assert plan(place.repository, "desk", output=output).disks[0].output == str(far)
+    report = sync(place.repository, "desk", output=output)
+    assert [disk.output for disk in report.disks] == [str(far)]
+    assert far.read_bytes() == place.versions[1][1]
+    assert not second(output).exists()
+    report = sync(place.repository, "desk", output=output, disk_outputs=[second(output)])  # another place from now on
+    assert [disk.path for disk in verify_image(output).disks] == [str(second(output))]
+
+
+def test_a_missing_disk_is_named_with_what_to_type(place: Place) -> None:
+    output = place.output()
+    sync(place.repository, "desk", output=output)
+    far = place.root / "far.img"
+    second(output).rename(far)
+    done = CliRunner().invoke(medv_sync, ["verify", str(output)])
+    assert done.exit_code == 4
+    assert f"desk.disk1 2 is MISSING: no image that was synced at {second(output)}\n" in done.stdout
+    assert f"medv-sync verify {output} -o PATH_OF_desk.disk1\n" in done.stdout
+    far.with_name("far.img.medv").unlink(missing_ok=True)
+    shutil.move(str(second(output)) + ".medv", str(far) + ".medv")
+    for arguments in ((output, "-o", far), ("-o", output, "-o", far)):
+        code, verified, _ = run(medv_sync, "verify", *arguments)
+        assert (code, verified["ok"], verified["missing"]) == (0, True, [])
+    code, verified, _ = run(medv_sync, "verify", output)
+    assert (code, verified["missing"]) == (4, [{"image": "desk.disk1", "path": str(second(output))}])
+    assert CliRunner().invoke(medv_sync, ["verify"]).exit_code == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "disks": [5, "a\\u0000b"]}'])
+def test_a_record_of_disks_that_cannot_be_read_is_none(place: Place, data: bytes) -> None:
+    output = place.output()
+    sync(place.repository, "desk", output=output, disk_outputs=[place.root / "far.img"])
+    SideDirectory(output).disks.write_bytes(data)
+    assert [one.output for one in SideDirectory(output).further([], 1)] == [second(output)]
+    assert verify_image(output).missing[0].path == str(second(output))
 
 
 @pytest.mark.parametrize("options", [{}, {"bases": ("1",)}, {"bases": ("1",), "deltas": True}])

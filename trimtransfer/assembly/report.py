@@ -219,9 +219,25 @@ class PlanReport:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingDisk:
+    """A further disk of a version that was not found: its name, and the path where it was looked for (empty: nobody
+    recorded where it is)."""
+
+    image: str
+    path: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields as a JSON object."""
+        return {"image": self.image, "path": self.path}
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What a verification found: ``damaged`` are absolute (start, length) of regions with other content; ``disks`` are
-    the version's further disks that were found beside the first, ``elsewhere`` the names of files that were not."""
+    """What a verification found: ``damaged`` are absolute (start, length) of regions with other content.
+
+    ``disks`` are the version's further disks, as far as they were found, ``missing`` the others; ``belongs``: this is
+    the very disk that the version has there, and not one of another version or image.
+    """
 
     image: str
     version: str
@@ -232,13 +248,23 @@ class VerifyReport:
     found_length: int
     seconds: float = 0.0
     disks: tuple[VerifyReport, ...] = ()
-    elsewhere: tuple[str, ...] = ()
+    missing: tuple[MissingDisk, ...] = ()
+    belongs: bool = True
+
+    @property
+    def intact(self) -> bool:
+        """Whether the file is exactly the version that is recorded of it."""
+        return not self.damaged and self.found_length == self.length
+
+    @property
+    def damage(self) -> bool:
+        """Whether anything that was found is other than it should be."""
+        return not self.intact or not all(disk.ok and disk.belongs for disk in self.disks)
 
     @property
     def ok(self) -> bool:
-        """Whether the file is exactly the recorded version, and so are the further disks that were found."""
-        right = not self.damaged and self.found_length == self.length
-        return right and all(disk.ok and disk.version == self.version for disk in self.disks)
+        """Whether the file is exactly the recorded version, and all further disks of it are there and are so, too."""
+        return not self.damage and not self.missing
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -253,7 +279,8 @@ class VerifyReport:
             "damaged": [{"start": start, "length": length} for start, length in self.damaged],
             "seconds": round(self.seconds, 3),
             "disks": [disk.to_dict() for disk in self.disks],
-            "elsewhere": list(self.elsewhere),
+            "missing": [disk.to_dict() for disk in self.missing],
+            "belongs": self.belongs,
         }
 
 

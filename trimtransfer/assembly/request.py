@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtransfer.assembly.refusal import device_behind
-from trimtransfer.assembly.side import SideDirectory, default_path, disk_output
+from trimtransfer.assembly.side import SideDirectory, default_path
 from trimtransfer.assembly.ways import WriteOption
 from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.errors import NotFound
@@ -44,19 +44,16 @@ class Request:
         Raises:
             TargetRefused: it is not known where a disk belongs.
         """
-        return [self._further(manifest, number, file) for number, file in enumerate(manifest.disks, 1)]
+        sides = self.side.further([device_behind(one) for one in self.disk_outputs], len(manifest.disks))
+        pairs = zip(manifest.disks, sides, strict=True)
+        return [self._further(manifest, number, file, side) for number, (file, side) in enumerate(pairs, 1)]
 
-    def _further(self, manifest: Manifest, number: int, file: FileRef) -> Request:
-        named = self.disk_outputs[number - 1 : number]
-        output = device_behind(named[0]) if named else disk_output(self.side.output, number)
-        side = default_path(output)
-        if self.side.path != default_path(self.side.output):
-            side = self.side.path.with_name(f"{self.side.path.name}.disk{number}")
+    def _further(self, manifest: Manifest, number: int, file: FileRef, side: SideDirectory) -> Request:
         return replace(
             self,
             image=disk_name(manifest.image, number),
             version=manifest.version,
-            side=SideDirectory(output, side),
+            side=side,
             disk_outputs=(),
             manifest_digest=file.digest,
         )

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.errors import FormatError, Locked, TargetRefused
 from trimtransfer.localfile import hanging_devices
 from trimtransfer.manifest import Manifest
-from trimtransfer.names import check_name
+from trimtransfer.names import MAX_DISKS, check_name
 from trimtransfer.store import space_errors
 
 SUFFIX: Final = ".medv"
@@ -33,6 +33,8 @@ RACY_NS: Final = 2_000_000_000
 file system's clock would not show."""
 _FORMAT: Final = 1
 _MAX_STATE: Final = 4096
+_MAX_DISKS_FILE: Final = 1 << 20
+"""Bytes: room for the paths of all disks that a version may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class SideDirectory:
         self.output = output
         self.path = path if path is not None else default_path(output)
         self.state = self.path / "state.json"
+        self.disks = self.path / "disks.json"
         self.manifest = self.path / "manifest.bin"
         self.target = self.path / "target.bin"
         self.tables = self.path / "tables.bin"
@@ -153,6 +156,50 @@ class SideDirectory:
         except OSError:
             return None
         return installed if installed is not None and installed.file.believed(found) else None
+
+    def further(self, named: Sequence[Path], count: int) -> list[SideDirectory]:
+        """Return those of the further disks of a version, whose first one's this is.
+
+        Their outputs are the ``named`` ones, then those recorded here, then files beside this one named after it.
+
+        Raises:
+            TargetRefused: it is not known where a disk belongs.
+        """
+        recorded = self._recorded_disks()[len(named) :]
+        known = [*named, *(self.output.parent / one if one else None for one in recorded), *[None] * count]
+        outputs = [one or disk_output(self.output, number) for number, one in enumerate(known[:count], 1)]
+        if self.path == default_path(self.output):
+            return [SideDirectory(output) for output in outputs]
+        beside = [self.path.with_name(f"{self.path.name}.disk{number}") for number in range(1, count + 1)]
+        return [SideDirectory(output, path) for output, path in zip(outputs, beside, strict=True)]
+
+    def record_disks(self, further: Sequence[SideDirectory]) -> None:
+        """Record where the further disks of a version lie, as far as their names do not tell. Hold the lock."""
+        recorded = self._recorded_disks()
+        places = [self._place(one.output, number) for number, one in enumerate(further, 1)]
+        places += recorded[len(places) :]
+        if places == recorded:
+            return
+        data = json.dumps({"format": _FORMAT, "disks": places}, indent=1).encode("ascii") + b"\n"
+        self.write(self.disks, data)
+
+    def _place(self, output: Path, number: int) -> str:
+        """Return what is recorded of a disk's output: nothing for the usual one, so that a folder can be renamed."""
+        with contextlib.suppress(TargetRefused):
+            if output == disk_output(self.output, number):
+                return ""
+        output, folder = output.absolute(), self.output.absolute().parent
+        return str(output.relative_to(folder) if output.is_relative_to(folder) else output)
+
+    def _recorded_disks(self) -> list[str]:
+        """Return what :meth:`record_disks` has recorded; nothing if that cannot be read."""
+        data = _read_small(self.disks, _MAX_DISKS_FILE)
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            fields = json.loads(data or b"")
+            disks = fields["disks"]
+            if fields["format"] == _FORMAT and isinstance(disks, list) and len(disks) < MAX_DISKS:
+                return [one if isinstance(one, str) and "\0" not in one else "" for one in disks]
+        return []
 
     def read_manifest(self, path: Path, digest: bytes | None = None) -> Manifest | None:
         """Return the manifest kept in a file of this directory; None if missing, damaged, or not that of ``digest``."""
@@ -276,13 +323,13 @@ def _holder(descriptor: int) -> str:
     return "another process"
 
 
-def _read_small(path: Path) -> bytes | None:
+def _read_small(path: Path, most: int = _MAX_STATE) -> bytes | None:
     try:
         with open(path, "rb") as file:
-            data = file.read(_MAX_STATE + 1)
+            data = file.read(most + 1)
     except OSError:
         return None
-    return data if len(data) <= _MAX_STATE else None
+    return data if len(data) <= most else None
 
 
 def _number(value: Any) -> int:

@@ -162,7 +162,8 @@ class _Sync:
         manifest = self._known.manifest if self._known else wanted_manifest(self._store, self._request, head)
         if not manifest.disk:
             requests = self._request.further(manifest)
-            check_outputs([self._side.output, *(request.side.output for request in requests)])
+            check_outputs([side.output, *(request.side.output for request in requests)])
+            side.record_disks([request.side for request in requests])
             self._further = [FurtherDisk(request, self._store, self._watch) for request in requests]
         if installed is not None and manifest.image_digest() == installed.image_digest:
             self._make_further()

@@ -11,18 +11,20 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
 from trimtransfer.assembly.plan import Mask, Window
-from trimtransfer.assembly.report import VerifyReport
-from trimtransfer.assembly.side import SideDirectory, disk_output
+from trimtransfer.assembly.report import MissingDisk, VerifyReport
+from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.chunk import DIGEST_SIZE, MAX_CHUNK_SIZE, ZEROS, chunk_digest, region_hasher
 from trimtransfer.disk.source import open_content
-from trimtransfer.errors import FormatError, NotFound, SourceChanged
+from trimtransfer.errors import FormatError, NotFound, SourceChanged, TargetRefused
 from trimtransfer.manifest import Manifest, Region, zero_region_digest
+from trimtransfer.names import disk_name
 from trimtransfer.watch import Progress, Watch
 
 T = TypeVar("T")
@@ -196,11 +198,15 @@ def _is_zero(source: Readable, offset: int, length: int) -> bool:
 
 
 def verify_image(
-    path: str | os.PathLike[str], *, side: str | os.PathLike[str] | None = None, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    disks: Sequence[str | os.PathLike[str]] = (),
+    side: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Compare an image with the manifest in its side directory (``side``: another than the default); all data are read.
 
-    The further disks of the version are compared where they lie beside it under the names that a sync gives them.
+    So are the further disks of the version: the files ``disks``, or where the sync put them.
 
     Raises:
         NotFound: there is no manifest to compare with.
@@ -208,29 +214,51 @@ def verify_image(
         SourceChanged: somebody wrote to the image meanwhile.
         OSError: the image cannot be read.
     """
-    started = time.monotonic()
     directory = SideDirectory(Path(path), Path(side) if side is not None else None)
+    report, manifest = _verify_disk(directory, Watch(progress))
+    found, missing = list[VerifyReport](), list[MissingDisk]()
+    sides = _further(directory, disks, manifest)
+    for number, (file, further) in enumerate(zip(manifest.disks, sides, strict=True), 1):
+        try:
+            disk, own = _verify_disk(further, Watch(progress)) if further is not None else (None, None)
+        except (NotFound, FileNotFoundError):
+            disk = own = None
+        if disk is None or own is None:
+            missing.append(MissingDisk(disk_name(manifest.image, number), str(further.output) if further else ""))
+        else:
+            found.append(replace(disk, belongs=own.digest() == file.digest))
+    return replace(report, disks=tuple(found), missing=tuple(missing))
+
+
+def _further(
+    directory: SideDirectory, named: Sequence[str | os.PathLike[str]], manifest: Manifest
+) -> Sequence[SideDirectory | None]:
+    """Return the side directories of a version's further disks; nothing where nobody recorded where they are."""
+    try:
+        return directory.further([Path(one) for one in named], len(manifest.disks))
+    except TargetRefused:
+        return [None] * len(manifest.disks)
+
+
+def _verify_disk(directory: SideDirectory, watch: Watch) -> tuple[VerifyReport, Manifest]:
+    """Compare one image with what is recorded of it; return its manifest, too."""
+    started = time.monotonic()
     installed = directory.installed()
     manifest = None if installed is None else directory.read_manifest(directory.manifest, installed.manifest_digest)
-    if manifest is None:
-        raise NotFound(f"the record that a sync of {path} leaves", str(directory.manifest))
-    disk_format = installed.disk_format if installed is not None else "raw"
-    with open_content(path, disk_format) as source:
-        wrong = wrong_regions(source, manifest, range(manifest.region_count), Watch(progress))
+    if installed is None or manifest is None:
+        raise NotFound(f"the record that a sync of {directory.output} leaves", str(directory.manifest))
+    with open_content(directory.output, installed.disk_format) as source:
+        wrong = wrong_regions(source, manifest, range(manifest.region_count), watch)
         source.check_unchanged()
         found_length = manifest.length if source.is_device and source.size >= manifest.length else source.size
-    beside = [disk_output(Path(path), number) for number in range(1, len(manifest.disks) + 1)] if not side else []
-    there = [other for other in beside if SideDirectory(other).installed() is not None]
-    damaged = tuple((int(manifest.starts[index]), int(manifest.lengths[index])) for index in wrong)
-    return VerifyReport(
+    report = VerifyReport(
         manifest.image,
         manifest.version,
-        os.fspath(path),
+        str(directory.output),
         manifest.length,
         manifest.image_digest(),
-        damaged,
+        tuple((int(manifest.starts[index]), int(manifest.lengths[index])) for index in wrong),
         found_length,
         time.monotonic() - started,
-        tuple(verify_image(other, progress=progress) for other in there),
-        tuple(str(other) for other in beside if other not in there),
     )
+    return report, manifest

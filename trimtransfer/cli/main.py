@@ -9,7 +9,8 @@ import click
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE
 from trimtransfer.cli.index import index
 from trimtransfer.cli.repo import repo
-from trimtransfer.cli.sync import plan_command, sync_command, verify_command
+from trimtransfer.cli.sync import plan_command, sync_command
+from trimtransfer.cli.verifyimage import verify_image_command
 
 
 @click.group(name="trimtransfer", context_settings=HELP_OPTIONS)
@@ -20,5 +21,5 @@ def main() -> None:
 
 _sync = copy.copy(sync_command)
 _sync.hidden = False  # medv-sync shows it as itself, here it is one command of several
-for command in (_sync, plan_command, verify_command, index, repo):
+for command in (_sync, plan_command, verify_image_command, index, repo):
     main.add_command(command)

@@ -1,8 +1,7 @@
-"""``medv-sync``: sync (the command without a name), plan, verify, index."""
+"""``medv-sync``: sync (the command without a name) and plan."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,16 +21,16 @@ from trimtransfer.cli.manners import (
     take_manners,
 )
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
+from trimtransfer.cli.verifyimage import verify_image_command
 
 if TYPE_CHECKING:
     from trimtransfer.assembly.payoff import Decision
-    from trimtransfer.assembly.report import Content, Made, PlanReport, SyncReport, VerifyReport
+    from trimtransfer.assembly.report import Content, Made, PlanReport, SyncReport
     from trimtransfer.index.host import HostIndex
 
 F = TypeVar("F", bound=Callable[..., Any])
 Report = TypeVar("Report", "SyncReport", "PlanReport")
 
-EXIT_DAMAGED: Final = 6
 _NAMES: Final = {
     "unchanged": "in place already", "seed": "from seeds", "host": "from host files", "fetched": "fetched",
     "zero": "zeros",
@@ -221,25 +220,8 @@ def plan_command(
     output.result(report.to_dict(), "\n".join(map(_plan_text, (report, *report.disks))))
 
 
-@medv_sync.command("verify")
-@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
-@output_options
-def verify_command(output: Output, /, file: str) -> None:
-    """Compare an image, with its further disks, with what was recorded when it was synced. Reads all of it.
-
-    Exit code 6 if it differs; the next sync repairs it.
-    """
-    from trimtransfer.assembly.verify import verify_image
-
-    report = verify_image(file, progress=output.progress)
-    for name in report.elsewhere:
-        output.warn(f"{name} is a disk of the same version and not there; verify it by the name that it has")
-    output.result(report.to_dict(), "\n".join(map(_verify_text, (report, *report.disks))))
-    if not report.ok:
-        sys.exit(EXIT_DAMAGED)
-
-
 medv_sync.add_command(index)
+medv_sync.add_command(verify_image_command)
 
 
 def _with_host_index(
@@ -315,17 +297,6 @@ def decision_text(decision: Decision) -> str:
     saved = f"saves at most {size_text(decision.saves_bytes)}, {decision.saves_seconds:.1f} s on the line"
     what = f"The {decision.what} {done.format('' if decision.used else 'not ')}"
     return f"{what}: {saved}; costs {decision.costs_seconds:.1f} s; {decision.reason}"
-
-
-def _verify_text(report: VerifyReport) -> str:
-    name = f"{report.image} {report.version}"
-    if report.ok:
-        return f"{report.path} is {name}: {size_text(report.length)}, digest {report.digest.hex()}"
-    lines = [f"{report.path} is NOT {name}"]
-    if report.found_length != report.length:
-        lines.append(f"  {report.found_length:,} bytes instead of {report.length:,}")
-    lines += [f"  other content in bytes {start:,} to {start + length:,}" for start, length in report.damaged]
-    return "\n".join(lines)
 
 
 def _bundle_lines(size: int) -> list[str]:
