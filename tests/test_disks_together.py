@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from syncing import BLOCK, Victim, content, leftovers, make_images, put, write_sparse
 
+from trimtransfer.assembly.difference import difference_of
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.report import Content, SyncReport
 from trimtransfer.assembly.side import SideDirectory
@@ -262,6 +263,31 @@ def test_disks_come_and_go(place: Place, rng: np.random.Generator) -> None:
     assert describe(DirectoryStore(place.repository), "desk").disks[1].parent == ""
     stored = [path for path in (place.repository / "packs").rglob("*.bin") if path.is_file()]
     assert sum(path.stat().st_size for path in stored) < 3 * sum(map(len, place.versions[0]))  # what repeats is shared
+
+
+def test_the_difference_is_told_of_each_disk_and_of_the_whole(place: Place) -> None:
+    """Each disk's bytes are those of a client's plan; a disk that the old version has not is new as a whole."""
+    publish_disks(place.root, "3", [*place.versions[0], place.versions[1][1]])
+    for old, new in (("1", "2"), ("2", "3"), ("1", "3")):
+        output = place.output()
+        sync(place.repository, "desk", output=output, version=old)
+        planned = plan(place.repository, "desk", output=output, version=None if new == "3" else new)
+        report = difference_of(DirectoryStore(place.repository), "desk", old, new)
+        reports, plans = (report, *report.disks), (planned, *planned.disks)
+        assert [one.fetched_bytes for one in reports] == [one.fetch_bytes for one in plans]
+        assert [one.image for one in reports] == [one.image for one in plans]
+        whole = report.whole()
+        assert whole.fetched_bytes == sum(one.fetched_bytes for one in reports)
+        assert (whole.disks, whole.length) == (len(plans), sum(one.length for one in plans))
+        assert report.to_dict()["whole"]["fetched_bytes"] == whole.fetched_bytes
+    text = CliRunner().invoke(repo, ["diff", str(place.repository), "--image", "desk", "2", "3"]).stdout
+    assert text.startswith("desk 2 to 3, 3 disks: ")
+    assert "\ndesk.disk1 2 to 3: " in text
+    assert "\ndesk.disk2 3, a disk that was not there before: " in text
+    code, found, _ = run(repo, "diff", place.repository, "--image", "desk", "3", "1")
+    assert code == 0
+    assert [one["image"] for one in found["disks"]] == ["desk.disk1"]  # type: ignore[attr-defined]
+    assert all("--image desk " in one["remedy"] for one in found["advice"] if one["code"] == "no-deltas")  # type: ignore[attr-defined]
 
 
 def test_the_repository_is_sound(place: Place) -> None:

@@ -9,7 +9,7 @@ files in it is an estimate by their lengths.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -32,10 +32,12 @@ from trimtransfer.assembly.updatecost import Curve, UpdateCost, update_cost
 from trimtransfer.filesystem.contents import CLEAN, FileEntry, FileSystem
 from trimtransfer.filesystem.ranges import Ranges, difference, joined, merged, no_ranges, ranges_of
 from trimtransfer.filesystem.volumes import Found, find_file_systems
+from trimtransfer.manifest import Manifest
+from trimtransfer.names import disk_name
 from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.contentkind import HEAD, kind_of_content, kind_of_file
 from trimtransfer.repository.published import PublishedImage
-from trimtransfer.repository.reading import VersionReader
+from trimtransfer.repository.reading import VersionReader, further_disks, read_head, read_manifest
 from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Progress, Watch
 
@@ -50,17 +52,50 @@ def difference_of(
 ) -> DifferenceReport:
     """Return where the bytes of the update from version ``old`` of an image to ``new`` go; the ``top`` of each list.
 
-    Memory: some 200 bytes for each file of the new version, 100 for each chunk that is new.
+    The report is of the first disk; those of further disks are in it. Memory: some 200 bytes for each file of the new
+    version, 100 for each chunk that is new, one disk at a time.
 
     Raises:
         NotFound: no such image or version; FormatError, IntegrityError: the repository is damaged.
     """
     watch = Watch(progress)
-    content = PublishedImage(VersionReader.open(repository, image, new))
+    client = DirectoryStore(repository.path)
+    manifest = _wanted(client, image, new)
+    before = VersionReader.open(repository, image, old)
+    report = _difference_of_disk(image, client, manifest, before, old, top, watch)
+    known: list[VersionReader | None] = [*further_disks(repository, before.manifest)]
+    disks = []
+    for number, file in enumerate(manifest.disks):
+        client = DirectoryStore(repository.path)
+        disk = read_manifest(client, disk_name(image, number + 1), new, digest=file.digest)
+        there = known[number] if number < len(known) else None
+        disks.append(_difference_of_disk(image, client, disk, there, old, top, watch))
+    return replace(report, disks=tuple(disks))
+
+
+def _wanted(store: DirectoryStore, image: str, version: str) -> Manifest:
+    """Read what a client reads first: the head only where it asks for the newest version."""
+    newest = read_head(DirectoryStore(store.path), image).version == version
+    head = read_head(store, image) if newest else None
+    return read_manifest(store, image, version, head=head)
+
+
+def _difference_of_disk(
+    image: str,
+    client: DirectoryStore,
+    manifest: Manifest,
+    before: VersionReader | None,
+    old: str,
+    top: int,
+    watch: Watch,
+) -> DifferenceReport:
+    """Return the difference of one disk; ``client`` is the store that the manifest was read from, and nothing else."""
+    content = PublishedImage(VersionReader(DirectoryStore(client.path), manifest))
     volumes = [_Volume(found) for found in find_file_systems(content.read, content.size)]
     spare = merged(joined(volume.free for volume in volumes))
-    cost = update_cost(repository, image, old, new, spare=spare, watch=watch)
-    return _Difference(content, volumes, cost, watch).report(old, top)
+    cost = update_cost(client, manifest, before, spare=spare, watch=watch)
+    difference = _Difference(image, content, volumes, cost, watch)
+    return difference.report("" if before is None else old, top)
 
 
 class _Volume:
@@ -98,8 +133,10 @@ class _Tally:
 class _Difference:
     """One run of :func:`difference_of`, once it is known what is fetched."""
 
-    def __init__(self, content: PublishedImage, volumes: Sequence[_Volume], cost: UpdateCost, watch: Watch) -> None:
-        self._content, self._volumes, self._cost, self._watch = content, volumes, cost, watch
+    def __init__(
+        self, image: str, content: PublishedImage, volumes: Sequence[_Volume], cost: UpdateCost, watch: Watch
+    ) -> None:
+        self._image, self._content, self._volumes, self._cost, self._watch = image, content, volumes, cost, watch
         pieces = cost.pieces
         starts, lengths = pieces["offset"], pieces["length"]
         columns = (lengths.astype(np.float64), pieces["plain"], pieces["delta"])
@@ -110,7 +147,7 @@ class _Difference:
         """Content of no known file: place, length, kind."""
 
     def report(self, old: str, top: int) -> DifferenceReport:
-        """Tell everything and put it together."""
+        """Tell everything and put it together; ``old`` is empty where that version has no such disk."""
         self._tell_volumes()
         self._tell_outside()
         manifest, cost, tally = self._content.reader.manifest, self._cost, self._tally
@@ -146,8 +183,10 @@ class _Difference:
         if size >= worth_telling(self._cost.plain_bytes + self._cost.delta_bytes):
             text = f"{mib(size)} lie in no known file and look compressed or encrypted"
             yield Advice("packed", text, "publish a file system that is known, and content that is neither", size)
-        if not self._cost.deltas and self._cost.plain_bytes and old != manifest.parent:  # from that one they were tried
-            command = f"medv-repo delta REPO --image {manifest.image} --from {old} --to {manifest.version}"
+        if (
+            old not in ("", manifest.parent) and not self._cost.deltas and self._cost.plain_bytes
+        ):  # from that were tried
+            command = f"medv-repo delta REPO --image {self._image} --from {old} --to {manifest.version}"
             yield Advice(
                 "no-deltas", f"there are no deltas from {old}", f"make some: {command}", self._cost.plain_bytes
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -57,12 +57,29 @@ class VolumeDifference:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """What all ``disks`` of a version come to: bytes as in :class:`DifferenceReport`."""
+
+    disks: int
+    length: int
+    content_bytes: int
+    fetched_bytes: int
+    plain_bytes: int
+    delta_bytes: int
+    gap_bytes: int
+    metadata_bytes: int
+    requests: int
+    changed_files: int
+
+
+@dataclass(frozen=True, slots=True)
 class DifferenceReport:
-    """What a client of version ``old`` fetches for ``new``; sizes in bytes.
+    """What a client of version ``old`` (empty: it has no such disk) fetches for ``new`` of a disk; sizes in bytes.
 
     ``fetched_bytes`` are ``plain_bytes`` (frames), ``delta_bytes`` (units of deltas), ``gap_bytes`` between them and
     ``metadata_bytes``. ``kinds`` add up to ``content_bytes``, and to plain and delta bytes. ``files`` and ``folders``
     (three levels deep) are the largest of ``changed_files``, ``stretches`` the largest of what lies in no known file.
+    The report of a version's first disk has those of the further ``disks``.
     """
 
     image: str
@@ -84,10 +101,17 @@ class DifferenceReport:
     stretches: tuple[Stretch, ...]
     volumes: tuple[VolumeDifference, ...]
     advice: tuple[Advice, ...]
+    disks: tuple[DifferenceReport, ...] = ()
+
+    def whole(self) -> Whole:
+        """Return what this disk and the further ones come to."""
+        reports = (self, *self.disks)
+        names = [one.name for one in fields(Whole) if one.name != "disks"]
+        return Whole(len(reports), *(sum(getattr(report, name) for report in reports) for name in names))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON, those of the version as a whole as ``whole``."""
+        return {**asdict(self), "whole": asdict(self.whole())}
 
 
 def apportion(amounts: NDArray[np.float64], total: int) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from trimtransfer.assembly.windows import windows
 from trimtransfer.filesystem.ranges import Ranges
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.repository.published import PublishedImage
-from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
+from trimtransfer.repository.reading import VersionReader
 from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Watch
 
@@ -77,34 +77,34 @@ class Curve:
 
 
 def update_cost(
-    repository: DirectoryStore, image: str, old: str, new: str, *, spare: Ranges, watch: Watch
+    client: DirectoryStore, manifest: Manifest, old: VersionReader | None, *, spare: Ranges, watch: Watch
 ) -> UpdateCost:
-    """Return what a client with version ``old`` of an image, and nothing else, fetches for ``new``.
+    """Return what a client with the disk ``old``, and nothing else, fetches to have that of ``manifest``.
 
-    Content that lies in several places counts for one that is not in ``spare`` (merged ranges, free space), so what is
-    counted there would not be fetched if that were blank.
+    Without ``old`` it is one that has nothing. ``client`` is the store from which the manifest was read, and nothing
+    else: what crosses the wire is counted there. Content that lies in several places counts for one that is not in
+    ``spare`` (merged ranges, free space), so what is counted there would not be fetched if that were blank.
 
     Raises:
-        NotFound: no such image or version; FormatError, IntegrityError: the repository is damaged.
+        NotFound, FormatError, IntegrityError: the repository is damaged.
         Cancelled: as asked.
     """
-    counted = DirectoryStore(repository.path)  # what a client with the old version's tables asks for, and no more
-    manifest = _wanted(counted, image, new)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medv-diff-")))
         tables = stack.enter_context(TableFile(scratch / "tables.bin"))
-        source = VersionReader.open(repository, image, old)
-        _take_tables(repository, source.manifest, tables, watch)
-        content = PublishedImage(source)
-        there = InstalledImage(content, source.manifest, tables, scratch)
-        return _Costing(counted, manifest, there, content, tables, scratch, spare, watch).run()
+        there = None
+        if old is not None:
+            _take_tables(DirectoryStore(client.path), old.manifest, tables, watch)
+            content = PublishedImage(old)
+            there = _There(content, InstalledImage(content, old.manifest, tables, scratch))
+        return _Costing(client, manifest, there, tables, scratch, spare, watch).run()
 
 
-def _wanted(store: DirectoryStore, image: str, version: str) -> Manifest:
-    """Read what a client reads first: the head only where it asks for the newest version."""
-    newest = read_head(DirectoryStore(store.path), image).version == version
-    head = read_head(store, image) if newest else None
-    return read_manifest(store, image, version, head=head)
+class _There(NamedTuple):
+    """What the client has: the old disk's content, which is read from the repository, and what is known of it."""
+
+    content: PublishedImage
+    image: InstalledImage
 
 
 def _take_tables(store: DirectoryStore, manifest: Manifest, tables: TableFile, watch: Watch) -> None:
@@ -123,14 +123,13 @@ class _Costing:
         self,
         store: DirectoryStore,
         manifest: Manifest,
-        there: InstalledImage,
-        content: PublishedImage,
+        there: _There | None,
         tables: TableFile,
         scratch: Path,
         spare: Ranges,
         watch: Watch,
     ) -> None:
-        self._store, self._manifest, self._there, self._old, self._watch = store, manifest, there, content, watch
+        self._store, self._manifest, self._there, self._watch = store, manifest, there, watch
         self._remote = Remote(store, manifest, tables)
         self._scratch = scratch
         self._spare = Curve(spare[:, 0], spare[:, 1], spare[:, 1].astype(np.float64))
@@ -138,16 +137,16 @@ class _Costing:
         self._plain = self._delta = self._gaps = self._requests = 0
 
     def run(self) -> UpdateCost:
-        manifest, old = self._manifest, self._there.manifest
-        same = manifest.image_digest() == old.image_digest()
-        todo = [] if same else np.flatnonzero(~(same_regions(manifest, old) | manifest.zero)).tolist()
-        deltas = open_deltas(self._remote, self._there) if todo else None
+        manifest, there = self._manifest, self._there.image if self._there else None
+        todo = self._changed_regions()
+        deltas = open_deltas(self._remote, there) if todo and there is not None else None
+        parent = None if there is None else (there.manifest.image, there.manifest.version)
         resolver = Resolver(
             self._remote,
-            [self._there] if manifest.kind == old.kind else [],
+            [there] if there is not None and there.manifest.kind == manifest.kind else [],
             WrittenIndex(self._scratch, kind=int(manifest.kind)),
             Nowhere(),
-            from_parent=(old.image, old.version) == (manifest.image, manifest.parent),
+            from_parent=parent == (manifest.image, manifest.parent),
             deltas=deltas,
         )
         done, total = 0, int(manifest.lengths[todo].sum())
@@ -171,8 +170,19 @@ class _Costing:
             deltas is not None,
         )
 
+    def _changed_regions(self) -> list[int]:
+        """Return the regions that are not there as they are, and not zero."""
+        manifest, there = self._manifest, self._there.image if self._there else None
+        if there is None:
+            return np.flatnonzero(~manifest.zero).tolist()
+        if manifest.image_digest() == there.manifest.image_digest():
+            return []
+        return np.flatnonzero(~(same_regions(manifest, there.manifest) | manifest.zero)).tolist()
+
     def _standing(self, window: Window, regions: Sequence[Region]) -> Mask:
-        return standing_in(self._there, self._old, window, regions)
+        if self._there is None:
+            return window.zero.copy()
+        return standing_in(self._there.image, self._there.content, window, regions)
 
     def _add(self, plan: WindowPlan, fetch: FetchPlan, name: str) -> None:
         """Count a plan's requests, and share what its frames take out among the chunks that they are fetched for."""

@@ -11,7 +11,7 @@ from trimtransfer.cli.arguments import name_of
 from trimtransfer.cli.output import Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
-    from trimtransfer.assembly.differencereport import DifferenceReport, Part
+    from trimtransfer.assembly.differencereport import DifferenceReport, Part, Whole
 
 _TOP: Final = 20
 
@@ -28,8 +28,9 @@ _TOP: Final = 20
 def diff(output: Output, /, repository: str, image: str, old: str, new: str, top: int) -> None:
     """Show where the bytes of an update go: what a client with version V1 of an image fetches for V2, and for what.
 
-    By kind of content, file, folder and volume. The files are those of clean file systems (ext2/3/4, NTFS, FAT, XFS);
-    elsewhere content is told by its place and by what it looks like. Free space holds the remains of deleted files.
+    By kind of content, file, folder and volume; of a version of several disks for each disk, after the whole. The files
+    are those of clean file systems (ext2/3/4, NTFS, FAT, XFS); elsewhere content is told by its place and by what it
+    looks like. Free space holds the remains of deleted files.
 
     "new" is content that V1 has nowhere, "fetched" what the frames and deltas with it take. The total is what
     `medv-sync plan` says for a client that has V1 and nothing else. Files share frames, so what one of them takes is
@@ -51,14 +52,25 @@ def diff(output: Output, /, repository: str, image: str, old: str, new: str, top
 
 
 def _lines(report: DifferenceReport) -> Iterator[str]:
+    if report.disks:
+        yield _headline(report, report.whole(), f", {report.whole().disks} disks")
+    for disk in (report, *report.disks):
+        yield from _disk_lines(disk)
+
+
+def _headline(report: DifferenceReport, sums: DifferenceReport | Whole, more: str = "") -> str:
+    if not sums.content_bytes:
+        return f"{report.image} {report.new}{more} has nothing new for a client with {report.old}"
+    update = f"{report.old} to {report.new}" if report.old else f"{report.new}, a disk that was not there before"
+    made = f", {size_text(sums.delta_bytes)} of it deltas" if sums.delta_bytes else ""
+    new = f"{size_text(sums.content_bytes)} of {size_text(sums.length)} are new"
+    return f"{report.image} {update}{more}: {new}, {size_text(sums.fetched_bytes)} to fetch{made}"
+
+
+def _disk_lines(report: DifferenceReport) -> Iterator[str]:
+    yield _headline(report, report)
     if not report.content_bytes:
-        yield f"{report.image} {report.new} has nothing new for a client with {report.old}"
         return
-    made = f", {size_text(report.delta_bytes)} of it deltas" if report.deltas else ""
-    yield (
-        f"{report.image} {report.old} to {report.new}: {size_text(report.content_bytes)} of "
-        f"{size_text(report.length)} are new, {size_text(report.fetched_bytes)} to fetch{made}"
-    )
     yield from _table("By kind", report.kinds)
     overhead = report.gap_bytes + report.metadata_bytes
     yield f"  {'':>10} {size_text(overhead):>10}  metadata, and gaps within requests"
