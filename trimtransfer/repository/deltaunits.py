@@ -19,9 +19,9 @@ from trimtransfer.repository.inside import Inside, Insides
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.places import ChunkReader, Places
 from trimtransfer.repository.reading import VersionReader
-from trimtransfer.repository.similar import Similar
+from trimtransfer.repository.similar import Similar, VersionContent
 from trimtransfer.repository.starts import new_starts
-from trimtransfer.repository.streams import Streams
+from trimtransfer.repository.streams import Streams, Whole
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 
@@ -84,16 +84,11 @@ class NewContent:
 
     def _insides(self, similar: Similar, stack: ExitStack) -> Insides | None:
         """Return what of the new chunks lies in deflate streams; None if nothing does."""
-        starts = new_starts(self._target.reader, self._records, workers=self._workers, watch=self._watch)
-        targets = Streams(ImageBytes(self._target), starts, self._directory, watch=self._watch)
-        stack.callback(targets.close)
-        if not len(targets):
-            return None
-        bases = Streams(ImageBytes(self._base), similar.starts.tolist(), self._directory, watch=self._watch)
-        stack.callback(bases.close)
-        insides = Insides(targets, bases, self._base, similar, self._directory)
-        stack.callback(insides.close)
-        return insides
+        starts = new_starts(
+            VersionContent(self._target.reader), self._records, workers=self._workers, watch=self._watch
+        )
+        image = ImageBytes(self._target)
+        return open_insides(image, starts, self._base, similar, self._directory, stack, watch=self._watch)
 
     def _tables(self, regions: Sequence[int]) -> Iterator[tuple[int, Table]]:
         for index in regions:
@@ -142,6 +137,32 @@ class NewContent:
             run["region"] = index
             runs.append(run)
         return np.concatenate(runs), buffer[:at]
+
+
+def open_insides(
+    image: Whole,
+    starts: Sequence[int],
+    base: ChunkReader,
+    similar: Similar,
+    directory: Path,
+    stack: ExitStack,
+    *,
+    watch: Watch,
+) -> Insides | None:
+    """Return what of an image lies in compressed streams that may begin at ``starts``; None if nothing does.
+
+    Until the stack ends: its temporary files are in ``directory``. Raises:
+        FormatError, IntegrityError, NotFound: the repository is damaged.
+    """
+    targets = Streams(image, starts, directory, watch=watch)
+    stack.callback(targets.close)
+    if not len(targets):
+        return None
+    bases = Streams(ImageBytes(base), similar.starts.tolist(), directory, watch=watch)
+    stack.callback(bases.close)
+    insides = Insides(targets, bases, base, similar, directory)
+    stack.callback(insides.close)
+    return insides
 
 
 def changed_regions(target: Manifest, base: Manifest) -> list[int]:

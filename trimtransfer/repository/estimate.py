@@ -33,7 +33,7 @@ from trimtransfer.names import check_name
 from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.again import Deduped, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
-from trimtransfer.repository.deltaestimate import DeltaEstimate, estimate_deltas
+from trimtransfer.repository.deltaestimate import DeltaEstimate, Draft, estimate_deltas
 from trimtransfer.repository.hazards import compare, examine, shared_content
 from trimtransfer.repository.inventory import IN_PARENT, NOWHERE, Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
@@ -271,11 +271,12 @@ class _Estimation:
         if self._parent.manifest.kind != found.kind:
             return None
         try:
+            draft = Draft(self._source, found.starts, found.zero, lambda index: self._table(found, index))
             return estimate_deltas(
-                self._source,
+                draft,
                 self._parent,
                 inventory,
-                self._missing(found, inventory),
+                inventory.missing_regions().tolist(),
                 self._scratch,
                 new_bytes=deduped.new_bytes,
                 level=self._level,

@@ -115,6 +115,10 @@ class Insides:
             inside[row] += float(high - low)
         return np.maximum(lengths, (inside / _SHRUNK).astype(np.int64))
 
+    def touches(self, start: int, table: Table, records: NDArray[np.int64]) -> bool:
+        """Tell whether any of these records of a region at ``start`` lies in a stream."""
+        return any(True for _ in self._pieces(start, table, records))
+
     def find(self, start: int, table: Table, records: NDArray[np.int64], target: Bytes) -> Inside | None:
         """Return how chunks of a region at ``start``, together ``target``, are unwrapped; None if they cannot be.
 

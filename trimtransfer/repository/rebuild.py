@@ -51,13 +51,13 @@ def parts(reader: VersionReader, index: int, table: Table) -> Iterator[tuple[int
         FormatError, IntegrityError, NotFound: something that is needed for it is damaged or missing.
     """
     places = Places(table, reader.locations(index))
-    for first, last in _windows(table):
+    for first, last in windows(table):
         size = int(table.lengths[first:last].sum(dtype=np.int64))
         zeros = last == first + 1 and bool(table.zero[first])  # it may be as long as the region
         yield first, last, None if zeros else _content(reader, table, places, first, last, size)
 
 
-def _windows(table: Table) -> Iterator[tuple[int, int]]:
+def windows(table: Table) -> Iterator[tuple[int, int]]:
     """Yield (first, end) of neighbouring records of at most ``_WINDOW`` bytes together; a longer one stands alone."""
     ends = table.offsets + table.lengths
     first = 0

@@ -57,16 +57,19 @@ class Content(Protocol):
         ...
 
 
-class _Version:
+class VersionContent:
     """The content of a version."""
 
     def __init__(self, reader: VersionReader) -> None:
         self._reader, self.table = reader, reader.table
+        self.starts, self.zero = reader.manifest.starts, reader.manifest.zero
 
     def size(self, index: int) -> int:
+        """Return the bytes of a region."""
         return int(self._reader.manifest.lengths[index])
 
     def parts(self, index: int, table: Table) -> Iterator[tuple[int, int, bytearray | None]]:
+        """Yield its content."""
         return parts(self._reader, index, table)
 
 
@@ -156,7 +159,7 @@ class Similar(Anchored):
         Raises:
             FormatError, IntegrityError, NotFound: the repository is damaged.
         """
-        self._content: Content = _Version(reader) if isinstance(reader, VersionReader) else reader
+        self._content: Content = VersionContent(reader) if isinstance(reader, VersionReader) else reader
         self._places = reader.manifest.starts if isinstance(reader, VersionReader) else None
         total = sum(self._content.size(index) for index in regions)
         super().__init__(directory, total=total)

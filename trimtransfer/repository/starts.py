@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.repository.reading import VersionReader
-from trimtransfer.repository.rebuild import parts
+from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 from trimtransfer.wrapped import gzip_starts
 
 Records: TypeAlias = NDArray[np.int64]
 
 
-def new_starts(reader: VersionReader, new: Mapping[int, Records], *, workers: int, watch: Watch) -> list[int]:
+class ImageContent(Protocol):
+    """An image, published or not: where its regions start, which of them are all ``zero``, their tables and content."""
+
+    starts: NDArray[np.int64]
+    zero: NDArray[np.bool_]
+
+    def table(self, index: int) -> Table:
+        """Return the table of a region."""
+        ...
+
+    def parts(self, index: int, table: Table) -> Iterator[tuple[int, int, bytearray | None]]:
+        """Yield its content as :func:`trimtransfer.repository.rebuild.parts` does."""
+        ...
+
+
+def new_starts(image: ImageContent, new: Mapping[int, Records], *, workers: int, watch: Watch) -> list[int]:
     """Return places in the image, ascending, where gzip members may begin that have some of the ``new`` records, by
     region: those in them, and those in front of them, as far as no file ends between.
 
@@ -26,21 +40,20 @@ def new_starts(reader: VersionReader, new: Mapping[int, Records], *, workers: in
     Raises:
         FormatError, IntegrityError, NotFound: the repository is damaged.
     """
-    zero = reader.manifest.zero
-    before = {index - 1 for index in new if index and not zero[index - 1]}
+    before = {index - 1 for index in new if index and not image.zero[index - 1]}
 
     def look(index: int) -> list[int]:
         watch.check()
-        return _starts(reader, index, new.get(index, np.zeros(0, dtype=np.int64)), goes_on=index + 1 in new)
+        return _starts(image, index, new.get(index, np.zeros(0, dtype=np.int64)), goes_on=index + 1 in new)
 
     with ThreadPoolExecutor(workers, "starts") as pool:
         return [start for found in pool.map(look, sorted(before | set(new))) for start in found]
 
 
-def _starts(reader: VersionReader, index: int, new: Records, *, goes_on: bool) -> list[int]:
+def _starts(image: ImageContent, index: int, new: Records, *, goes_on: bool) -> list[int]:
     """Return the places in one region; ``goes_on``: what reaches its end counts, too."""
-    table, found, ends = reader.table(index), [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for first, last, content in parts(reader, index, table):
+    table, found, ends = image.table(index), [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for first, last, content in image.parts(index, table):
         if content is None:
             ends.append(np.array([first]))
             continue
@@ -51,7 +64,7 @@ def _starts(reader: VersionReader, index: int, new: Records, *, goes_on: bool) -
     following = np.append(new, len(table))[np.searchsorted(new, record)]
     border = borders[np.searchsorted(borders, record)]
     use = (following <= border) & ((following < len(table)) | goes_on)
-    places: list[int] = (starts[use] + int(reader.manifest.starts[index])).tolist()
+    places: list[int] = (starts[use] + int(image.starts[index])).tolist()
     return places
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from trimtransfer import native
 from trimtransfer.errors import FormatError
 from trimtransfer.filesystem.volumes import find_file_systems
 from trimtransfer.native import Ended
-from trimtransfer.repository.imagebytes import ImageBytes
 from trimtransfer.spill import Flat
 from trimtransfer.watch import Watch
 from trimtransfer.wrapped import gzip_content
@@ -73,10 +72,23 @@ class Stream:
         return _places(self.extents, low, high)
 
 
+class Whole(Protocol):
+    """An image, published or not, that can be read anywhere."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes from ``offset`` on, fewer at the end."""
+        ...
+
+
 class Streams:
     """The streams of a version that begin at some places of its image. Memory: 24 bytes a block, and 40 MiB."""
 
-    def __init__(self, image: ImageBytes, starts: Iterable[int], directory: Path, *, watch: Watch) -> None:
+    def __init__(self, image: Whole, starts: Iterable[int], directory: Path, *, watch: Watch) -> None:
         """Decode them; ``starts`` ascend, ``directory`` takes a temporary file.
 
         Raises:
@@ -184,7 +196,7 @@ class Streams:
 class _Fragments:
     """The extents of an image's files that lie in several places."""
 
-    def __init__(self, image: ImageBytes) -> None:
+    def __init__(self, image: Whole) -> None:
         files, count = list[NDArray[np.int64]](), 0
         for extents in _files(image):
             if len(extents) > 1 and count + len(extents) <= _MOST_EXTENTS:
@@ -205,7 +217,7 @@ class _Fragments:
         return _behind(self._files[int(self._owner[at])], offset)
 
 
-def _files(image: ImageBytes) -> Iterator[NDArray[np.int64]]:
+def _files(image: Whole) -> Iterator[NDArray[np.int64]]:
     """Yield the extents of all files of an image, as far as its file systems can be read."""
     for found in find_file_systems(image.read, image.size):
         if found.file_system is None:
