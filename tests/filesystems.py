@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -172,6 +172,7 @@ def small_disk(path: Path, size: str) -> Iterator[Path]:
 
 
 def fill(folder: Path, *, leave: int) -> None:
-    """Fill a file system with a file until only so many bytes are free."""
-    with open(folder / "ballast", "ab") as ballast:
-        ballast.write(bytes(max(0, os.statvfs(folder).f_bavail * 4096 - leave)))
+    """Fill a file system with a file until only about so many bytes are free."""
+    found = os.statvfs(folder)
+    with open(folder / "ballast", "ab", buffering=0) as ballast, suppress(OSError):  # full, before it was said to be
+        ballast.write(bytes(max(0, found.f_bavail * found.f_frsize - leave)))

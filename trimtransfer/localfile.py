@@ -246,3 +246,16 @@ def hanging_mounts() -> dict[bytes, int]:
 def hanging_devices() -> frozenset[int]:
     """Return the device numbers of :func:`hanging_mounts`."""
     return frozenset(hanging_mounts().values())
+
+
+def file_system_of(path: str | os.PathLike[str]) -> str:
+    """Return the kind of file system that a path lies on, as the system names it (``ext4``, ``vfat``, ``fuseblk``);
+    empty where it does not tell (proc(5), mountinfo)."""
+    with suppress(OSError, ValueError, IndexError):
+        device = os.stat(path).st_dev
+        name = f"{os.major(device)}:{os.minor(device)}".encode()
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            fields, _, rest = line.partition(b" - ")
+            if fields.split()[2] == name:
+                return rest.split()[0].split(b".")[0].decode("ascii", "replace")
+    return ""

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from trimtransfer.assembly.holes import keeps_holes
 from trimtransfer.assembly.journal import Base
 from trimtransfer.assembly.plan import Mask
 from trimtransfer.assembly.rawfile import free_bytes
@@ -93,6 +94,8 @@ def _choose(
         return _new_file(side, manifest, None, np.zeros(manifest.region_count, dtype=np.bool_), watch)
     if old.source.is_device:
         return _device(write, side, manifest, old, watch)
+    if not keeps_holes(side.path):
+        return _without_holes(write, side, manifest, old, watch)
     pending = pending_way(side, manifest) if write == "auto" else None
     if write != "in-place" and pending != "in-place" and can_clone(side, old):
         known = same_regions(manifest, old.manifest) if old.manifest is not None else np.zeros_like(manifest.zero)
@@ -105,6 +108,22 @@ def _choose(
         return _new_file(side, manifest, old, right, watch)
     side.remove(side.partial, side.journal)
     return Choice(InPlace(side, manifest, old), right, np.zeros_like(right))
+
+
+def _without_holes(
+    write: WriteOption, side: SideDirectory, manifest: Manifest, old: Old, watch: Watch
+) -> Choice | None:
+    """On FAT and exFAT there is no journal and no lasting number of a file, so what was begun in place could not be
+    finished after a power cut: it is always a new file."""
+    if write == "in-place":
+        raise TargetRefused(
+            str(side.output), "cannot be written in place safely on FAT and exFAT; leave --write in-place away"
+        )
+    right = right_in_old(manifest, old, watch)
+    if right.all() and old.source.size == manifest.length:
+        old.check_unchanged()
+        return None
+    return _new_file(side, manifest, old, right, watch)
 
 
 def _convert(

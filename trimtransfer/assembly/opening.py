@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from trimtransfer.assembly.refusal import check_output
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.assembly.request import Request
 from trimtransfer.assembly.side import SideDirectory
-from trimtransfer.assembly.sources import set_aside
+from trimtransfer.assembly.sources import discard_abandoned, set_aside
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Old, open_old
 from trimtransfer.assembly.windows import comes_from_parent, share_that_stays, windows
 from trimtransfer.disk.layout import Layout
+from trimtransfer.errors import NoSpace
 from trimtransfer.manifest import Manifest
 from trimtransfer.store import Store, space_errors
 from trimtransfer.watch import Watch
@@ -62,6 +64,7 @@ def opened(request: Request, store: Store, manifest: Manifest, tables: TableFile
 
     Raises:
         TargetRefused: the output cannot be written as asked.
+        NoSpace: on a file system without holes, which gives a file all its room at once.
         FetchError, FormatError, IntegrityError: from reading tables, where these decide.
     """
     side, disk_format = request.side, request.written_format(manifest) or "raw"
@@ -70,7 +73,8 @@ def opened(request: Request, store: Store, manifest: Manifest, tables: TableFile
         if old is not None:
             stack.callback(old.source.close)
         remote = Remote(store, manifest, tables)
-        choice = choose(
+        choose_way = partial(
+            choose,
             request.write,
             side,
             manifest,
@@ -80,6 +84,12 @@ def opened(request: Request, store: Store, manifest: Manifest, tables: TableFile
             disk_format,
             None if disk_format == "raw" else lambda: _layout(remote, old, disk_format, side),
         )
+        try:
+            choice = choose_way()
+        except NoSpace:
+            if not discard_abandoned(side):
+                raise
+            choice = choose_way()
         if choice is not None:
             stack.callback(choice.way.close)
         yield Opened(side, remote, tables, old, choice)

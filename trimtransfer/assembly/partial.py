@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.assembly.container import ContainerFile, marked_format
 from trimtransfer.assembly.extents import Extents
+from trimtransfer.assembly.holes import keeps_holes
 from trimtransfer.assembly.journal import Base, Journal, JournalKey, load_journal
 from trimtransfer.assembly.rawfile import Piece, RawFile, clone
 from trimtransfer.disk.layout import Layout
@@ -66,11 +67,14 @@ class Batches:
 class PartialFile:
     """The half-written file: takes verified bytes, remembers what it has. Methods may be called from several threads.
 
-    ``base`` says what lies where nothing was written, ``done`` what an earlier run had written.
+    ``base`` says what lies where nothing was written, ``done`` what an earlier run had written. ``allocated``: the file
+    has its room on the disk already, as on file systems without holes.
     """
 
-    def __init__(self, file: RawFile, journal: Journal, base: Base, done: Extents, *, wrote: str) -> None:
-        self.file, self.base, self.done, self.wrote = file, base, done, wrote
+    def __init__(
+        self, file: RawFile, journal: Journal, base: Base, done: Extents, *, wrote: str, allocated: bool = False
+    ) -> None:
+        self.file, self.base, self.done, self.wrote, self.allocated = file, base, done, wrote, allocated
         self._journal = journal
         self._batches = Batches(self.sync)
         self._sparse = base is Base.ZEROS
@@ -130,6 +134,9 @@ def open_partial(
     ``key.base`` is the base of a new one; it is a clone of the file ``old`` if one is given (``OSError`` where the file
     system cannot do that). A file whose journal is lost, or belongs to another target, is
     taken with base ``UNKNOWN``: its content is looked at, not believed. With a ``layout`` it is a container.
+
+    Raises:
+        NoSpace: the file system has no holes, and no room for all of it. TargetRefused: it takes no file so long.
     """
     fresh = not path.exists()
     file = RawFile(path, create=True) if layout is None else ContainerFile(path, layout)
@@ -144,10 +151,13 @@ def open_partial(
                 raise OSError(errno.ENOTSUP, "the file system cannot clone files", str(old))
         else:
             base, done = Base.UNKNOWN, Extents.none()
+        allocated = not keeps_holes(path.parent)
+        if allocated:
+            file.check_allocation(key.length if layout is None else layout.file_size)
         file.resize(key.length)
         file.sync()
         opened = Journal.create(journal, replace(key, base=base), done=done)
-        return PartialFile(file, opened, base, done, wrote="new")
+        return PartialFile(file, opened, base, done, wrote="new", allocated=allocated)
     except BaseException:
         file.close()
         if fresh:

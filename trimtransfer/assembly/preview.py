@@ -21,6 +21,7 @@ from trimtransfer.assembly.assembler import Meter
 from trimtransfer.assembly.bundles import saved, set_apart, with_bundles
 from trimtransfer.assembly.choice import expected_share, prefers_new, right_in_old
 from trimtransfer.assembly.extents import Extents
+from trimtransfer.assembly.holes import keeps_holes
 from trimtransfer.assembly.installed import WrittenIndex
 from trimtransfer.assembly.journal import load_journal
 from trimtransfer.assembly.offered import add_host_deltas, deltas_that_pay
@@ -147,10 +148,18 @@ class _Preview:
         else:
             with ExitStack() as stack:
                 would_write = self._resolve(manifest, stack)
-        self._claims = [Claim(side, self._needs, would_write == "in-place")]
+        self._claims = [self._claim(manifest, would_write)]
         report = self._report(manifest, would_write, round_trip)
         self._disks = tuple(self._plan_disk(request) for request in self._request.further(manifest))
         return report
+
+    def _claim(self, manifest: Manifest, would_write: str) -> Claim:
+        """Return what the disk needs; a file that cannot have holes all of its length."""
+        side, needs = self._request.side, self._needs
+        if would_write == "new" and not keeps_holes(side.output.absolute().parent, probe=False):
+            there = side.partial.stat().st_size if side.partial.exists() else 0
+            needs = Needs(max(0, manifest.length - there) + needs.written // 64)
+        return Claim(side, needs, would_write == "in-place")
 
     def _plan_disk(self, request: Request) -> PlanReport:
         """Plan a further disk of the version."""
@@ -252,6 +261,8 @@ class _Preview:
             return "new"
         if old.source.is_device or self._request.write == "in-place":
             return "in-place"
+        if not keeps_holes(self._request.side.output.absolute().parent, probe=False):
+            return "new"
         share = expected_share(remote.manifest, right, lambda mask: share_that_stays(remote, old, mask))
         return "new" if self._request.write == "new" or prefers_new(share) else "in-place"
 

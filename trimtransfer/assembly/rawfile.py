@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from trimtransfer.errors import NoSpace, TargetRefused
 from trimtransfer.localfile import size_of
 from trimtransfer.store import space_errors
 
@@ -25,6 +26,10 @@ _BLOCK: Final = 4096
 _MOST_BUFFERS: Final = 512  # of one pwritev; Linux takes 1024
 
 
+_LONG: Final = (
+    "FAT32 takes less than 4 GiB. Choose an output on another disk (-o), or a format that leaves zeros out "
+    "(--format qcow2)"
+)
 Piece: TypeAlias = tuple[int, memoryview]
 """Offset and bytes."""
 
@@ -132,10 +137,26 @@ class RawFile:
         return True
 
     def resize(self, length: int) -> None:
-        """Set a file's length; a device keeps its own."""
-        if not self.is_device:
+        """Set a file's length; a device keeps its own. ``TargetRefused`` where no file can be that long."""
+        if self.is_device:
+            return
+        try:
             with space_errors(self.path):
                 os.ftruncate(self.descriptor, length)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise TargetRefused(
+                str(self.path), f"its file system takes no file of {length:,} bytes; {_LONG}"
+            ) from error
+
+    def check_allocation(self, length: int) -> None:
+        """Raise ``NoSpace`` where a file of this length, all of it allocated, will not fit."""
+        found = os.fstat(self.descriptor)
+        needed, free = length - min(found.st_blocks * 512, found.st_size), free_bytes(self.path.parent)
+        if needed > free:
+            remedy = "free some space, choose an output on another disk (-o), or one that can leave zeros out"
+            raise NoSpace(str(self.path), needed, free, f"{remedy} (--format qcow2)")
 
     def sync(self) -> None:
         """Bring everything written to the disk."""

@@ -6,6 +6,7 @@ rest is deleted. A kill in between leaves a state that is not believed, and the 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -36,7 +37,11 @@ def mark_image(path: Path, manifest: Manifest) -> None:
         return
     now = time.time_ns()
     mtime = min(manifest.created * 1_000_000_000, now - RACY_NS - 1_000_000_000)
-    os.chmod(path, IMAGE_MODE)
+    try:
+        os.chmod(path, IMAGE_MODE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EPERM):  # file systems that keep no modes
+            raise
     os.utime(path, ns=(now, mtime))
 
 

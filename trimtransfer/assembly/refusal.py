@@ -6,8 +6,13 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from trimtransfer.errors import TargetRefused
+from trimtransfer.localfile import file_system_of
+
+_WITHOUT_MODES: Final = ("vfat", "msdos", "exfat", "fuseblk")
+"""File systems that keep no modes, as the system names them; under the last one exFAT and NTFS are driven."""
 
 
 def check_output(output: Path) -> None:
@@ -34,11 +39,14 @@ def check_output(output: Path) -> None:
 
 def check_outputs(outputs: Sequence[Path]) -> None:
     """Refuse outputs of several disks that must not be written to, or are the same; ``TargetRefused``."""
-    seen = set[Path]()
+    seen = set[str]()
     for output in outputs:
-        if output.absolute() in seen:
+        name, folder = str(output.absolute()), output.absolute().parent
+        if file_system_of(folder) in _WITHOUT_MODES:  # there upper and lower case are the same, too
+            name = str(folder / output.name.casefold())
+        if name in seen:
             raise TargetRefused(str(output), "is named for two disks of the version; name one file for each")
-        seen.add(output.absolute())
+        seen.add(name)
         check_output(output)
 
 
@@ -61,7 +69,16 @@ def _check_parent(output: Path) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise TargetRefused(str(output), f"{parent} is not a directory")
     if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-        raise TargetRefused(str(output), f"everybody may replace files in {parent}; choose another directory")
+        raise TargetRefused(
+            str(output), f"everybody may replace files in {parent}; choose another directory{_remount(parent)}"
+        )
+
+
+def _remount(folder: Path) -> str:
+    """Return what else can be done where the file system keeps no modes."""
+    if file_system_of(folder) in _WITHOUT_MODES:
+        return ", or mount the disk with the option umask=022"
+    return ""
 
 
 def _is_mounted(device: int) -> bool:

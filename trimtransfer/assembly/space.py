@@ -18,7 +18,7 @@ import numpy as np
 
 from trimtransfer.assembly.choice import Choice
 from trimtransfer.assembly.extents import Extents
-from trimtransfer.assembly.holes import hole_bytes
+from trimtransfer.assembly.holes import hole_bytes, keeps_holes
 from trimtransfer.assembly.journal import Base
 from trimtransfer.assembly.opening import Opened
 from trimtransfer.assembly.plan import Mask, Window
@@ -86,7 +86,7 @@ def bound(disk: Opened) -> tuple[Claim, Claim]:
 
 def bound_unopened(side: SideDirectory, manifest: Manifest, *, in_place: bool) -> Claim:
     """Return what a disk of which nothing is known needs at most; ``in_place``: if that is how it may be written."""
-    size = int(manifest.lengths[~manifest.zero].sum())
+    size = int(manifest.lengths[~manifest.zero].sum()) if keeps_holes(_device(side.path)[1]) else manifest.length
     tables = int(manifest.rows["full"]["length"].sum(dtype=np.int64))
     return Claim(side, Needs(size + size // 64 + tables, size if in_place else 0), in_place)
 
@@ -96,6 +96,8 @@ def claim(disk: Opened, watch: Watch) -> Claim:
     choice, old, manifest = disk.choice, disk.old, disk.remote.manifest
     if choice is None or isinstance(choice.way, Direct):
         return Claim(disk.side, Needs())
+    if choice.way.allocated:
+        return bound(disk)[0]
     needs, instead = copied(manifest, choice.copyable, old, choice.way.target.done), Needs()
     image = old.source if old is not None else None
     in_place = isinstance(choice.way, InPlace)
@@ -189,7 +191,7 @@ def _bound(manifest: Manifest, choice: Choice, todo: Mask) -> Needs:
     """Return what is needed at most, by the manifest alone, ``todo`` being the regions that change."""
     changed = int(manifest.lengths[todo & ~manifest.zero].sum())
     copied = int(manifest.lengths[choice.copyable].sum())
-    written = max(0, changed + copied - choice.way.target.done.size)
+    written = 0 if choice.way.allocated else max(0, changed + copied - choice.way.target.done.size)
     return Needs(written + changed // 64, changed if isinstance(choice.way, InPlace) else 0)
 
 

@@ -282,7 +282,7 @@ class _Sync:
             for regions in windows(resolver.remote.manifest, numbers):
                 plan = resolver.resolve(regions, survey)
                 if not isinstance(way, Direct):
-                    self._check_space(bytes_to_write(plan))
+                    self._check_space(0 if way.allocated else bytes_to_write(plan))
                 assembler.carry_out(plan)
                 resolver.remember(plan)
                 content += plan.content(resolver.seeds)

@@ -131,6 +131,11 @@ class Way(ABC):
     def __init__(self, side: SideDirectory, manifest: Manifest, old: Old | None, target: PartialFile | Redo) -> None:
         self.side, self.manifest, self.old, self.target = side, manifest, old, target
 
+    @property
+    def allocated(self) -> bool:
+        """Whether what is written has its room on the disk already."""
+        return isinstance(self.target, PartialFile) and self.target.allocated
+
     def standing(self, window: Window, regions: Sequence[Region]) -> Mask:
         """Return which records of a window are right at their place already (bool, one per record)."""
         done = self.target.done.covers(window.offsets, window.lengths)

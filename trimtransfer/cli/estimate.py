@@ -47,8 +47,8 @@ def estimate(output: Output, /, repository: str, file: str, image: str, kind: st
 
     FILE is read and compared with the repository as `publish` does it, with the same options. All content is compressed
     quickly, and a sample of it at the level of a publish; so sizes are told with their error, which 19 of 20 estimates
-    stay within. What is new, known and repeated is exact. Deltas are made of up to 32 units, a small sample: half of them
-    are such as look into compressed files.
+    stay within. What is new, known and repeated is exact. Deltas are made of up to 32 units, a small sample; half of
+    them are such as look into compressed files.
 
     Nothing is written to REPO, which may be read-only, or not exist yet; temporary files go to TMPDIR.
 
