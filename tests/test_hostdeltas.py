@@ -4,10 +4,12 @@ nothing that is wrong with profiles or with the deltas from them makes a wrong i
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import secrets
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from click.testing import CliRunner, Result
 from images import make_ext4
 from syncing import STARTS, content, leftovers, partition_table, put, write_sparse
 from test_deltas import SmallPacks
+from test_publish import operations
+from test_publish import tree as objects
 from test_similar import edited
 
 from trimtransfer.assembly.hostunits import BasePlaces, fairly_priced, fitting
@@ -47,6 +51,7 @@ from trimtransfer.repository.publish import publish
 from trimtransfer.store import DirectoryStore
 from trimtransfer.table import ZERO, Table
 
+KILLS = 12
 MKE2FS = shutil.which("mke2fs", path="/usr/sbin:/sbin:/usr/bin:/bin")
 pytestmark = pytest.mark.skipif(MKE2FS is None, reason="needs mke2fs (package e2fsprogs)")
 
@@ -644,3 +649,52 @@ def test_base_chunks_are_read_from_wherever_they_are(place: Place) -> None:
         for path in (place.folder / "second").rglob("file*"):
             path.write_bytes(bytes(path.stat().st_size))
         assert not places.read(0, buffer)
+
+
+# ---- kills
+
+
+def deltas_until(repository: Path, level: int, limit: int, result: Any) -> None:
+    """Make deltas in a process that dies before its ``limit``-th change to the file system; report how many it makes."""
+    counter = operations(limit)
+    make_small_deltas(repository, level=level)
+    result.put(counter())
+
+
+def killed_at(repository: Path, level: int, limit: int) -> int:
+    """Return the number of changes, 0 if the process died before its end."""
+    context = multiprocessing.get_context("fork")
+    result = context.SimpleQueue()
+    process = context.Process(target=deltas_until, args=(repository, level, limit, result))
+    process.start()
+    process.join()
+    if process.exitcode == 0:
+        return int(result.get())
+    assert process.exitcode == -signal.SIGKILL
+    return 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [False, True])
+def test_killed_at_any_moment(place: Place, before: bool, rnd: random.Random) -> None:
+    """With deltas of another level there before or none: the repository is right, clients get the right image with
+    what there is, and the next run comes to the same end as if nothing had happened."""
+    if not before:
+        remove_profile(place.repository, "deb")
+        record_profile(place.repository, "deb", [place.host])
+    start, expected = place.folder / "start", place.folder / "expected"
+    for copy in (start, expected):
+        subprocess.run(["cp", "-a", place.repository, copy], check=True)
+    total = killed_at(expected, 1, 0)
+    assert total > 10
+    for limit in sorted({1, total, *rnd.sample(range(1, total + 1), min(KILLS, total))}):
+        shutil.rmtree(place.repository)
+        subprocess.run(["cp", "-a", start, place.repository], check=True)
+        assert killed_at(place.repository, 1, limit) == 0
+        assert audit(DirectoryStore(place.repository)).damage == ()
+        report = place.sync(output=place.folder / f"{limit}.img")
+        assert report.network.bytes <= 1.1 * place.plain
+        if before:
+            assert report.made.units > 0  # those from before, or the new ones
+        make_small_deltas(place.repository, level=1)
+        assert objects(place.repository) == objects(expected)
