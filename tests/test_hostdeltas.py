@@ -655,7 +655,7 @@ def test_base_chunks_are_read_from_wherever_they_are(place: Place) -> None:
 
 
 def deltas_until(repository: Path, level: int, limit: int, result: Any) -> None:
-    """Make deltas in a process that dies before its ``limit``-th change to the file system; report how many it makes."""
+    """Make deltas in a process that dies before its ``limit``-th change to the file system; tell how many it makes."""
     counter = operations(limit)
     make_small_deltas(repository, level=level)
     result.put(counter())
