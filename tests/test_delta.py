@@ -284,7 +284,7 @@ class TestDamage:
 
 class TestFormat:
     def test_the_example_of_the_page(self) -> None:
-        page = (Path(native.__file__).parent / "FORMAT.md").read_text()
+        page = (Path(native.__file__).parent.parent / "FORMAT.md").read_text()
         (example,) = re.findall(r"```\n(5472696d 44656c74 [0-9a-f \n]*)```", page)
         delta = bytes.fromhex(example)
         base, target = b"The quick brown cat jumps over", b"The quick brown fox jumps over it."

@@ -54,7 +54,7 @@ def mixed() -> bytes:
     """Real text and programs, noise and zeros, in turn: stored, fixed and dynamic blocks come of it."""
     rng = random.Random(7)
     library = Path(sysconfig.get_path("stdlib"))
-    files = [library / "argparse.py", library / "typing.py", Path(native.__file__).with_name("_native.abi3.so")]
+    files = [library / "argparse.py", library / "typing.py", Path(native.__file__).parent.with_name("_native.abi3.so")]
     parts = [path.read_bytes()[:200_000] for path in files]
     parts += [rng.randbytes(70_000), bytes(5_000), b"ab" * 3000, rng.randbytes(40_000), parts[0][:30_000]]
     return b"".join(parts)
@@ -568,7 +568,7 @@ def test_real_files(rnd: random.Random) -> None:
 
 
 def test_the_example_of_the_format(mixed: bytes) -> None:
-    page = (Path(native.__file__).parent / "FORMAT.md").read_text()
+    page = (Path(native.__file__).parent.parent / "FORMAT.md").read_text()
     (found,) = re.findall(r"one block, all as predicted: `([0-9a-f ]+)`", page)
     record, data = bytes.fromhex(found), mixed[:3000]
     assert rewrap(data, record, limit=3000) == gnu_gzip(data, 9)
