@@ -10,17 +10,24 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pytest
 
+from trimtransfer.assembly.preview import plan
+from trimtransfer.assembly.report import SyncReport
+from trimtransfer.assembly.sync import sync
 from trimtransfer.chunk import Kind
+from trimtransfer.errors import Cancelled
 from trimtransfer.head import Head
 from trimtransfer.manifest import KEYS, REFS, Manifest
 from trimtransfer.names import head_name, manifest_name
@@ -151,6 +158,53 @@ def leftovers(output: Path) -> set[str]:
         "lock",
         "disks.json",
     }
+
+
+class Place:
+    """A repository with versions 1, 2, ... of an image, a cache, and an output."""
+
+    halfway = True
+    """Whether an interrupted transfer has fetched half of its content, or hardly anything."""
+
+    def __init__(self, folder: Path, images: list[bytes]) -> None:
+        self.folder, self.images = folder, images
+        self.repository, self.output = folder / "repository", folder / "disk.img"
+        publish_all(self.repository, images)
+
+    def sync(self, version: str | None = None, **options: Any) -> SyncReport:
+        """Sync, and check everything that must hold whatever the options are."""
+        options = {"output": self.output, "cache": self.folder / "cache", **options}
+        report = sync(self.repository, "disk", version=version, **options)
+        expected = self.images[int(report.version) - 1]
+        assert report.content.size == report.length == len(expected)
+        assert leftovers(Path(options["output"])) == set()
+        self.check(report, Path(options["output"]), expected)
+        return report
+
+    def check(self, report: SyncReport, output: Path, expected: bytes) -> None:
+        """Check that the output holds what it should."""
+        assert output.read_bytes() == expected
+        assert stat.S_IMODE(os.stat(output).st_mode) == 0o444
+
+    def interrupt(self, version: str | None = None, phase: str = "fetch", **options: Any) -> None:
+        """Sync and stop in the midst of fetching, or at the end of another phase.
+
+        One connection: what arrived before is written then, and no chance or thread decides.
+        """
+        options = {"output": self.output, "cache": self.folder / "cache", **options}
+        event, seen, last = threading.Event(), set[int](), 1
+        if self.halfway:
+            preview = plan(self.repository, "disk", version=version, **options)
+            last += (preview.fetch_requests - preview.network.requests) // 2
+
+        def progress(now: str, done: int, total: int) -> None:
+            if now == phase and done and (phase == "fetch" or done == total):
+                seen.add(done)
+                if len(seen) >= last or phase != "fetch":
+                    event.set()
+
+        with pytest.raises(Cancelled, match="run the same command again"):
+            sync(self.repository, "disk", version=version, connections=1, cancel=event, progress=progress, **options)
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import stat
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from syncing import content, leftovers, make_images, publish_all, put, write_sparse
+from syncing import Place, content, make_images, put, write_sparse
 
 from trimtransfer.assembly import windows
 from trimtransfer.assembly.preview import plan
-from trimtransfer.assembly.report import SyncReport
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sync import sync
 from trimtransfer.assembly.verify import verify_image
@@ -27,45 +24,6 @@ from trimtransfer.errors import Cancelled, NotFound
 from trimtransfer.repository.publish import publish
 
 WRITES = ["auto", "new", "in-place"]
-
-
-class Place:
-    """A repository with two versions of an image, a cache, and an output."""
-
-    def __init__(self, folder: Path, images: list[bytes]) -> None:
-        self.folder, self.images = folder, images
-        self.repository, self.output = folder / "repository", folder / "disk.img"
-        publish_all(self.repository, images)
-
-    def sync(self, version: str | None = None, **options: Any) -> SyncReport:
-        """Sync, and check everything that must hold whatever the options are."""
-        options = {"output": self.output, "cache": self.folder / "cache", **options}
-        report = sync(self.repository, "disk", version=version, **options)
-        expected = self.images[int(report.version) - 1]
-        assert Path(options["output"]).read_bytes() == expected
-        assert report.content.size == report.length == len(expected)
-        assert leftovers(Path(options["output"])) == set()
-        assert stat.S_IMODE(os.stat(options["output"]).st_mode) == 0o444
-        return report
-
-    def interrupt(self, version: str | None = None, **options: Any) -> None:
-        """Sync and stop when about half of the requests for content are answered.
-
-        One connection: what arrived before is written then, and no chance or thread decides.
-        """
-        options = {"output": self.output, "cache": self.folder / "cache", **options}
-        preview = plan(self.repository, "disk", version=version, **options)
-        event, seen = threading.Event(), set[int]()
-        last = (preview.fetch_requests - preview.network.requests) // 2 + 1
-
-        def progress(phase: str, done: int, total: int) -> None:
-            if phase == "fetch" and done:
-                seen.add(done)
-                if len(seen) >= last:
-                    event.set()
-
-        with pytest.raises(Cancelled, match="run the same command again"):
-            sync(self.repository, "disk", version=version, connections=1, cancel=event, progress=progress, **options)
 
 
 @pytest.fixture(autouse=True)

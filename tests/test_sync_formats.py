@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from disks import MAKES, Make, info, needs_qemu_img, qemu_img, write_sparse
-from syncing import leftovers, make_images, publish_all
+from syncing import Place, make_images
 from test_disk_layout import QEMU, check
 
 from trimtransfer.assembly import windows
@@ -25,29 +23,20 @@ from trimtransfer.assembly.verify import verify_image
 from trimtransfer.cli.sync import medv_sync
 from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.disk.source import open_disk
-from trimtransfer.errors import Cancelled, FormatError, SourceRefused, TargetRefused
+from trimtransfer.errors import FormatError, SourceRefused, TargetRefused
 from trimtransfer.repository.publish import publish
 
 pytestmark = needs_qemu_img
 FORMATS = ("raw", *WRITABLE)
 
 
-class Place:
-    """A repository with versions of a disk, and an output."""
+class FormatPlace(Place):
+    """The same, with results that qemu-img compares."""
 
-    def __init__(self, folder: Path, images: list[bytes]) -> None:
-        self.folder, self.images = folder, images
-        self.repository, self.output = folder / "repository", folder / "disk.img"
-        publish_all(self.repository, images)
+    halfway = False
 
-    def sync(self, version: str | None = None, **options: Any) -> SyncReport:
-        """Sync, and let qemu-img compare the result."""
-        options = {"output": self.output, "cache": self.folder / "cache", **options}
-        report = sync(self.repository, "disk", version=version, **options)
-        expected = self.images[int(report.version) - 1]
-        output = Path(options["output"])
-        assert report.content.size == report.length == len(expected)
-        assert leftovers(output) == set()
+    def check(self, report: SyncReport, output: Path, expected: bytes) -> None:
+        """Check that the output's guest sees what it should."""
         qemu = QEMU.get(report.format, "raw")
         if report.format != "raw":
             check(output, report.format)
@@ -55,19 +44,6 @@ class Place:
         qemu_img("convert", "-f", qemu, "-O", "raw", output, self.folder / "content")
         assert (self.folder / "content").read_bytes() == expected
         assert verify_image(output).ok
-        return report
-
-    def interrupt(self, version: str, phase: str = "fetch", **options: Any) -> None:
-        """Sync and stop at the first news of a phase, or at its end."""
-        event = threading.Event()
-
-        def progress(now: str, done: int, total: int) -> None:
-            if now == phase and done and (phase == "fetch" or done == total):
-                event.set()
-
-        options = {"output": self.output, "cache": self.folder / "cache", **options}
-        with pytest.raises(Cancelled):
-            sync(self.repository, "disk", version=version, connections=1, cancel=event, progress=progress, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +53,13 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, rng: np.random.Generator) -> Place:
+def place(tmp_path: Path, rng: np.random.Generator) -> FormatPlace:
     images = make_images(rng, tail=0)
-    return Place(tmp_path, [image.ljust(-(-len(image) // 512) * 512, b"\0") for image in images])
+    return FormatPlace(tmp_path, [image.ljust(-(-len(image) // 512) * 512, b"\0") for image in images])
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-def test_first_update_nothing_and_back(place: Place, format: str) -> None:
+def test_first_update_nothing_and_back(place: FormatPlace, format: str) -> None:
     first = place.sync("1", format=format)
     assert (first.wrote, first.format) == ("new", format)
     preview = plan(place.repository, "disk", output=place.output)
@@ -100,7 +76,7 @@ def test_first_update_nothing_and_back(place: Place, format: str) -> None:
 
 @pytest.mark.parametrize("then", FORMATS)
 @pytest.mark.parametrize("format", FORMATS)
-def test_converted_with_nothing_fetched(place: Place, format: str, then: str) -> None:
+def test_converted_with_nothing_fetched(place: FormatPlace, format: str, then: str) -> None:
     place.sync("1", format=format)
     preview = plan(place.repository, "disk", version="1", output=place.output, format=then)
     report = place.sync("1", format=then)
@@ -112,7 +88,7 @@ def test_converted_with_nothing_fetched(place: Place, format: str, then: str) ->
 @pytest.mark.parametrize("with_old", [False, True])
 @pytest.mark.parametrize("phase", ["fetch", "verify"])
 @pytest.mark.parametrize("format", WRITABLE)
-def test_it_goes_on_where_it_stopped(place: Place, format: str, phase: str, with_old: bool) -> None:
+def test_it_goes_on_where_it_stopped(place: FormatPlace, format: str, phase: str, with_old: bool) -> None:
     if with_old:
         place.sync("1", format=format)
     before = place.output.read_bytes() if with_old else b""
@@ -127,7 +103,7 @@ def test_it_goes_on_where_it_stopped(place: Place, format: str, phase: str, with
 
 @pytest.mark.parametrize(("format", "then"), [("raw", "qcow2"), ("qcow2", "raw"), ("vhd", "vhdx"), ("vhdx", "vhd")])
 @pytest.mark.parametrize("lose", [False, True])
-def test_another_format_after_an_interrupted_run(place: Place, format: str, then: str, lose: bool) -> None:
+def test_another_format_after_an_interrupted_run(place: FormatPlace, format: str, then: str, lose: bool) -> None:
     place.interrupt("1", "verify", format=format)
     if lose:
         SideDirectory(place.output).journal.unlink()
@@ -135,7 +111,7 @@ def test_another_format_after_an_interrupted_run(place: Place, format: str, then
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-def test_without_its_journal(place: Place, format: str) -> None:
+def test_without_its_journal(place: FormatPlace, format: str) -> None:
     place.sync("1", format=format)
     place.interrupt("2", "verify", format=format)
     SideDirectory(place.output).journal.unlink()
@@ -143,7 +119,7 @@ def test_without_its_journal(place: Place, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-def test_without_its_tables(place: Place, format: str) -> None:
+def test_without_its_tables(place: FormatPlace, format: str) -> None:
     place.sync("1", format=format)
     SideDirectory(place.output).tables.unlink()
     report = place.sync("2")
@@ -151,7 +127,7 @@ def test_without_its_tables(place: Place, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-def test_what_an_abandoned_version_left_is_a_seed(place: Place, format: str) -> None:
+def test_what_an_abandoned_version_left_is_a_seed(place: FormatPlace, format: str) -> None:
     place.interrupt("1", "verify", format=format)
     report = place.sync("2", format=format)
     assert report.content.seed > 0
@@ -159,7 +135,7 @@ def test_what_an_abandoned_version_left_is_a_seed(place: Place, format: str) -> 
 
 @pytest.mark.parametrize("format", WRITABLE)
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_whatever_happened_to_the_container(place: Place, format: str, version: str, rnd: random.Random) -> None:
+def test_whatever_happened_to_the_container(place: FormatPlace, format: str, version: str, rnd: random.Random) -> None:
     """Bytes anywhere in it, its tables too, were changed; or it is cut short, or no container any more."""
     place.sync("1", format=format)
     whole = place.output.read_bytes()
@@ -179,7 +155,7 @@ def test_whatever_happened_to_the_container(place: Place, format: str, version: 
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-def test_a_container_of_ours_is_a_seed(place: Place, tmp_path: Path, format: str) -> None:
+def test_a_container_of_ours_is_a_seed(place: FormatPlace, tmp_path: Path, format: str) -> None:
     place.sync("1", format=format)
     other = tmp_path / "other.img"
     assert place.sync("1", output=other, seeds=[place.output]).content.fetched == 0
@@ -188,7 +164,7 @@ def test_a_container_of_ours_is_a_seed(place: Place, tmp_path: Path, format: str
 
 
 @pytest.mark.parametrize("make", MAKES[1::3], ids=str)
-def test_any_container_is_a_seed(place: Place, tmp_path: Path, make: Make) -> None:
+def test_any_container_is_a_seed(place: FormatPlace, tmp_path: Path, make: Make) -> None:
     """Known to nobody, compressed or not: what its guest sees is found on the block grid."""
     write_sparse(tmp_path / "raw", place.images[0])
     path = make.of(tmp_path / "raw", tmp_path / f"seed.{make.format}")
@@ -198,7 +174,7 @@ def test_any_container_is_a_seed(place: Place, tmp_path: Path, make: Make) -> No
     assert not list(SideDirectory(place.output).path.glob("*.tmp"))
 
 
-def test_a_damaged_container_is_a_seed_like_any_file(place: Place, tmp_path: Path, rnd: random.Random) -> None:
+def test_a_damaged_container_is_a_seed_like_any_file(place: FormatPlace, tmp_path: Path, rnd: random.Random) -> None:
     make = Make("qcow2", "qcow2", "", True)
     path = make.of(write_sparse(tmp_path / "raw", place.images[0]), tmp_path / "seed")
     whole = path.read_bytes()
@@ -212,7 +188,7 @@ def test_a_damaged_container_is_a_seed_like_any_file(place: Place, tmp_path: Pat
 
 
 @pytest.mark.parametrize("make", [Make("qcow2", "qcow2"), Make("vhd", "vpc", "force_size=on"), Make("vmdk", "vmdk")])
-def test_a_first_image_has_the_published_format(place: Place, tmp_path: Path, make: Make) -> None:
+def test_a_first_image_has_the_published_format(place: FormatPlace, tmp_path: Path, make: Make) -> None:
     """Where it can be written; an image that is there stays what it is, and what is asked for comes first."""
     place.sync("1")
     path = make.of(write_sparse(tmp_path / "raw", place.images[1]), tmp_path / "published")
@@ -229,7 +205,7 @@ def test_a_first_image_has_the_published_format(place: Place, tmp_path: Path, ma
     assert place.sync(output=tmp_path / "third", write="in-place").format == "raw"
 
 
-def test_refused(place: Place, tmp_path: Path) -> None:
+def test_refused(place: FormatPlace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="qcow2"):
         sync(place.repository, "disk", output=place.output, format="vmdk")
     place.sync("1", format="qcow2")
@@ -237,14 +213,14 @@ def test_refused(place: Place, tmp_path: Path) -> None:
         place.sync("2", write="in-place")
     odd = tmp_path / "odd"
     odd.mkdir()
-    place = Place(odd, [image + b"x" for image in place.images])
+    place = FormatPlace(odd, [image + b"x" for image in place.images])
     for format in WRITABLE:
         with pytest.raises(TargetRefused, match="whole sectors"):
             place.sync("1", format=format, output=odd / "disk")
     assert not any(odd.glob("disk.medv/*.img"))
 
 
-def test_the_command(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(place: FormatPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = [str(place.repository), "disk", "--format", "vhdx", "--no-progress", "--no-host-index"]
     done = CliRunner().invoke(medv_sync, arguments)

@@ -14,13 +14,14 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import CHECK_SIZE, Bytes, object_digest, object_hasher
 from trimtransfer.errors import FormatError
+from trimtransfer.frontreader import FrontReader
 from trimtransfer.names import check_name
 
 MAGIC: Final = b"TrimBndl"
@@ -250,36 +251,9 @@ def _encode_version(version: BundleVersion) -> bytes:
     return bytes([flags]) + b"".join(bytes([len(name)]) + name.encode("ascii") for name in names)
 
 
-class _Reader:
-    """Takes bytes off the front of a directory; every shortage is a FormatError."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._at = data, 0
-
-    def take(self, size: int) -> memoryview:
-        if size > len(self._data) - self._at:
-            raise FormatError("bundle", HEADER_SIZE + self._at, f"{size} more bytes", len(self._data) - self._at)
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def text(self, size: int) -> str:
-        raw = bytes(self.take(size))
-        if not raw.isascii():
-            raise FormatError("bundle", HEADER_SIZE + self._at - size, "ASCII names", raw[:80])
-        return raw.decode("ascii")
-
-    def column(self, dtype: str, count: int, width: int = 1) -> NDArray[Any]:
-        kind = np.dtype(dtype)
-        return np.frombuffer(self.take(kind.itemsize * count * width), dtype=kind)
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise FormatError("bundle", HEADER_SIZE + self._at, "the directory's end", "more bytes")
-
-
 def _parse(body: memoryview) -> Directory:
-    reader = _Reader(body)
-    versions, objects, pieces = _COUNTS.unpack(reader.take(_COUNTS.size))
+    reader = FrontReader(body, "bundle", offset=HEADER_SIZE)
+    versions, objects, pieces = reader.unpack(_COUNTS)
     if versions > MAX_VERSIONS or objects > MAX_OBJECTS or pieces > MAX_PIECES:
         raise FormatError("bundle", HEADER_SIZE, "counts within their limits", (versions, objects, pieces))
     named = tuple(_parse_version(reader) for _ in range(versions))
@@ -287,7 +261,7 @@ def _parse(body: memoryview) -> Directory:
     lengths, counts = reader.column("<u8", objects), reader.column("<u4", objects)
     if (lengths >= 1 << 62).any():
         raise FormatError("bundle", "directory", "objects of less than 2^62 bytes", "a longer one")
-    text = reader.text(int(sizes.sum(dtype=np.int64)))
+    text = reader.ascii(int(sizes.sum(dtype=np.int64)))
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
     names = tuple(text[end - size : end] for size, end in zip(sizes.tolist(), ends, strict=True))
     rows = np.zeros(pieces, dtype=PIECE)
@@ -298,10 +272,10 @@ def _parse(body: memoryview) -> Directory:
     return Directory(named, names, lengths.astype(np.int64), first, rows)
 
 
-def _parse_version(reader: _Reader) -> BundleVersion:
+def _parse_version(reader: FrontReader) -> BundleVersion:
     flags = reader.take(1)[0]
     bases = flags & 0x3F
     if bases > MAX_BASES:
         raise FormatError("bundle", "directory", f"at most {MAX_BASES} bases", bases)
-    image, version, *others = (reader.text(reader.take(1)[0]) for _ in range(2 + bases))
+    image, version, *others = (reader.text() for _ in range(2 + bases))
     return BundleVersion(image, version, tuple(others), bool(flags & 0x80), bool(flags & 0x40))

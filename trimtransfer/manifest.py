@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from trimtransfer.chunk import (
     region_hasher,
 )
 from trimtransfer.errors import FormatError
+from trimtransfer.frontreader import FrontReader
 from trimtransfer.names import MAX_DISKS, check_name, disk_name, keys_name, locations_name, manifest_name, tables_name
 
 MAGIC: Final = b"TrimManf"
@@ -292,7 +293,7 @@ class Manifest:
         Raises:
             FormatError: anything but a valid manifest; one of a newer format asks to upgrade.
         """
-        reader = _Reader(memoryview(data)[: max(0, len(data) - DIGEST_SIZE)])
+        reader = FrontReader(memoryview(data)[: max(0, len(data) - DIGEST_SIZE)], "manifest")
         head = reader.unpack(_HEADER)
         magic, version, disk, kind, codec, encryption, flags, sequence, created, length = head[:10]
         digest, flat, region_size, segments, files, rows = head[10:]
@@ -341,43 +342,6 @@ class Manifest:
         return manifest
 
 
-class _Reader:
-    """Takes bytes off the front of a manifest; every shortage is a FormatError."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._at = data, 0
-
-    def take(self, size: int) -> memoryview:
-        if size > len(self._data) - self._at:
-            raise FormatError("manifest", self._at, f"{size} more bytes", len(self._data) - self._at)
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
-        return layout.unpack(self.take(layout.size))
-
-    def text(self) -> str:
-        return self.ascii(self.take(1)[0])
-
-    def ascii(self, size: int) -> str:
-        at, raw = self._at, bytes(self.take(size))
-        if not raw.isascii():
-            raise FormatError("manifest", at, "an ASCII name", raw[:80])
-        return raw.decode("ascii")
-
-    def bitmap(self, bits: int) -> NDArray[np.bool_]:
-        at = self._at
-        packed = np.frombuffer(self.take(-(-bits // 8)), dtype=np.uint8)
-        unpacked = np.unpackbits(packed, bitorder="little").astype(np.bool_)
-        if unpacked[bits:].any():
-            raise FormatError("manifest", at, f"{bits} bits, then zeros", "more bits")
-        return unpacked[:bits]
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise FormatError("manifest", self._at, "its end", f"{len(self._data) - self._at} more bytes")
-
-
 def _check_trailer(data: memoryview) -> None:
     """A manifest ends in the digest of all bytes before it, so that damage to a local copy is found at once."""
     at = len(data) - DIGEST_SIZE
@@ -386,7 +350,7 @@ def _check_trailer(data: memoryview) -> None:
         raise FormatError("manifest", at, f"the digest {found.hex()[:16]}... of what precedes", data[at : at + 8].hex())
 
 
-def _file_ref(reader: _Reader) -> FileRef:
+def _file_ref(reader: FrontReader) -> FileRef:
     kind, length, digest, size = reader.unpack(_FILE)
     return FileRef(kind, reader.ascii(size), length, digest)
 

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,11 +23,12 @@ from trimtransfer.errors import Cancelled, FormatError
 from trimtransfer.index.catalogue import Catalogue, Entry
 from trimtransfer.index.globs import PathChooser
 from trimtransfer.index.prefix import IndexWriter, PrefixSet
+from trimtransfer.index.roots import Root, find_roots, without_nested
 from trimtransfer.index.rowfile import MAX_FILES, Rows
 from trimtransfer.index.scan import SMALL, Job, Scanned, Scanner
 from trimtransfer.index.tree import Progress, TreeIndex
 from trimtransfer.index.walk import Found, Listing, Skipped, Walk
-from trimtransfer.localfile import Guard, hanging_mounts, look
+from trimtransfer.localfile import Guard, hanging_mounts
 
 WORKERS: Final = 2
 COMMIT_BYTES: Final = 256 << 20
@@ -115,7 +116,7 @@ def update_index(
             try:
                 with index.open_catalogue() as catalogue:
                     with _Update(index, catalogue, chooser, images, public, stop, report, progress, cancel) as update:
-                        update.run(_find_roots(roots, report))
+                        update.run(find_roots(roots, report.skipped))
                     break
             except FormatError:
                 if attempt:
@@ -182,11 +183,11 @@ class _Update:
         finally:
             self._writer.close()
 
-    def run(self, roots: list[_Root]) -> None:
+    def run(self, roots: list[Root]) -> None:
         """Update all roots, one after the other, then put the index in order."""
         if all(stat.S_ISREG(root.found.st_mode) for root in roots):  # otherwise only the walk will tell
             self._total = sum(root.found.st_size for root in roots)
-        for root in _without_nested(roots):
+        for root in without_nested(roots):
             self._update_root(root)
         self._commit()
         if self._report.removed:
@@ -194,7 +195,7 @@ class _Update:
         self._index.put_in_order(self._catalogue, added=self._report.rows)
         self._tell(last=True)
 
-    def _update_root(self, root: _Root) -> None:
+    def _update_root(self, root: Root) -> None:
         guard = Guard() if root.found.st_dev in self._hanging.values() else None
         avoid = frozenset(self._hanging) - {root.path}
         self._root_bytes = self._root_wanted = 0
@@ -367,35 +368,3 @@ def _is_unchanged(entry: Entry, found: Found) -> bool:
         *(found.device, found.inode, found.size),
         *(found.mtime, found.ctime),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Root:
-    """A path to index: without symbolic links, and what it is."""
-
-    path: bytes
-    found: os.stat_result
-
-
-def _find_roots(paths: Sequence[str | os.PathLike[str]], report: UpdateReport) -> list[_Root]:
-    """Look at the paths; those that are not there, or do not answer, are counted and left out."""
-    roots = []
-    for path in paths:
-        try:
-            roots.append(_Root(*look(path)))
-        except OSError:
-            report.skipped.unreadable += 1
-    return roots
-
-
-def _without_nested(roots: Sequence[_Root]) -> Iterator[_Root]:
-    """Yield the roots that no other one contains. One on another file system than its container is not contained."""
-    kept: list[_Root] = []
-    for root in sorted(roots, key=lambda root: root.path):
-        for other in kept:
-            inside = root.path == other.path or root.path.startswith(os.path.join(other.path, b""))
-            if inside and root.found.st_dev == other.found.st_dev:
-                break
-        else:
-            kept.append(root)
-            yield root

@@ -22,18 +22,21 @@ __all__ = ("ffi", "lib", "u8", "u32", "u64")
 
 
 def u8(array: NDArray[np.uint8]) -> object:
-    return pointer(array, np.dtype(np.uint8), "uint8_t[]")
+    """Return what the C function gets for an array of uint8."""
+    return _pointer(array, np.dtype(np.uint8), "uint8_t[]")
 
 
 def u32(array: NDArray[np.uint32]) -> object:
-    return pointer(array, np.dtype(np.uint32), "uint32_t[]")
+    """Return what the C function gets for an array of uint32."""
+    return _pointer(array, np.dtype(np.uint32), "uint32_t[]")
 
 
 def u64(array: NDArray[np.uint64]) -> object:
-    return pointer(array, np.dtype(np.uint64), "uint64_t[]")
+    """Return what the C function gets for an array of uint64."""
+    return _pointer(array, np.dtype(np.uint64), "uint64_t[]")
 
 
-def pointer(array: NDArray[Any], dtype: np.dtype[Any], declaration: str) -> object:
+def _pointer(array: NDArray[Any], dtype: np.dtype[Any], declaration: str) -> object:
     """Return what the C function gets for ``array``, which must have this type (``TypeError``) and no gaps."""
     if array.dtype != dtype:
         raise TypeError(f"an array of {array.dtype} where {dtype} is needed")
