@@ -5,6 +5,7 @@ Pure, like ``plan.py``. A unit is planned as a frame of a pack whose content is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeAlias
@@ -16,9 +17,11 @@ from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, Located, plan_
 from trimtransfer.assembly.plan import Groups, Mask, Numbers, Window
 from trimtransfer.chunk import DIGEST_SIZE
 from trimtransfer.deltaindex import MAX_BASE, Units
+from trimtransfer.errors import FormatError, IntegrityError
 from trimtransfer.manifest import Region
 from trimtransfer.table import Table
 
+_LOG: Final = logging.getLogger("trimtransfer.assembly")
 BASE_CHUNK: Final = np.dtype([("offset", "<i8"), ("length", "<u4"), ("digest", "u1", (DIGEST_SIZE,))])
 """A chunk that a unit is made of: where it lies in the old image, its length, its digest."""
 _BASE_CHUNKS: Final = 1 << 19
@@ -57,19 +60,24 @@ OldTable: TypeAlias = Callable[[int], tuple[int, BaseTable] | None]
 that is not known."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lack:
+    """What a window lacks: its regions and their tables; its groups of equal chunks, and which of these are ``wanted``
+    (one per group); ``placed`` records are right at their place."""
+
+    window: Window
+    regions: Sequence[Region]
+    tables: Sequence[Table]
+    groups: Groups
+    wanted: Mask
+    placed: Mask
+
+
 class DeltaSource(Protocol):
     """Deltas that can be used: plans which, and makes content from them."""
 
-    def plan(
-        self,
-        window: Window,
-        regions: Sequence[Region],
-        tables: Sequence[Table],
-        groups: Groups,
-        wanted: Mask,
-        placed: Mask,
-    ) -> DeltaPlan:
-        """Plan what of the ``wanted`` groups of a window is made; arguments as for :func:`plan_deltas`."""
+    def plan(self, lack: Lack) -> DeltaPlan:
+        """Plan what of the wanted groups is made."""
         ...
 
     def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
@@ -139,6 +147,31 @@ def plan_deltas(
     located = [Located(part.first, part.table, part.units) for part in known]
     fetch = plan_fetch(window, groups, wanted & offered, placed, located)
     return DeltaPlan(fetch, *bases.of(fetch))
+
+
+UnitsFor: TypeAlias = Callable[[Region, Table, Mask], Units | None]
+"""Returns the units of a region, if there are any, by its table and which of its records are lacking."""
+
+
+def plan_units(
+    lack: Lack, units_for: UnitsFor, old_table: OldTable, *, only: bool = False, what: str = "deltas"
+) -> DeltaPlan:
+    """Plan what of a lack is made by units, as :func:`plan_deltas` does; nothing, with a warning that says ``what`` is
+    left aside, if they cannot be read or do not fit."""
+    window, groups = lack.window, lack.groups
+    group = groups.numbers(len(window))
+    lacking = (group >= 0) & lack.wanted[group] if len(groups) else np.zeros(len(window), dtype=np.bool_)
+    parts: list[UnitsOf] = []
+    try:
+        for number, (region, table) in enumerate(zip(lack.regions, lack.tables, strict=True)):
+            first, last = (int(at) for at in window.first[number : number + 2])
+            units = units_for(region, table, lacking[first:last])
+            if units is not None:
+                parts.append(UnitsOf(first, table, units))
+        return plan_deltas(window, groups, lack.wanted, lack.placed, parts, old_table, only=only)
+    except (FormatError, IntegrityError) as error:
+        _LOG.warning("%s are left aside: %s", what, error)
+        return DeltaPlan.nothing()
 
 
 def _worth(part: UnitsOf, group_of: Numbers, wanted: Mask, only: bool) -> Numbers:

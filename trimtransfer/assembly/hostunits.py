@@ -17,9 +17,9 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.assembly.deltaplan import DeltaPlan, UnitsOf, plan_deltas
+from trimtransfer.assembly.deltaplan import DeltaPlan, Lack, plan_units
 from trimtransfer.assembly.fetchplan import FrameTask
-from trimtransfer.assembly.plan import Groups, Mask, Numbers, Window
+from trimtransfer.assembly.plan import Mask, Numbers
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.chunk import DIGEST_SIZE, Kind, chunk_digest, object_check
 from trimtransfer.deltaindex import Units
@@ -113,29 +113,13 @@ class HostDeltas:
         here, all_ = len(self._places), len(self._places.chunks)
         return f"HostDeltas({len(self._index.regions)} regions, {here:,} of {all_:,} base chunks)"
 
-    def plan(
-        self,
-        window: Window,
-        regions: Sequence[Region],
-        tables: Sequence[Table],
-        groups: Groups,
-        wanted: Mask,
-        placed: Mask,
-    ) -> DeltaPlan:
-        """Plan what of the ``wanted`` groups of a window is made; arguments as for :func:`plan_deltas`."""
-        parts: list[UnitsOf] = []
-        group = groups.numbers(len(window))
-        lacking = (group >= 0) & wanted[group] if len(groups) else np.zeros(len(window), dtype=np.bool_)
-        try:
-            for number, (region, table) in enumerate(zip(regions, tables, strict=True)):
-                units = self._index.units(region.index)
-                if units is not None:
-                    first, last = (int(at) for at in window.first[number : number + 2])
-                    parts.append(UnitsOf(first, table, fairly_priced(units, table, lacking[first:last])))
-            return plan_deltas(window, groups, wanted, placed, parts, self._places.group)
-        except (FormatError, IntegrityError) as error:
-            _LOG.warning("deltas from host files are left aside: %s", error)
-            return DeltaPlan.nothing()
+    def plan(self, lack: Lack) -> DeltaPlan:
+        """Plan what of the wanted groups is made."""
+        return plan_units(lack, self._units, self._places.group, what="deltas from host files")
+
+    def _units(self, region: Region, table: Table, lacking: Mask) -> Units | None:
+        units = self._index.units(region.index)
+        return None if units is None else fairly_priced(units, table, lacking)
 
     def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
         """Return the content of a unit, not compared with the digests of its chunks yet.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.assembly import report
 from trimtransfer.assembly.bundles import held_frames
-from trimtransfer.assembly.deltaplan import DeltaPlan, DeltaSource
+from trimtransfer.assembly.deltaplan import DeltaPlan, DeltaSource, Lack
 from trimtransfer.assembly.fetchplan import WHOLE_SHARE, FetchPlan, Located, plan_fetch
 from trimtransfer.assembly.installed import InstalledImage, WrittenIndex, zero_table
 from trimtransfer.assembly.plan import (
@@ -159,7 +159,7 @@ class Resolver:
         source[source == UNASSIGNED] = FETCH
         if self.deltas is not None and unresolved.any():
             wanted = unresolved & ~self._in_bundles(plan, unresolved)
-            plan.deltas = self.deltas.plan(window, regions, tables, groups, wanted, placed)
+            plan.deltas = self.deltas.plan(Lack(window, regions, tables, groups, wanted, placed))
             unresolved[plan.deltas.fetch.wanted["group"]] = False
         plan.fetch = self.locate(plan, np.flatnonzero(unresolved))
         return plan

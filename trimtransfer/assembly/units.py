@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.assembly.deltaplan import DeltaPlan, UnitsOf, plan_deltas
+from trimtransfer.assembly.deltaplan import DeltaPlan, Lack, plan_units
 from trimtransfer.assembly.fetchplan import FrameTask
 from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.payoff import Decision, Line, decide_deltas
-from trimtransfer.assembly.plan import Groups, Mask, Window
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.chunk import chunk_digest, object_check
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex
@@ -69,26 +67,9 @@ class Deltas:
                     stored += int(units.units["stored"].sum(dtype=np.int64))
         return decide_deltas(made=made, plain=plain, stored=stored, line=line)
 
-    def plan(
-        self,
-        window: Window,
-        regions: Sequence[Region],
-        tables: Sequence[Table],
-        groups: Groups,
-        wanted: Mask,
-        placed: Mask,
-    ) -> DeltaPlan:
-        """Plan what of the ``wanted`` groups of a window is made; arguments as for :func:`plan_deltas`."""
-        parts: list[UnitsOf] = []
-        try:
-            for number, (region, table) in enumerate(zip(regions, tables, strict=True)):
-                units = self._index.units(region.index)
-                if units is not None:
-                    parts.append(UnitsOf(int(window.first[number]), table, units))
-            return plan_deltas(window, groups, wanted, placed, parts, self._old_table, only=self._only)
-        except (FormatError, IntegrityError) as error:
-            _LOG.warning("deltas are left aside: %s", error)
-            return DeltaPlan.nothing()
+    def plan(self, lack: Lack) -> DeltaPlan:
+        """Plan what of the wanted groups is made."""
+        return plan_units(lack, lambda region, *_: self._index.units(region.index), self._old_table, only=self._only)
 
     def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
         """Return the content of a unit, not compared with the digests of its chunks yet.
