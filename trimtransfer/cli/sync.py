@@ -114,7 +114,8 @@ def source_options(function: F) -> F:
         click.option(
             "-o", "--output", "outputs", multiple=True, metavar="FILE",
             help="File or block device to write; once more for each further disk of a version of several.  "
-            "[default: ./IMAGE.img, .qcow2, ...; further disks beside the first, IMAGE.disk1.img]"
+            "[default: ./IMAGE.img, .qcow2, ...; further disks where they were put before, else beside the first, "
+            "IMAGE.disk1.img]"
         ),
         click.option(
             "--version", metavar="V", callback=name_of("version"), help="Version to sync.  [default: the newest]"
