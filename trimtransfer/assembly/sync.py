@@ -74,8 +74,8 @@ def sync(
 ) -> SyncReport:
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
 
-    Further disks of a version become ``disk_outputs``, else what they became before, else ``IMAGE.disk1.img`` and so on;
-    all are complete and verified before any takes its place, the first one last. ``url`` is a repository: http, https, a local directory, or a
+    Further disks of a version become ``disk_outputs``, else what they became before, else ``IMAGE.disk1.img`` and so
+    on; all are complete and verified before any takes its place, the first one last. ``url`` is a repository: http, https, a local directory, or a
     bundle. ``seeds`` are files, directory trees, devices or bundles that may hold parts of the image; bundles of the
     image in the folder of ``output`` that are named ``*.bundle`` count without being named. ``write``: ``new`` file and
     rename, ``in-place``, or ``auto``. ``format``: ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is
