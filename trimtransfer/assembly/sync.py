@@ -75,16 +75,16 @@ def sync(
     """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
 
     Further disks of a version become ``disk_outputs``, else what they became before, else ``IMAGE.disk1.img`` and so
-    on; all are complete and verified before any takes its place, the first one last. ``url`` is a repository: http, https, a local directory, or a
-    bundle. ``seeds`` are files, directory trees, devices or bundles that may hold parts of the image; bundles of the
-    image in the folder of ``output`` that are named ``*.bundle`` count without being named. ``write``: ``new`` file and
-    rename, ``in-place``, or ``auto``. ``format``: ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is
-    now; of a first one, as it was published). ``limit_rate`` in bytes per second; ``manners``: other limits. ``side``
-    is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds. ``host_index`` is used as
-    it is, or with ``refresh_host_index`` made or brought up to date first, as far as that pays. Whether local reuse
-    pays is decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, without it by what was
-    measured. ``confirm`` is called before content is fetched or written; what it raises ends the sync. Memory: less
-    than 256 MiB whatever the image's size.
+    on; all are complete and verified before any takes its place, the first one last. ``url`` is a repository: http,
+    https, a local directory, or a bundle. ``seeds`` are files, directory trees, devices or bundles that may hold parts
+    of the image; bundles of the image in the folder of ``output`` that are named ``*.bundle`` count without being
+    named. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``, ``qcow2``, ``vhd`` or
+    ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate`` in bytes per second;
+    ``manners``: other limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of
+    scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as
+    far as that pays. Whether local reuse pays is decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in
+    bytes per second, without it by what was measured. ``confirm`` is called before content is fetched or written; what
+    it raises ends the sync. Memory: less than 256 MiB whatever the image's size.
 
     Raises:
         NotFound: no such image or version. Locked: another process syncs this output.
