@@ -91,6 +91,13 @@ def rewrap_pieces(content: Bytes, record: Bytes, *, limit: int, compress: Compre
         yield piece
 
 
+def record_tools(record: Bytes, *, limit: int) -> tuple[Tool, ...]:
+    """Return the tools that a record names, of a file of at most ``limit`` bytes; ``FormatError`` as :func:`rewrap`."""
+    if _version(record) != VERSION_TOOLS:
+        return ()
+    return _tools(Fields(_body(record, limit), _WHAT))
+
+
 def sealed(parts: Bytes, tools: Sequence[Tool] = ()) -> bytes:
     """Return a record from its parts, compressed where that makes it shorter; those that tools make name these by their
     numbers."""
@@ -164,6 +171,13 @@ class Fields:
         raise FormatError(self._what, self.at, expected, got)
 
 
+def _tools(fields: Fields) -> tuple[Tool, ...]:
+    count = fields.byte()
+    if not 0 < count <= MAX_TOOLS:
+        fields.refuse(f"1 to {MAX_TOOLS} tools", count)
+    return tuple(Tool.from_bytes(fields.raw(TOOL_SIZE)) for _ in range(count))
+
+
 class _Rewrapping(Fields):
     """Reads a record part by part and takes the content on the way."""
 
@@ -172,14 +186,8 @@ class _Rewrapping(Fields):
         self._content, self._taken, self._compress = memoryview(content).cast("B"), 0, compress
         self._stream = self._content[:0]
         """Content of the last deflate stream."""
-        self._tools = self._read_tools() if tools else []
+        self._tools = _tools(self) if tools else ()
         self._remade = 0
-
-    def _read_tools(self) -> list[Tool]:
-        count = self.byte()
-        if count > MAX_TOOLS:
-            self.refuse(f"at most {MAX_TOOLS} tools", count)
-        return [Tool.from_bytes(self.raw(TOOL_SIZE)) for _ in range(count)]
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of all parts."""

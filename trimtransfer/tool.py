@@ -8,7 +8,9 @@ down - tells an environment beforehand whether it should try.
 
 from __future__ import annotations
 
+import contextlib
 import lzma
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -45,8 +47,10 @@ _LZMA2_RATES: Final = (13.6, 11.0, 10.3, 9.3, 4.7, 3.5, 3.0, 3.0, 2.8)
 _ZSTD_RATES: Final = (315, 285, 222, 173, 95, 71, 60, 48, 40, 30, 21, 18, 13, 9.4, 9, 5.8, 5, 4.2, 3, 2.8, 2.7, 2.7)
 """Megabytes of content per second that one core of a usual machine compresses, by profile and level
 (benchmarks/bench_members.py)."""
-_TREE_PROFILE: Final = 4
+TREES: Final = 4
 """Profiles from this one on search in trees, which find the same with any dictionary that holds the content."""
+FITTING: Final = 41
+"""In the place of a dictionary: the least one of a power of two that holds the content."""
 
 
 class Kind(IntEnum):
@@ -72,9 +76,9 @@ class Zstd(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A compressor with its parameters. LZMA2: ``level`` is the profile, ``window`` the dictionary as xz codes it,
-    ``option`` the id of a filter before it or 0, ``props`` lc + 9 * (lp + 5 * pb). zstd: ``level``, ``window`` its
-    logarithm or 0 for the level's own, ``option`` bits of :class:`Zstd`, ``props`` 0."""
+    """A compressor with its parameters. LZMA2: ``level`` is the profile, ``window`` the dictionary as xz codes it
+    or ``FITTING``, ``option`` the id of a filter before it or 0, ``props`` lc + 9 * (lp + 5 * pb). zstd: ``level``,
+    ``window`` its logarithm or 0 for the level's own, ``option`` bits of :class:`Zstd`, ``props`` 0."""
 
     kind: Kind
     level: int
@@ -91,7 +95,7 @@ class Tool:
         """
         kind, level, window, option, props = stored
         if kind == Kind.LZMA2:
-            good = level < len(_LZMA2) and window <= 40 and (option == 0 or option in _BCJ) and _literals(props)
+            good = level < len(_LZMA2) and window <= FITTING and (option == 0 or option in _BCJ) and _literals(props)
         else:
             good = kind == Kind.ZSTD and 1 <= level <= 22 and option < 16 and (window == 0 or 10 <= window <= 27)
             good = good and props == 0
@@ -106,8 +110,8 @@ class Tool:
     def memory(self, size: int) -> int:
         """Return about how many bytes it takes for ``size`` bytes of content, beside these and the result."""
         if self.kind is Kind.LZMA2:
-            per_byte = 11.5 if self.level >= _TREE_PROFILE else 7.5
-            return int(dictionary(self.window) * per_byte) + (2 << 20)
+            per_byte = 11.5 if self.level >= TREES else 7.5
+            return int(self._dictionary(size) * per_byte) + (2 << 20)
         known = size if self.option & Zstd.SIZE else 0
         parameters = zstandard.ZstdCompressionParameters.from_level(self.level, source_size=known, **self._window())
         most = max(size, 1 << 20) if self.option & (Zstd.WORKERS | Zstd.STREAMED) else 0
@@ -129,41 +133,52 @@ class Tool:
         if needs > MAX_MEMORY:
             raise FormatError(_WHAT, "memory", f"at most {MAX_MEMORY} bytes", needs)
         try:
-            if self.kind is Kind.LZMA2:
-                filters = _filters(self.option, self._lzma2())
-                return lzma.compress(view, lzma.FORMAT_RAW, filters=filters)
-            return self._zstd(view)
+            return self._packed(view) if self.kind is Kind.LZMA2 else self._zstd(view)
         except (lzma.LZMAError, zstandard.ZstdError, ValueError) as error:
             raise FormatError(_WHAT, self.to_bytes().hex(), "a compressor of this environment", str(error)) from error
 
-    def _lzma2(self) -> dict[str, Any]:
+    def beginning(self, content: Bytes, size: int) -> bytes:
+        """Return about what it makes of the first ``size`` bytes where all of ``content`` is to follow; raises what
+        :meth:`compress` raises. For ruling tools out: sizes that stand in front, and the end, are others."""
+        view = memoryview(content).cast("B")
+        if self.kind is Kind.LZMA2:
+            return self.compress(view[:size])
+        known = len(view) if self.option & Zstd.SIZE else -1
+        stream = self._compressor(len(view)).compressobj(size=known)
+        return stream.compress(view[:size]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+
+    def _packed(self, view: memoryview) -> bytes:
+        return lzma.compress(view, lzma.FORMAT_RAW, filters=_filters(self.option, self._lzma2(len(view))))
+
+    def _dictionary(self, size: int) -> int:
+        return dictionary(least_dictionary(size) if self.window == FITTING else self.window)
+
+    def _lzma2(self, size: int) -> dict[str, Any]:
         mode, finder, nice, depth = _LZMA2[self.level]
         props, lc = divmod(self.props, 9)
-        size = {"dict_size": dictionary(self.window), "lc": lc, "lp": props % 5, "pb": props // 5}
-        return size | {"mode": mode, "mf": finder, "nice_len": nice, "depth": depth}
+        model = {"dict_size": self._dictionary(size), "lc": lc, "lp": props % 5, "pb": props // 5}
+        return model | {"mode": mode, "mf": finder, "nice_len": nice, "depth": depth}
 
     def _window(self) -> dict[str, int]:
         return {"window_log": self.window} if self.window else {}
 
-    def _zstd(self, view: memoryview) -> bytes:
+    def _compressor(self, size: int) -> zstandard.ZstdCompressor:
         known, checked = bool(self.option & Zstd.SIZE), bool(self.option & Zstd.CHECKSUM)
         threads = 1 if self.option & Zstd.WORKERS else 0
         how: dict[str, Any] = {"write_content_size": known, "write_checksum": checked, "threads": threads}
-        if self.window:
-            source = {"source_size": len(view)} if known else {}
-            parameters = zstandard.ZstdCompressionParameters.from_level(
-                self.level, window_log=self.window, **source, **how
-            )
-            compressor = zstandard.ZstdCompressor(compression_params=parameters)
-        else:
-            compressor = zstandard.ZstdCompressor(level=self.level, **how)
+        if not self.window:
+            return zstandard.ZstdCompressor(level=self.level, **how)
+        source = {"source_size": size} if known else {}
+        parameters = zstandard.ZstdCompressionParameters.from_level(self.level, **self._window(), **source, **how)
+        return zstandard.ZstdCompressor(compression_params=parameters)
+
+    def _zstd(self, view: memoryview) -> bytes:
+        compressor, known = self._compressor(len(view)), bool(self.option & Zstd.SIZE)
         if known and not self.option & Zstd.STREAMED:
             return compressor.compress(view)
-        size = len(view) if known else -1
-        stream = compressor.compressobj(size=size)
-        return b"".join(
-            (*(stream.compress(view[at : at + _PIECE]) for at in range(0, len(view), _PIECE)), stream.flush())
-        )
+        stream = compressor.compressobj(size=len(view) if known else -1)
+        pieces = (view[at : at + _PIECE] for at in range(0, len(view), _PIECE))
+        return b"".join((*map(stream.compress, pieces), stream.flush()))
 
 
 _PIECE: Final = 1 << 17
@@ -240,6 +255,16 @@ def probe(tool: Tool) -> bytes:
         return object_check(tool.compress(text))
     except FormatError:
         return b""
+
+
+def usable(tools: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return which of some tools, each as it is stored and with what a publisher's :func:`probe` returned, are known
+    here and do the same: bit n for the n-th."""
+    found = 0
+    for number, (stored, check) in enumerate(tools):
+        with contextlib.suppress(FormatError):
+            found |= (probe(Tool.from_bytes(stored)) == check) << number
+    return found
 
 
 @cache

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from trimtransfer import codec, delta, native
 from trimtransfer.chunk import Bytes
+from trimtransfer.deltaindex import MAX_TARGET
 from trimtransfer.errors import FormatError
-from trimtransfer.recompress import Compress, Fields, number, rewrap
+from trimtransfer.recompress import Compress, Fields, number, record_tools, rewrap
 from trimtransfer.tool import Kind, Tool, decompress, is_filter
 
 MAGIC: Final = b"TrimWrap"
@@ -72,6 +73,21 @@ def make(stored: Bytes, base: Bytes, *, limit: int, compress: Compress = Tool.co
     spans, record, inner = _parse(memoryview(stored), memoryview(base).nbytes)
     content = delta.decode(inner, inflated(spans, base), limit=MAX_CONTENT)
     return rewrap(content, record, limit=limit, compress=compress)
+
+
+def tools_of(stored: Bytes) -> tuple[Tool, ...]:
+    """Return the tools that a stored unit needs.
+
+    Raises:
+        FormatError: it is no unit, or needs one that is not known here.
+    """
+    if not is_wrapped(stored):
+        return ()
+    view = memoryview(stored)
+    if len(view) < _HEADER.size:
+        raise FormatError(_WHAT, 0, f"a header of {_HEADER.size} bytes", len(view))
+    spans, record = _HEADER.unpack_from(view)[-2:]
+    return record_tools(view[_HEADER.size + spans :][:record], limit=MAX_TARGET)
 
 
 def inflated(spans: Sequence[Span], base: Bytes) -> memoryview:

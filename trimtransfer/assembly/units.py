@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 from trimtransfer.assembly.deltaplan import DeltaPlan, UnitsOf, plan_deltas
 from trimtransfer.assembly.fetchplan import FrameTask
 from trimtransfer.assembly.installed import InstalledImage
-from trimtransfer.assembly.payoff import Decision, Line, decide_deltas
+from trimtransfer.assembly.payoff import Decision, Line, decide_deltas, decide_tools
 from trimtransfer.assembly.plan import Groups, Mask, Window
 from trimtransfer.assembly.remote import Remote
+from trimtransfer.assembly.trusted import Tools
 from trimtransfer.chunk import chunk_digest, object_check
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex
 from trimtransfer.errors import (
@@ -41,7 +44,8 @@ _TABLES: Final = 32
 """Tables fetched at a time: some 8 MiB at most."""
 _AT_ONCE: Final = 2
 """Units made at a time: each takes up to 8 MiB for what it makes, 16 MiB for its base and 24 MiB for its columns; a
-wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns."""
+wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns. Tools
+take up to 48 MiB, but only when content is there, and its columns and what they were made of are not any more."""
 
 
 class Deltas:
@@ -53,21 +57,39 @@ class Deltas:
     def __init__(self, index: DeltaIndex, old: InstalledImage, *, only: bool = False) -> None:
         self._index, self._old, self._only = index, old, only
         self._at_once = threading.Semaphore(_AT_ONCE)
+        self._tools = Tools(index.tool_checks(), none=only)
 
     def __repr__(self) -> str:
         return f"Deltas({len(self._index.regions)} regions, from {self._old!r})"
 
     def decision(self, line: Line) -> Decision:
         """Decide whether using all of them pays on a line."""
-        made = plain = stored = 0
+        made, plain, stored, _ = self._sums(tools=False)
+        return decide_deltas(made=made, plain=plain, stored=stored, line=line)
+
+    def decision_to_compress(self, line: Line) -> Decision | None:
+        """Decide whether using those pays on a line that compress content again; None if there are none."""
+        _, plain, stored, work = self._sums(tools=True)
+        cores = min(_AT_ONCE, len(os.sched_getaffinity(0)))
+        return decide_tools(plain=plain, stored=stored, seconds=work / 1000 / cores, line=line) if work else None
+
+    def leave_tools(self) -> None:
+        """Use no units that compress content again."""
+        self._tools.leave_all()
+
+    def _sums(self, *, tools: bool) -> tuple[int, ...]:
+        """Return the sums over all units that can be used, or only those that need tools: of bytes made, plain and
+        stored, and of work."""
+        sums = np.zeros(4, dtype=np.int64)
         for number in self._index.regions.tolist():
             with contextlib.suppress(FormatError, IntegrityError):  # left aside later, with a warning
                 units = self._index.units(number)
                 if units is not None:
-                    made += int(units.units["raw"].sum(dtype=np.int64))
-                    plain += int(units.units["plain"].sum(dtype=np.int64))
-                    stored += int(units.units["stored"].sum(dtype=np.int64))
-        return decide_deltas(made=made, plain=plain, stored=stored, line=line)
+                    rows = units.units[self._tools.usable(units.units["tools"])]
+                    rows = rows[rows["tools"] > 0] if tools else rows
+                    names = ("raw", "plain", "stored", "work")
+                    sums += [int(rows[name].sum(dtype=np.int64)) for name in names]
+        return tuple(sums.tolist())
 
     def plan(
         self,
@@ -80,12 +102,16 @@ class Deltas:
     ) -> DeltaPlan:
         """Plan what of the ``wanted`` groups of a window is made; arguments as for :func:`plan_deltas`."""
         parts: list[UnitsOf] = []
+        declined = 0
         try:
             for number, (region, table) in enumerate(zip(regions, tables, strict=True)):
                 units = self._index.units(region.index)
                 if units is not None:
-                    parts.append(UnitsOf(int(window.first[number]), table, units))
-            return plan_deltas(window, groups, wanted, placed, parts, self._old_table, only=self._only)
+                    usable = np.flatnonzero(self._tools.usable(units.units["tools"]))
+                    declined += len(units.units) - len(usable)
+                    parts.append(UnitsOf(int(window.first[number]), table, units.select(usable)))
+            plan = plan_deltas(window, groups, wanted, placed, parts, self._old_table, only=self._only)
+            return replace(plan, declined=declined)
         except (FormatError, IntegrityError) as error:
             _LOG.warning("deltas are left aside: %s", error)
             return DeltaPlan.nothing()
@@ -101,7 +127,9 @@ class Deltas:
         if found != task.check:
             raise IntegrityError("delta", task.check, found)
         with self._at_once:
-            return make(stored, self._base(plan.base(task.number)), limit=task.raw)
+            made = make(stored, self._base(plan.base(task.number)), limit=task.raw)
+        self._tools.watch(stored, made, task)
+        return made
 
     def _base(self, chunks: NDArray[np.void]) -> memoryview:
         """Return the content of chunks of the old image, one after the other, each compared with its digest."""

@@ -291,7 +291,7 @@ def _made(report: DeltaReport) -> str:
         return f"No deltas from {base}: plain packs are as small"
     made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"
     saved = f"{size_text(report.stored_bytes)} instead of {size_text(report.plain_bytes)}"
-    inside = f" ({size_text(report.wrapped_bytes)} by looking into gzip files)" if report.wrapped_units else ""
+    inside = f" ({size_text(report.wrapped_bytes)} by looking into compressed files)" if report.wrapped_units else ""
     return f"Deltas from {base}: {made}{inside} in {saved}; {report.seconds:.1f} s"
 
 

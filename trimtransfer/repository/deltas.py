@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes, object_check, object_digest
 from trimtransfer.delta import MAX_LEVEL, decode, encode
-from trimtransfer.deltaindex import MAX_BASES, TARGET, UNIT, Units, encode_index
+from trimtransfer.deltaindex import MAX_BASES, MAX_TOOLS, TARGET, UNIT, Units, encode_index
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.location import PackRef
 from trimtransfer.names import deltas_name
@@ -32,6 +32,7 @@ from trimtransfer.repository.inside import Inside, unwrap_unit
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
+from trimtransfer.tool import Tool, probe
 from trimtransfer.unit import inflated, is_wrapped, make, wrap
 from trimtransfer.watch import Progress, Watch
 
@@ -39,6 +40,9 @@ _LOG: Final = logging.getLogger("trimtransfer.repository")
 _MOST: Final = 0.9
 """A unit is kept if it takes at most this share of what its chunks take in plain frames; a wrapped one, if it takes at
 most this share of the delta, too."""
+_LEAST_GAIN: Final = 50_000
+"""Bytes that one with tools must save for each second that these take on a core: a client, which accepts 20 times the
+time that it saves on the line (``assembly/payoff.py``), uses it then on lines of up to 8 Mbit/s."""
 _WORKERS: Final = 4
 """Threads at most that make deltas, each with up to 200 MiB: half of it is zstd's, at level 19."""
 _AHEAD: Final = 1
@@ -49,7 +53,8 @@ class DeltaReport:
     """What the deltas of a pair are: ``stored_bytes`` (packs and index) in ``units``, which make ``content_bytes`` of
     the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames.
 
-    ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content. Those from host
+    ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content; ``tool_units`` of
+    these need tools (liblzma, libzstd), which take a core of a client about ``tool_seconds``. Those from host
     files have no ``base`` but a ``profile``. ``problem``: why there are none, if something was damaged. ``disks``:
     those of further disks, if there are any."""
 
@@ -66,12 +71,23 @@ class DeltaReport:
     problem: str = ""
     wrapped_units: int = 0
     wrapped_bytes: int = 0
+    tool_units: int = 0
+    tool_seconds: float = 0.0
     profile: str = ""
     disks: tuple[DeltaReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A unit as it is stored; tools that it needs, and seconds that these take on a core."""
+
+    stored: bytes
+    tools: frozenset[Tool] = frozenset()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,14 @@ class Made:
     count: int = 0
     wrapped: int = 0
     wrapped_content: int = 0
+    tools: dict[Tool, int] = field(default_factory=dict)
+    tool_units: int = 0
+    tool_seconds: float = 0.0
+
+    def index(self, target: bytes, base: bytes) -> bytes:
+        """Return the index of all units, of a pair of versions with these manifest digests."""
+        tools = [(tool.to_bytes(), probe(tool)) for tool in self.tools]
+        return encode_index(target, base, self.regions(), tools)
 
     def regions(self) -> Iterator[tuple[int, Units]]:
         """Yield the units of each region, which refer to their packs only."""
@@ -112,6 +136,8 @@ class Made:
             packs=len(self.packs),
             wrapped_units=self.wrapped,
             wrapped_bytes=self.wrapped_content,
+            tool_units=self.tool_units,
+            tool_seconds=round(self.tool_seconds, 3),
             seconds=round(time.monotonic() - started, 3),
         )
 
@@ -199,7 +225,7 @@ def make_deltas(
     maker = Maker(store, new, intent, level=level, workers=workers, watch=watch)
     try:
         made = maker.run()
-        data = encode_index(target.manifest.digest(), base.manifest.digest(), made.regions()) if made.count else b""
+        data = made.index(target.manifest.digest(), base.manifest.digest()) if made.count else b""
         name = deltas_name(target.manifest.image, target.manifest.version, base.manifest.version)
         replace_index(store, intent, name, data)
     except BaseException:
@@ -266,18 +292,19 @@ class Maker:
             NoSpace: its disk is full. Cancelled: as asked.
         """
         done = 0
-        for unit, delta in self._encoded(self._new.units()):
+        for unit, made in self._encoded(self._new.units()):
             done += len(unit.target)
-            if len(delta) <= min(self._most * unit.plain, MAX_PACK - len(PACK_MAGIC)) and self._fits(unit):
-                self._keep(unit, delta)
+            most = min(self._most * unit.plain, MAX_PACK - len(PACK_MAGIC))
+            if len(made.stored) <= most and self._fits(unit) and len(made.tools | self._made.tools.keys()) <= MAX_TOOLS:
+                self._keep(unit, made)
             self._watch.report("delta", done, self._new.size)
         if not self._builder.empty:
             self._close_pack()
         return self._made
 
-    def _encoded(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, bytes]]:
+    def _encoded(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, _Encoded]]:
         """Yield units with their deltas, in order, made by several threads."""
-        pending: deque[tuple[Unit, Future[bytes]]] = deque()
+        pending: deque[tuple[Unit, Future[_Encoded]]] = deque()
         with ThreadPoolExecutor(self._workers, "delta") as pool:
             try:
                 for unit in units:
@@ -292,8 +319,8 @@ class Maker:
                 for _, job in pending:
                     job.cancel()
 
-    def _encode(self, unit: Unit) -> bytes:
-        """Return a unit's delta, proven by making the target from it."""
+    def _encode(self, unit: Unit) -> _Encoded:
+        """Return a unit's delta, or a wrapped unit that is worth more, proven by making the target from it."""
         self._watch.check()
         delta = encode(unit.base, unit.target, level=self._level)
         made = decode(delta, unit.base, limit=len(unit.target))
@@ -301,17 +328,22 @@ class Maker:
             expected, found = object_digest(unit.target), object_digest(made)
             raise IntegrityError(f"delta of region {unit.region}", expected, found, DISK_REMEDY)
         wrapped = self._wrap(unit.inside, unit.target) if unit.inside else None
-        return wrapped if wrapped is not None and len(wrapped) <= _MOST * len(delta) else delta
+        if wrapped is None or len(wrapped.stored) > _MOST * len(delta):
+            return _Encoded(delta)
+        gain = min(unit.plain, len(delta)) - len(wrapped.stored)
+        return wrapped if gain >= _LEAST_GAIN * wrapped.seconds else _Encoded(delta)
 
-    def _wrap(self, inside: Inside, target: Bytes) -> bytes | None:
+    def _wrap(self, inside: Inside, target: Bytes) -> _Encoded | None:
         """Return a wrapped unit, proven in the same way; None if there is none that makes the target."""
-        unwrapped = unwrap_unit(target, inside.takes)
+        unwrapped = unwrap_unit(target, inside)
         if unwrapped is None:
             return None
         try:
-            delta = encode(inflated(inside.spans, inside.base), unwrapped.content, level=self._level)
-            stored = wrap(inside.spans, unwrapped.record, delta, base=len(inside.base))
-            return stored if make(stored, inside.base, limit=len(target)) == target else None
+            delta = encode(inflated(inside.spans, inside.base), unwrapped.unwrapped.content, level=self._level)
+            stored = wrap(inside.spans, unwrapped.unwrapped.record, delta, base=len(inside.base))
+            compress = unwrapped.proven.compress
+            made = make(stored, inside.base, limit=len(target), compress=compress)
+            return _Encoded(stored, unwrapped.tools, unwrapped.seconds) if made == target else None
         except FormatError as error:  # a limit of the format: too many parts or spans
             _LOG.info("compressed files are not looked into: %s", error)
             return None
@@ -323,7 +355,8 @@ class Maker:
         most = max(len(unit.runs), len(unit.inside.runs) if unit.inside else 0)
         return most + sum(len(kept.bases) for kept in self._made.units.get(unit.region, ())) <= MAX_BASES
 
-    def _keep(self, unit: Unit, delta: bytes) -> None:
+    def _keep(self, unit: Unit, encoded: _Encoded) -> None:
+        made, delta = self._made, encoded.stored
         if self._builder.full(len(delta)):
             self._close_pack()
         row, wrapped = np.zeros(1, dtype=UNIT), is_wrapped(delta)
@@ -332,13 +365,17 @@ class Maker:
         row["raw"] = len(unit.target)
         row["plain"], row["targets"], row["bases"] = unit.plain, len(targets), len(bases)
         row["check"] = np.frombuffer(object_check(delta), dtype=np.uint8)
-        made = self._made
+        for tool in sorted(encoded.tools, key=Tool.to_bytes):
+            row["tools"] |= 1 << made.tools.setdefault(tool, len(made.tools))
+        row["work"] = round(1000 * encoded.seconds)
         made.units.setdefault(unit.region, []).append(_Kept(row, targets, bases))
         made.content += len(unit.target)
         made.plain += unit.plain
         made.count += 1
         made.wrapped += wrapped
         made.wrapped_content += len(unit.target) * wrapped
+        made.tool_units += bool(encoded.tools)
+        made.tool_seconds += encoded.seconds
 
     def _close_pack(self) -> None:
         """Write the pack that is full, durably, read it back and begin another."""

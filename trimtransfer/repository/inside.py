@@ -1,5 +1,5 @@
-"""Looking into compressed files for deltas: what of a unit's chunks lies in deflate streams, and what their content is
-like in the other version's.
+"""Looking into compressed files for deltas: what of a unit's chunks lies in compressed streams, and what their content
+is like in the other version's.
 
 Two gzip files have nothing alike, their contents have. So the streams of both versions are decoded, those of the base
 are searched by anchors as chunks are, with blocks of a stream in the place of chunks, and the rest is a matter of
@@ -9,7 +9,7 @@ are searched by anchors as chunks are, with blocks of a stream in the place of c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,7 +24,9 @@ from trimtransfer.repository.imagebytes import ImageBytes
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.similar import CHUNK, Anchored
 from trimtransfer.repository.streams import CONTEXT, Stream, Streams
+from trimtransfer.repository.toolfinder import Member, Proven, ToolFinder, sort_of
 from trimtransfer.table import Table
+from trimtransfer.tool import Kind, Tool
 from trimtransfer.unit import MAX_CONTENT, MAX_INFLATED, Span
 from trimtransfer.wrapped import Slice, Unwrapped, Unwrapping, compressor_of
 
@@ -39,6 +41,8 @@ _BRIDGE: Final = 1 << 20
 """Bytes of content between two blocks that are taken, too: less than this costs nothing but time."""
 _PLAIN: Final = 1 << 16
 """Other bytes of a unit that make it worth looking for chunks that resemble them."""
+_PIECE_OF: Final = 8
+"""A member that only a tool makes whole is taken if at least one of so many bytes of it are wanted: all are made."""
 
 
 class Place(NamedTuple):
@@ -52,14 +56,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Take:
-    """What is taken out of a unit's bytes from ``start`` to ``end``: a slice, or a member whole, whose deflate stream
-    begins at ``body``; made by ``compressor``, if that is known."""
+    """What is taken out of a unit's bytes from ``start`` to ``end``: a slice; a member whole, whose deflate stream
+    begins at ``body``, ``zipped`` if it is an entry of a zip file; made by ``compressor``, if that is known. Or what a
+    tool made of a ``member``, behind the first ``skip`` bytes."""
 
     start: int
     end: int
     compressor: bytes
     slice: Slice | None = None
     body: int = 0
+    zipped: bool = False
+    member: Member | None = None
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,18 +78,39 @@ class Inside:
     runs: NDArray[np.void]
     base: Bytes
     spans: tuple[Span, ...]
+    tools: ToolFinder
 
 
-def unwrap_unit(target: Bytes, takes: tuple[Take, ...]) -> Unwrapped | None:
-    """Return a unit's bytes as content and record; None if nothing can be taken out of them. Not proven yet."""
-    opened = Unwrapping(memoryview(target).cast("B"), limit=MAX_CONTENT)
-    for take in takes:
-        if take.slice is not None:
+@dataclass(frozen=True, slots=True)
+class UnwrappedUnit:
+    """A unit's bytes as content and record; the ``tools`` that the record names, the ``seconds`` that these take on a
+    core, and what they are proven to make."""
+
+    unwrapped: Unwrapped
+    tools: frozenset[Tool]
+    seconds: float
+    proven: Proven
+
+
+def unwrap_unit(target: Bytes, inside: Inside) -> UnwrappedUnit | None:
+    """Return a unit's bytes as content and record; None if nothing can be taken out of them. Only what tools make is
+    proven yet."""
+    opened, proven = Unwrapping(memoryview(target).cast("B"), limit=MAX_CONTENT), Proven()
+    tools, seconds = set[Tool](), 0.0
+    for take in inside.takes:
+        if take.member is not None:
+            tool = inside.tools.find(take.member)
+            if tool and opened.take_made(take.start, take.end, take.member.content, tool, skip=take.skip):
+                proven.add(tool, take.member)
+                tools.add(tool)
+                seconds += tool.seconds(len(take.member.content))
+        elif take.slice is not None:
             opened.take_slice(take.start, take.end, take.slice, take.compressor)
         elif opened.copy_to(take.start):
             opened.likely = take.compressor or opened.likely
-            opened.take(take.body, gzip_check, stop=take.end)
-    return opened.finish()
+            opened.take(take.body, None if take.zipped else gzip_check, stop=take.end)
+    made = opened.finish()
+    return None if made is None else UnwrappedUnit(made, frozenset(tools), seconds, proven)
 
 
 class Insides:
@@ -94,6 +123,7 @@ class Insides:
         """Read the content of ``bases``, streams of the version that ``base`` reads; ``plain`` knows its chunks."""
         self._targets, self._bases, self._base, self._plain = targets, bases, base, plain
         self._image, self._compressors = ImageBytes(base), dict[int, bytes]()
+        self._tools = ToolFinder()
         self._placed = _placed(targets)
         self._blocks = Anchored(directory, total=bases.size)
         for number in _distinct(bases):
@@ -154,8 +184,11 @@ class Insides:
     def _take(self, place: Place, room: int) -> tuple[Take, Bytes] | None:
         """Return what is taken of a place, and its content, of at most ``room`` bytes."""
         stream = self._targets[place.stream]
+        if stream.framed is not None:
+            return self._take_framed(stream, place, room)
         if stream.whole and (place.low, place.high) == (0, stream.size) and stream.contents[-1] <= room:
-            made = Take(place.at, place.at + stream.size, b"", body=place.at + stream.head)
+            body = place.at + stream.head
+            made = Take(place.at, place.at + stream.size, b"", body=body, zipped=stream.zipped)
             return made, self._targets.content(stream, 0, int(stream.contents[-1]))
         found = self._slice(stream, place.low, place.high, room)
         compressor = self._compressor(place.stream) if found else b""
@@ -163,6 +196,19 @@ class Insides:
             return None
         low, high, by = found
         return Take(place.at + low - place.low, place.at + high - place.low, compressor, by), by.content
+
+    def _take_framed(self, stream: Stream, place: Place, room: int) -> tuple[Take, Bytes] | None:
+        """Return the same of what a tool makes: whole, or what of it is wanted if that is enough."""
+        assert stream.framed is not None
+        low, high, size = max(place.low, stream.head), place.high, int(stream.contents[-1])
+        if size > room or (high - low) * _PIECE_OF < stream.size - stream.head:
+            return None
+        if self._tools.hopeless(sort_of(stream.framed, size)):
+            return None
+        content = self._targets.content(stream, 0, size)
+        member = Member(stream.framed, self._targets.read(stream, stream.head, stream.size), content)
+        start, end = place.at + low - place.low, place.at + high - place.low
+        return Take(start, end, b"", member=member, skip=low - stream.head), content
 
     def _slice(self, stream: Stream, low: int, high: int, room: int) -> tuple[int, int, Slice] | None:
         """Return what of the bytes ``low`` to ``high`` of a stream can be made of whole blocks, and these."""
@@ -221,7 +267,7 @@ class Insides:
                 base.add_blocks(self._bases[number], first, end)
         if base.size < len(whole) // 4:
             base.add_chunks(self._plain.find(whole, most=min(MAX_BASE // 2, MAX_INFLATED - base.size)))
-        return Inside(takes, *base.finish())
+        return Inside(takes, *base.finish(), self._tools)
 
 
 class _Base:
@@ -253,7 +299,11 @@ class _Base:
             return
         if not self._take({(one.region, one.record) for one in pieces}):
             return
-        span = Span((), end - first, int(stream.bits[first]) % 8, size, min(begin, CONTEXT))
+        if stream.framed is None:
+            span = Span((), end - first, int(stream.bits[first]) % 8, size, min(begin, CONTEXT))
+        else:
+            kind, before = stream.framed.kind, stream.framed.option
+            span = Span((), size=size, kind=kind, before=before if kind is Kind.LZMA2 else 0)
         self._spans.append(([(one.region, one.record, one.start, one.length) for one in pieces], span))
         self.size += size
 
@@ -267,8 +317,9 @@ class _Base:
             at += self._chunks.read(region, [record], content[at:])
         plain = [(starts[record], length) for record, length in self._plain.items()]
         spans = (Span(_joined(plain)),) * bool(plain) + tuple(
-            Span(_joined([(starts[region, record] + start, length) for region, record, start, length in pieces]),
-                 span.blocks, span.bit, span.size, span.unknown)
+            replace(span, pieces=_joined(
+                [(starts[region, record] + start, length) for region, record, start, length in pieces]
+            ))
             for pieces, span in self._spans
         )  # fmt: skip
         return _runs(ordered), content, spans
@@ -338,7 +389,7 @@ def _distinct(streams: Streams) -> Iterator[int]:
     in common, whose anchors must not count as common ones."""
     known = set[tuple[bytes, int]]()
     for number in range(len(streams)):
-        key = streams[number].tail, int(streams[number].bits[-1]) - int(streams[number].bits[0])
+        key = streams[number].key, int(streams[number].bits[-1]) - int(streams[number].bits[0])
         if not key[0] or key not in known:
             known.add(key)
             yield number
