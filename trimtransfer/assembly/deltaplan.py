@@ -89,7 +89,7 @@ class UnitsOf(NamedTuple):
 class DeltaPlan:
     """What units make for a window: ``fetch`` with units in the place of frames, and for each the chunks of its base
     (dtype ``BASE_CHUNK``, in order): those of unit u are ``bases[first_base[u]:first_base[u + 1]]``. ``declined`` units
-    need tools that do otherwise here."""
+    need tools that are not used here."""
 
     fetch: FetchPlan
     bases: NDArray[np.void]

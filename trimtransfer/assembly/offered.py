@@ -31,4 +31,6 @@ def deltas_that_pay(remote: Remote, old: Old | None, judge: Judge) -> Deltas | N
     again = deltas.decision_to_compress(judge.line(remote.measured))
     if again is not None and not judge.note(again):
         deltas.leave_tools()
+    if not deltas.usable:
+        return deltas  # to be told of, but nothing to decide about
     return deltas if judge.note(deltas.decision(judge.line(remote.measured))) else None

@@ -78,8 +78,8 @@ class Network:
 @dataclass(frozen=True, slots=True)
 class Made:
     """What deltas made: ``units`` of them, ``content`` in bytes (part of what was fetched); ``failed`` units, whose
-    content came from plain packs after all; ``declined`` ones, which were not fetched, for they compress by a library
-    that does it otherwise here."""
+    content came from plain packs after all; ``declined`` ones, which were not fetched, for they compress again: by a
+    library that does it otherwise here, or too slowly for the line."""
 
     units: int = 0
     content: int = 0

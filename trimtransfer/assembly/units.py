@@ -73,6 +73,11 @@ class Deltas:
         cores = min(_AT_ONCE, len(os.sched_getaffinity(0)))
         return decide_tools(plain=plain, stored=stored, seconds=work / 1000 / cores, line=line) if work else None
 
+    @property
+    def usable(self) -> bool:
+        """Whether there are any that can be used."""
+        return self._sums(tools=False)[0] > 0
+
     def leave_tools(self) -> None:
         """Use no units that compress content again."""
         self._tools.leave_all()

@@ -338,7 +338,7 @@ def _made_lines(made: Made) -> list[str]:
     parts = f"{size_text(made.content)} by {count_text(made.units, 'delta')}{failed}"
     lines = [f"    of these made out of what is here: {parts}"] if made.units or made.failed else []
     if made.declined:
-        lines.append(f"    {count_text(made.declined, 'delta')} left aside: libzstd or liblzma do otherwise here")
+        lines.append(f"    {count_text(made.declined, 'delta')} left aside: to compress again fails or does not pay")
     return lines
 
 
