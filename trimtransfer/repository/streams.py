@@ -165,19 +165,12 @@ class Streams:
 
     def _framed(self, extents: NDArray[np.int64], check: int | None) -> tuple[Stream | None, int, int | None]:
         """Return what is framed at the beginning of extents, as :meth:`_member` does."""
-        found = self._frame(extents, check)
+        found = self._opened(extents, check)
         if found is None and (following := self._fragments.following(int(extents[0, 1]))) is not None:
-            extents, found = following, self._frame(following, check)
+            extents, found = following, self._opened(following, check)
         if found is None:
             return None, 0, None
-        frame, stored, check = found
-        before = frame.option if frame.kind is Kind.LZMA2 else 0
-        try:
-            content = decompress(frame.kind, before, stored, frame.size if frame.size >= 0 else MAX_CONTENT)
-        except FormatError:
-            return None, 0, None
-        if not len(content) >= _LEAST_FRAMED:
-            return None, 0, None
+        frame, stored, check, content = found
         bits = 8 * np.array((frame.head, frame.end), dtype=np.int64)
         contents, types = np.array((0, len(content)), dtype=np.int64), np.zeros(1, dtype=np.int64)
         first = len(self._content)
@@ -185,6 +178,20 @@ class Streams:
         key = object_check(stored)
         stream = Stream(extents, frame.head, frame.end, bits, contents, types, first, True, key, framed=frame)
         return stream, frame.following, check
+
+    def _opened(self, extents: NDArray[np.int64], check: int | None) -> tuple[Framed, bytes, int | None, bytes] | None:
+        """Return the frame at the beginning of extents, its bytes, the kind of an xz file's checks, and the content;
+        None if there is none that is worth something."""
+        found = self._frame(extents, check)
+        if found is None:
+            return None
+        frame, stored, _ = found
+        before = frame.option if frame.kind is Kind.LZMA2 else 0
+        try:
+            content = decompress(frame.kind, before, stored, frame.size if frame.size >= 0 else MAX_CONTENT)
+        except FormatError:
+            return None
+        return (*found, content) if len(content) >= _LEAST_FRAMED else None
 
     def _frame(self, extents: NDArray[np.int64], check: int | None) -> tuple[Framed, bytes, int | None] | None:
         """Return the frame at the beginning of extents, its bytes, and the kind of an xz file's checks; None if there
