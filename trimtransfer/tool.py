@@ -53,6 +53,11 @@ FITTING: Final = 41
 """In the place of a dictionary: the least one of a power of two that holds the content."""
 
 
+_PIECE: Final = 1 << 17
+_BUFFER: Final = 9 << 20
+"""Bytes that libzstd keeps of what it is given, where it does not see all: a window of 8 MiB at most, and some more."""
+
+
 class Kind(IntEnum):
     """What a tool makes."""
 
@@ -78,7 +83,7 @@ class Zstd(IntEnum):
 class Tool:
     """A compressor with its parameters. LZMA2: ``level`` is the profile, ``window`` the dictionary as xz codes it
     or ``FITTING``, ``option`` the id of a filter before it or 0, ``props`` lc + 9 * (lp + 5 * pb). zstd: ``level``,
-    ``window`` its logarithm or 0 for the level's own, ``option`` bits of :class:`Zstd`, ``props`` 0."""
+    ``option`` bits of :class:`Zstd`; the others are 0."""
 
     kind: Kind
     level: int
@@ -97,8 +102,7 @@ class Tool:
         if kind == Kind.LZMA2:
             good = level < len(_LZMA2) and window <= FITTING and (option == 0 or option in _BCJ) and _literals(props)
         else:
-            good = kind == Kind.ZSTD and 1 <= level <= 22 and option < 16 and (window == 0 or 10 <= window <= 27)
-            good = good and props == 0
+            good = kind == Kind.ZSTD and 1 <= level <= 22 and option < 16 and window == props == 0
         if not good:
             raise FormatError(_WHAT, 0, "a tool (an unknown one needs a newer program)", stored.hex())
         return cls(Kind(kind), level, window, option, props)
@@ -113,9 +117,9 @@ class Tool:
             per_byte = 11.5 if self.level >= TREES else 7.5
             return int(self._dictionary(size) * per_byte) + (2 << 20)
         known = size if self.option & Zstd.SIZE else 0
-        parameters = zstandard.ZstdCompressionParameters.from_level(self.level, source_size=known, **self._window())
-        most = max(size, 1 << 20) if self.option & (Zstd.WORKERS | Zstd.STREAMED) else 0
-        return parameters.estimated_compression_context_size() + most
+        parameters = zstandard.ZstdCompressionParameters.from_level(self.level, source_size=known)
+        buffered = not known or self.option & (Zstd.WORKERS | Zstd.STREAMED)
+        return parameters.estimated_compression_context_size() + (max(size, _BUFFER) if buffered else 0)
 
     def seconds(self, size: int) -> float:
         """Return about how long a core takes for ``size`` bytes of content."""
@@ -144,7 +148,7 @@ class Tool:
         if self.kind is Kind.LZMA2:
             return self.compress(view[:size])
         known = len(view) if self.option & Zstd.SIZE else -1
-        stream = self._compressor(len(view)).compressobj(size=known)
+        stream = self._compressor().compressobj(size=known)
         return stream.compress(view[:size]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
 
     def _packed(self, view: memoryview) -> bytes:
@@ -159,29 +163,21 @@ class Tool:
         model = {"dict_size": self._dictionary(size), "lc": lc, "lp": props % 5, "pb": props // 5}
         return model | {"mode": mode, "mf": finder, "nice_len": nice, "depth": depth}
 
-    def _window(self) -> dict[str, int]:
-        return {"window_log": self.window} if self.window else {}
-
-    def _compressor(self, size: int) -> zstandard.ZstdCompressor:
-        known, checked = bool(self.option & Zstd.SIZE), bool(self.option & Zstd.CHECKSUM)
-        threads = 1 if self.option & Zstd.WORKERS else 0
-        how: dict[str, Any] = {"write_content_size": known, "write_checksum": checked, "threads": threads}
-        if not self.window:
-            return zstandard.ZstdCompressor(level=self.level, **how)
-        source = {"source_size": size} if known else {}
-        parameters = zstandard.ZstdCompressionParameters.from_level(self.level, **self._window(), **source, **how)
-        return zstandard.ZstdCompressor(compression_params=parameters)
+    def _compressor(self) -> zstandard.ZstdCompressor:
+        return zstandard.ZstdCompressor(
+            level=self.level,
+            write_content_size=bool(self.option & Zstd.SIZE),
+            write_checksum=bool(self.option & Zstd.CHECKSUM),
+            threads=1 if self.option & Zstd.WORKERS else 0,
+        )
 
     def _zstd(self, view: memoryview) -> bytes:
-        compressor, known = self._compressor(len(view)), bool(self.option & Zstd.SIZE)
+        compressor, known = self._compressor(), bool(self.option & Zstd.SIZE)
         if known and not self.option & Zstd.STREAMED:
             return compressor.compress(view)
         stream = compressor.compressobj(size=len(view) if known else -1)
         pieces = (view[at : at + _PIECE] for at in range(0, len(view), _PIECE))
         return b"".join((*map(stream.compress, pieces), stream.flush()))
-
-
-_PIECE: Final = 1 << 17
 
 
 def dictionary(code: int) -> int:

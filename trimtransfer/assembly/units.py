@@ -42,6 +42,7 @@ from trimtransfer.unit import make
 _LOG: Final = logging.getLogger("trimtransfer.assembly")
 _TABLES: Final = 32
 """Tables fetched at a time: some 8 MiB at most."""
+_SUMS: Final = ("raw", "plain", "stored", "work")
 _AT_ONCE: Final = 2
 """Units made at a time: each takes up to 8 MiB for what it makes, 16 MiB for its base and 24 MiB for its columns; a
 wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns. Tools
@@ -58,43 +59,46 @@ class Deltas:
         self._index, self._old, self._only = index, old, only
         self._at_once = threading.Semaphore(_AT_ONCE)
         self._tools = Tools(index.tool_checks(), none=only)
+        self._known_sums: NDArray[np.int64] | None = None
 
     def __repr__(self) -> str:
         return f"Deltas({len(self._index.regions)} regions, from {self._old!r})"
 
     def decision(self, line: Line) -> Decision:
         """Decide whether using all of them pays on a line."""
-        made, plain, stored, _ = self._sums(tools=False)
+        made, plain, stored, _ = self._sums().sum(axis=0).tolist()
         return decide_deltas(made=made, plain=plain, stored=stored, line=line)
 
     def decision_to_compress(self, line: Line) -> Decision | None:
         """Decide whether using those pays on a line that compress content again; None if there are none."""
-        _, plain, stored, work = self._sums(tools=True)
+        _, plain, stored, work = self._sums()[1].tolist()
         cores = min(_AT_ONCE, len(os.sched_getaffinity(0)))
         return decide_tools(plain=plain, stored=stored, seconds=work / 1000 / cores, line=line) if work else None
 
     @property
     def usable(self) -> bool:
         """Whether there are any that can be used."""
-        return self._sums(tools=False)[0] > 0
+        return bool(self._sums().any())
 
     def leave_tools(self) -> None:
         """Use no units that compress content again."""
         self._tools.leave_all()
+        self._known_sums = None
 
-    def _sums(self, *, tools: bool) -> tuple[int, ...]:
-        """Return the sums over all units that can be used, or only those that need tools: of bytes made, plain and
-        stored, and of work."""
-        sums = np.zeros(4, dtype=np.int64)
-        for number in self._index.regions.tolist():
-            with contextlib.suppress(FormatError, IntegrityError):  # left aside later, with a warning
-                units = self._index.units(number)
-                if units is not None:
-                    rows = units.units[self._tools.usable(units.units["tools"])]
-                    rows = rows[rows["tools"] > 0] if tools else rows
-                    names = ("raw", "plain", "stored", "work")
-                    sums += [int(rows[name].sum(dtype=np.int64)) for name in names]
-        return tuple(sums.tolist())
+    def _sums(self) -> NDArray[np.int64]:
+        """Return the sums over all units that can be used of bytes made, plain and stored, and of work: those without
+        tools, those with tools (int64, (2, 4))."""
+        if self._known_sums is None:
+            sums = np.zeros((2, 4), dtype=np.int64)
+            for number in self._index.regions.tolist():
+                with contextlib.suppress(FormatError, IntegrityError):  # left aside later, with a warning
+                    units = self._index.units(number)
+                    if units is not None:
+                        rows = units.units[self._tools.usable(units.units["tools"])]
+                        for which, chosen in enumerate((rows[rows["tools"] == 0], rows[rows["tools"] > 0])):
+                            sums[which] += [int(chosen[name].sum(dtype=np.int64)) for name in _SUMS]
+            self._known_sums = sums
+        return self._known_sums
 
     def plan(
         self,
