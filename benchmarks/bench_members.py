@@ -27,7 +27,7 @@ from typing import Any
 
 import zstandard
 from bench_delta import unpacked
-from bench_inside import BLIND, DELTA, answer
+from bench_inside import BLIND, DELTA, answer, archive
 from measure import PUBLISH, SYNC, run
 
 KERNEL = ("linux-image-6.1.0-", ("50", "56"))
@@ -67,10 +67,12 @@ def modules(pack: Packer) -> Writer:
 
 def boot_image(options: argparse.Namespace, version: int, tree: Path) -> None:
     """Write the modules as a boot image: one zstd frame, as mkinitramfs has it made."""
-    modules(lambda path: None)(options, version, tree / "modules")
-    command = "find . | LC_ALL=C sort | cpio -o -H newc --quiet | zstd -q -9 -T0 > ../initrd.img"
-    subprocess.run(["bash", "-c", command], cwd=tree / "modules", check=True)
-    shutil.rmtree(tree / "modules")
+    folder = tree / "modules"
+    modules(lambda path: None)(options, version, folder)
+    files = [(str(path.relative_to(folder)), path.read_bytes()) for path in sorted(folder.rglob("*.ko"))]
+    with open(tree / "initrd.img", "wb") as file:
+        subprocess.run(["zstd", "-q", "-9", "-T0"], input=archive(iter(files)), stdout=file, check=True)
+    shutil.rmtree(folder)
 
 
 def packages(names: Sequence[str]) -> Writer:

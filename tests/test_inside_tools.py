@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import zstandard
 from filesystems import run, sized
-from test_inside import LIBRARY, MIB, Pair, fragmented, gnu_gzip, published
+from test_deltas import Place, Source, measured
+from test_inside import LIBRARY, MIB, Pair, fragmented, gnu_gzip, programs, published
 from test_similar import edited
 
-from trimtransfer import tool as tools
 from trimtransfer.assembly import payoff
 from trimtransfer.assembly.sync import sync
-from trimtransfer.chunk import Bytes
+from trimtransfer.chunk import Bytes, Kind
 from trimtransfer.deltaindex import DeltaIndex
+from trimtransfer.repository import deltas
 from trimtransfer.repository.audit import audit
 from trimtransfer.repository.bundleplan import Wanted
 from trimtransfer.repository.bundling import make_bundle
+from trimtransfer.repository.publish import publish
 from trimtransfer.store import DirectoryStore
 from trimtransfer.tool import Tool, probe, usable
 
@@ -62,13 +64,13 @@ def versions() -> tuple[Files, Files]:
     return old, {"added.py": b"something that is new\n" * 500, **new}
 
 
-def image(path: Path, files: Files) -> None:
+def image(path: Path, files: Files, *, size: int = SIZE) -> None:
     """Make an ext4 image with these files in folders."""
     tree = path.with_suffix(".tree")
     for name, data in files.items():
         (tree / name[0]).mkdir(parents=True, exist_ok=True)
         (tree / name[0] / name).write_bytes(data)
-    run("mke2fs", "-q", "-t", "ext4", "-b", 4096, "-d", tree, sized(path, SIZE))
+    run("mke2fs", "-q", "-t", "ext4", "-b", 4096, "-d", tree, sized(path, size))
 
 
 def pair_of(folder: Path, versions: tuple[Files, Files], make: Callable[[bytes], bytes]) -> Pair:
@@ -173,6 +175,32 @@ def test_all_sorts_beside_each_other(versions: tuple[Files, Files], tmp_path: Pa
     assert pair.sync(tmp_path / "out.img").made.failed == 0
 
 
+@pytest.mark.slow
+def test_memory_with_members_at_their_limits(tmp_path: Path, rnd: random.Random) -> None:
+    """Two packages of nearly 12 MiB of content each: liblzma takes 94 MiB for each of them."""
+    first = b"".join(programs(12 * MIB).values())[: 12 * MIB - 100_000]
+    old = {"a.xz": first, "b.xz": edited(first[::-1], rnd, 4000)}
+    new = {name: edited(data, rnd, 5000) for name, data in old.items()}
+    pack = piped("xz", "--lzma2=preset=4,dict=8MiB", "-c")
+    packed = [{name: pack(data) for name, data in files.items()} for files in (old, new)]
+    for number, files in enumerate(packed, 1):
+        image(tmp_path / f"{number}.img", files, size=64 * MIB)
+        publish(
+            tmp_path / "made", tmp_path / f"{number}.img", image="disk", version=str(number), kind=Kind.DISK,
+            level=1, deltas=False,
+        )  # fmt: skip
+    made = deltas.add_deltas(tmp_path / "made", "disk", base="1", version="2", level=1, workers=2)
+    assert made.tool_units > 1
+    place = Place(tmp_path, Source(tmp_path / "made", []))
+    sync(place.repository, "disk", version="1", output=place.output)
+    report = measured(place)
+    assert place.output.read_bytes() == (tmp_path / "2.img").read_bytes()
+    print(report["peak"], report["deltas"], made)
+    assert report["deltas"]["units"] == made.units
+    assert report["deltas"]["failed"] == 0
+    assert report["peak"] <= 256 * MIB
+
+
 # ---- another library
 
 
@@ -248,4 +276,3 @@ def test_the_index_names_what_units_need(modules: Pair) -> None:
         assert (units.units["tools"] > 0).all()
         assert (units.units["work"] > 10).all()
         assert units.select(np.flatnonzero(units.units["tools"] == 0)).units.size == 0
-    assert tools.MAX_MEMORY < 64 << 20

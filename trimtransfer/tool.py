@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import lzma
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -24,8 +25,11 @@ from trimtransfer.chunk import Bytes, object_check
 from trimtransfer.errors import FormatError
 
 TOOL_SIZE: Final = 5
-MAX_MEMORY: Final = 48 << 20
-"""Bytes that a tool may take beside content and result: as much as is given back once the content is made."""
+MAX_MEMORY: Final = 104 << 20
+"""Bytes that a tool may take beside content and result: xz -6 does so, and zstd -19 for 12 MiB."""
+_LIGHT: Final = 24 << 20
+"""A tool that takes more is at work alone in a process."""
+_heavy = threading.Lock()
 _WHAT: Final = "tool"
 _X86: Final = 4
 _BCJ: Final = {4: lzma.FILTER_X86, 5: lzma.FILTER_POWERPC, 6: lzma.FILTER_IA64, 7: lzma.FILTER_ARM,
@@ -137,7 +141,8 @@ class Tool:
         if needs > MAX_MEMORY:
             raise FormatError(_WHAT, "memory", f"at most {MAX_MEMORY} bytes", needs)
         try:
-            return self._packed(view) if self.kind is Kind.LZMA2 else self._zstd(view)
+            with _heavy if needs > _LIGHT else contextlib.nullcontext():
+                return self._packed(view) if self.kind is Kind.LZMA2 else self._zstd(view)
         except (lzma.LZMAError, zstandard.ZstdError, ValueError) as error:
             raise FormatError(_WHAT, self.to_bytes().hex(), "a compressor of this environment", str(error)) from error
 

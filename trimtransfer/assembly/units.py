@@ -45,8 +45,8 @@ _TABLES: Final = 32
 _SUMS: Final = ("raw", "plain", "stored", "work")
 _AT_ONCE: Final = 2
 """Units made at a time: each takes up to 8 MiB for what it makes, 16 MiB for its base and 24 MiB for its columns; a
-wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns. Tools
-take up to 48 MiB, but only when content is there, and its columns and what they were made of are not any more."""
+wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns. A
+tool takes up to 104 MiB, above 24 one at a time, but when content is there, and columns and spans are not any more."""
 
 
 class Deltas:

@@ -43,6 +43,9 @@ most this share of the delta, too."""
 _LEAST_GAIN: Final = 50_000
 """Bytes that one with tools must save for each second that these take on a core: a client, which accepts 20 times the
 time that it saves on the line (``assembly/payoff.py``), uses it then on lines of up to 8 Mbit/s."""
+_EDGE: Final = 1 << 20
+"""Bytes of plain frames that are fetched at its edges all the same if its neighbours are not kept, as may well be where
+tools make only some members: so much of what its chunks take in plain frames it must save."""
 _WORKERS: Final = 4
 """Threads at most that make deltas, each with up to 200 MiB: half of it is zstd's, at level 19."""
 _AHEAD: Final = 1
@@ -331,7 +334,8 @@ class Maker:
         if wrapped is None or len(wrapped.stored) > _MOST * len(delta):
             return _Encoded(delta)
         gain = min(unit.plain, len(delta)) - len(wrapped.stored)
-        return wrapped if gain >= _LEAST_GAIN * wrapped.seconds else _Encoded(delta)
+        edge = min(0.5, _EDGE / len(unit.target)) * unit.plain if wrapped.tools else 0
+        return wrapped if gain >= max(edge, _LEAST_GAIN * wrapped.seconds) else _Encoded(delta)
 
     def _wrap(self, inside: Inside, target: Bytes) -> _Encoded | None:
         """Return a wrapped unit, proven in the same way; None if there is none that makes the target."""

@@ -25,7 +25,8 @@ _LEVELS: Final = (3, 19, 1, 9, 15, 6, 18, 12, 10, 2, 5, 4, 7, 8, 11, 13, 14, 16,
 _SAMPLE: Final = 1 << 18
 """Bytes of content by which a tool is ruled out before it compresses all."""
 _MISSES: Final = 6
-"""Members of a sort that nothing makes, before any was made: then the sort is left alone."""
+"""Members of a sort that nothing makes: then only tools are tried that were right about others of the sort; if there are
+none, it is left alone."""
 _ALLOWANCE: Final = 60.0
 """Seconds, as :meth:`Tool.seconds` has them, that may be spent on tools that turn out to be wrong. Then only those are
 tried that have been right."""
@@ -74,7 +75,8 @@ class ToolFinder:
             return None
         with self._lock:
             known = [tool for tool, _ in self._right.get(sort, Counter()).most_common()]
-        for tool in self._candidates(member, known):
+            others = self._misses[sort] < _MISSES and self._spent < _ALLOWANCE
+        for tool in _candidates(member, known, others=others):
             if tool.memory(len(member.content)) > MAX_MEMORY:
                 continue
             if _makes(tool, member):
@@ -87,13 +89,13 @@ class ToolFinder:
             self._misses[sort] += 1
         return None
 
-    def _candidates(self, member: Member, known: list[Tool]) -> Iterator[Tool]:
-        """Yield what was right before; then all others, as long as that may be afforded."""
-        likely = {_fitting(tool, member): None for tool in known}
-        yield from likely
-        for tool in _all(member):
-            if tool not in likely and self._spent < _ALLOWANCE:
-                yield tool
+
+def _candidates(member: Member, known: list[Tool], *, others: bool) -> Iterator[Tool]:
+    """Yield tools that were right before; then ``others``?"""
+    likely = {_fitting(tool, member): None for tool in known}
+    yield from likely
+    if others:
+        yield from (tool for tool in _all(member) if tool not in likely)
 
 
 def _fitting(tool: Tool, member: Member) -> Tool:
