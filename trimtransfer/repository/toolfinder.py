@@ -25,8 +25,8 @@ _LEVELS: Final = (3, 19, 1, 9, 15, 6, 18, 12, 10, 2, 5, 4, 7, 8, 11, 13, 14, 16,
 _SAMPLE: Final = 1 << 18
 """Bytes of content by which a tool is ruled out before it compresses all."""
 _MISSES: Final = 6
-"""Members of a sort that nothing makes: then only tools are tried that were right about others of the sort; if there are
-none, it is left alone."""
+"""Members of a sort that nothing makes: from then on only tools are tried that were right about others of it; where
+there are none, it is left alone."""
 _ALLOWANCE: Final = 60.0
 """Seconds, as :meth:`Tool.seconds` has them, that may be spent on tools that turn out to be wrong. Then only those are
 tried that have been right."""
