@@ -134,16 +134,23 @@ class Insides:
         """Give the temporary files back."""
         self._blocks.close()
 
-    def weights(self, start: int, table: Table, records: NDArray[np.int64]) -> NDArray[np.int64]:
+    def weights(
+        self, start: int, table: Table, records: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return how much of a unit each of these records of a region at ``start`` is: its length, or its share of
-        content if that is more."""
+        content if that is more; and which of them begin inside of what can only be made whole."""
         lengths = table.lengths[records].astype(np.int64)
-        inside = np.zeros(len(records))
+        inside, within, ats = (
+            np.zeros(len(records)),
+            np.zeros(len(records), dtype=np.bool_),
+            np.cumsum(lengths) - lengths,
+        )
         for row, place in self._pieces(start, table, records):
             stream = self._targets[place.stream]
             low, high = np.interp((8 * place.low, 8 * place.high), stream.bits, stream.contents)
             inside[row] += float(high - low)
-        return np.maximum(lengths, (inside / _SHRUNK).astype(np.int64))
+            within[row] |= stream.framed is not None and place.low > 0 and place.at == ats[row]
+        return np.maximum(lengths, (inside / _SHRUNK).astype(np.int64)), within
 
     def find(self, start: int, table: Table, records: NDArray[np.int64], target: Bytes) -> Inside | None:
         """Return how chunks of a region at ``start``, together ``target``, are unwrapped; None if they cannot be.
