@@ -21,6 +21,7 @@ import numpy as np
 import zstandard
 from blake3 import blake3
 
+from trimtransfer import systemzstd
 from trimtransfer.chunk import Bytes, object_check
 from trimtransfer.errors import FormatError
 
@@ -68,7 +69,9 @@ class Kind(IntEnum):
     LZMA2 = 1
     """The payload of a block of an xz file (The .xz File Format 1.2, section 3.2), by liblzma."""
     ZSTD = 2
-    """A zstd frame (RFC 8878), by libzstd."""
+    """A zstd frame (RFC 8878), by the libzstd that this program comes with."""
+    SYSTEM_ZSTD = 3
+    """The same by the libzstd that the system has, which may be another release."""
 
 
 class Zstd(IntEnum):
@@ -106,7 +109,7 @@ class Tool:
         if kind == Kind.LZMA2:
             good = level < len(_LZMA2) and window <= FITTING and (option == 0 or option in _BCJ) and _literals(props)
         else:
-            good = kind == Kind.ZSTD and 1 <= level <= 22 and option < 16 and window == props == 0
+            good = kind in (Kind.ZSTD, Kind.SYSTEM_ZSTD) and 1 <= level <= 22 and option < 16 and window == props == 0
         if not good:
             raise FormatError(_WHAT, 0, "a tool (an unknown one needs a newer program)", stored.hex())
         return cls(Kind(kind), level, window, option, props)
@@ -152,6 +155,8 @@ class Tool:
         view = memoryview(content).cast("B")
         if self.kind is Kind.LZMA2:
             return self.compress(view[:size])
+        if self.kind is Kind.SYSTEM_ZSTD:
+            return systemzstd.beginning(view, self.level, size, **self._how())
         known = len(view) if self.option & Zstd.SIZE else -1
         stream = self._compressor().compressobj(size=known)
         return stream.compress(view[:size]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
@@ -168,6 +173,14 @@ class Tool:
         model = {"dict_size": self._dictionary(size), "lc": lc, "lp": props % 5, "pb": props // 5}
         return model | {"mode": mode, "mf": finder, "nice_len": nice, "depth": depth}
 
+    def _how(self) -> dict[str, bool]:
+        return {
+            "size": bool(self.option & Zstd.SIZE),
+            "checksum": bool(self.option & Zstd.CHECKSUM),
+            "jobs": bool(self.option & Zstd.WORKERS),
+            "streamed": bool(self.option & Zstd.STREAMED),
+        }
+
     def _compressor(self) -> zstandard.ZstdCompressor:
         return zstandard.ZstdCompressor(
             level=self.level,
@@ -177,6 +190,8 @@ class Tool:
         )
 
     def _zstd(self, view: memoryview) -> bytes:
+        if self.kind is Kind.SYSTEM_ZSTD:
+            return systemzstd.compress(view, self.level, **self._how())
         compressor, known = self._compressor(), bool(self.option & Zstd.SIZE)
         if known and not self.option & Zstd.STREAMED:
             return compressor.compress(view)

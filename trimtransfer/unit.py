@@ -199,6 +199,6 @@ def _span(fields: Fields, kind: int) -> Span:
 def _made_span(fields: Fields, pieces: tuple[tuple[int, int], ...], kind: int, blocks: int) -> Span:
     before, size = fields.byte(), fields.number()
     good = before == 0 or (kind == Kind.LZMA2 and is_filter(before))
-    if not good or blocks or kind not in tuple(Kind) or size > MAX_INFLATED:
+    if not good or blocks or kind not in (Kind.LZMA2, Kind.ZSTD) or size > MAX_INFLATED:
         fields.refuse(f"what a known kind of tool makes of up to {MAX_INFLATED} bytes", (kind, before, size))
     return Span(pieces, size=size, kind=Kind(kind), before=before)

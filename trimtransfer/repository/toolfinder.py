@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from trimtransfer import systemzstd
 from trimtransfer.chunk import object_digest
 from trimtransfer.errors import FormatError
 from trimtransfer.framed import Framed
@@ -100,7 +101,7 @@ def _candidates(member: Member, known: list[Tool], *, others: bool) -> Iterator[
 
 def _fitting(tool: Tool, member: Member) -> Tool:
     """Return a tool with the dictionary that it takes for another member."""
-    if tool.kind is Kind.ZSTD:
+    if tool.kind is not Kind.LZMA2:
         return tool
     return _lzma2(tool.level, member)
 
@@ -111,8 +112,9 @@ def _all(member: Member) -> Iterator[Tool]:
         return
     option, large = member.framed.option, len(member.content) > _SMALL
     ways = (Zstd.WORKERS, Zstd.STREAMED, 0) if large else (0,)
+    kinds = (Kind.ZSTD, Kind.SYSTEM_ZSTD) if systemzstd.is_there() else (Kind.ZSTD,)
     for level in _LEVELS:
-        yield from (Tool(Kind.ZSTD, level, 0, option | way) for way in ways)
+        yield from (Tool(kind, level, 0, option | way) for kind in kinds for way in ways)
 
 
 def _lzma2(profile: int, member: Member) -> Tool:
