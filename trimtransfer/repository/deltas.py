@@ -12,27 +12,27 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes, object_check, object_digest
 from trimtransfer.delta import MAX_LEVEL, decode, encode
-from trimtransfer.deltaindex import MAX_BASES, MAX_TOOLS, TARGET, UNIT, Units, encode_index
+from trimtransfer.deltaindex import MAX_BASES, MAX_TOOLS, TARGET, UNIT
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.location import PackRef
 from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, PACK_MAGIC, PackBuilder, pack_name
+from trimtransfer.repository.deltasmade import DeltaReport, Kept, Made
 from trimtransfer.repository.deltaunits import NewContent, Unit, runs_of
 from trimtransfer.repository.inside import Inside, unwrap_unit
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
-from trimtransfer.tool import Tool, probe
+from trimtransfer.tool import Tool
 from trimtransfer.unit import inflated, is_wrapped, make, wrap
 from trimtransfer.watch import Progress, Watch
 
@@ -52,97 +52,12 @@ _AHEAD: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaReport:
-    """What the deltas of a pair are: ``stored_bytes`` (packs and index) in ``units``, which make ``content_bytes`` of
-    the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames.
-
-    ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content; ``tool_units`` of
-    these need tools (liblzma, libzstd), which take a core of a client about ``tool_seconds``. Those from host
-    files have no ``base`` but a ``profile``. ``problem``: why there are none, if something was damaged. ``disks``:
-    those of further disks, if there are any."""
-
-    image: str
-    version: str
-    base: str
-    units: int = 0
-    new_bytes: int = 0
-    content_bytes: int = 0
-    stored_bytes: int = 0
-    plain_bytes: int = 0
-    packs: int = 0
-    seconds: float = 0.0
-    problem: str = ""
-    wrapped_units: int = 0
-    wrapped_bytes: int = 0
-    tool_units: int = 0
-    tool_seconds: float = 0.0
-    profile: str = ""
-    disks: tuple[DeltaReport, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
 class _Encoded:
     """A unit as it is stored; tools that it needs, and seconds that these take on a core."""
 
     stored: bytes
     tools: frozenset[Tool] = frozenset()
     seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A unit that is stored: its row (dtype ``UNIT``, ``pack`` numbering all packs), target and base runs."""
-
-    row: NDArray[np.void]
-    targets: NDArray[np.void]
-    bases: NDArray[np.void]
-
-
-@dataclass(slots=True)
-class Made:
-    """The units kept so far, by region, and the packs that they lie in; bytes they make, and what those take plain."""
-
-    packs: list[PackRef] = field(default_factory=list)
-    units: dict[int, list[_Kept]] = field(default_factory=dict)
-    content: int = 0
-    plain: int = 0
-    count: int = 0
-    wrapped: int = 0
-    wrapped_content: int = 0
-    tools: dict[Tool, int] = field(default_factory=dict)
-    tool_units: int = 0
-    tool_seconds: float = 0.0
-
-    def index(self, target: bytes, base: bytes) -> bytes:
-        """Return the index of all units, of a pair of versions with these manifest digests."""
-        tools = [(tool.to_bytes(), probe(tool)) for tool in self.tools]
-        return encode_index(target, base, self.regions(), tools)
-
-    def regions(self) -> Iterator[tuple[int, Units]]:
-        """Yield the units of each region, which refer to their packs only."""
-        for index in sorted(self.units):
-            yield index, _units(self.units[index], self.packs)
-
-    def report(self, begun: DeltaReport, new_bytes: int, index: bytes, started: float) -> DeltaReport:
-        """Return a report with what was made for ``new_bytes``; ``started`` by the monotonic clock."""
-        return replace(
-            begun,
-            units=self.count,
-            new_bytes=new_bytes,
-            content_bytes=self.content,
-            stored_bytes=len(index) + sum(ref.length for ref in self.packs),
-            plain_bytes=self.plain,
-            packs=len(self.packs),
-            wrapped_units=self.wrapped,
-            wrapped_bytes=self.wrapped_content,
-            tool_units=self.tool_units,
-            tool_seconds=round(self.tool_seconds, 3),
-            seconds=round(time.monotonic() - started, 3),
-        )
 
 
 def add_deltas(
@@ -372,7 +287,7 @@ class Maker:
         for tool in sorted(encoded.tools, key=Tool.to_bytes):
             row["tools"] |= 1 << made.tools.setdefault(tool, len(made.tools))
         row["work"] = round(1000 * encoded.seconds)
-        made.units.setdefault(unit.region, []).append(_Kept(row, targets, bases))
+        made.units.setdefault(unit.region, []).append(Kept(row, targets, bases))
         made.content += len(unit.target)
         made.plain += unit.plain
         made.count += 1
@@ -394,12 +309,3 @@ class Maker:
             self._intent.add(name)
             self._written.append(name)
         self._store.put(name, data)
-
-
-def _units(kept: Sequence[_Kept], packs: Sequence[PackRef]) -> Units:
-    """Return the units of a region, which refer to their packs only."""
-    units = np.concatenate([unit.row for unit in kept])
-    used, units["pack"] = np.unique(units["pack"], return_inverse=True)
-    targets = np.concatenate([unit.targets for unit in kept])
-    bases = np.concatenate([unit.bases for unit in kept])
-    return Units.of(tuple(packs[number] for number in used.tolist()), units, targets, bases)
