@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import zstandard
 from filesystems import run, sized
+from hypothesis import given
+from hypothesis import strategies as st
 from test_deltas import Place, Source, measured
 from test_inside import LIBRARY, MIB, Pair, fragmented, gnu_gzip, programs, published
 from test_similar import edited
@@ -21,11 +23,12 @@ from trimtransfer import systemzstd
 from trimtransfer.assembly import payoff
 from trimtransfer.assembly.sync import sync
 from trimtransfer.chunk import Bytes, Kind
-from trimtransfer.deltaindex import DeltaIndex
+from trimtransfer.deltaindex import MAX_TARGET, DeltaIndex
 from trimtransfer.repository import deltas
 from trimtransfer.repository.audit import audit
 from trimtransfer.repository.bundleplan import Wanted
 from trimtransfer.repository.bundling import make_bundle
+from trimtransfer.repository.deltaunits import split
 from trimtransfer.repository.publish import publish
 from trimtransfer.store import DirectoryStore
 from trimtransfer.tool import Kind as ToolKind
@@ -207,6 +210,18 @@ def test_memory_with_members_at_their_limits(tmp_path: Path, rnd: random.Random)
     assert report["deltas"]["units"] == made.units
     assert report["deltas"]["failed"] == 0
     assert report["peak"] <= 256 * MIB
+
+
+@given(st.lists(st.tuples(st.integers(4096, 256 << 10), st.booleans()), min_size=1, max_size=200))
+def test_units_begin_beside_members(records: list[tuple[int, bool]]) -> None:
+    """All records are in one unit each, none too large for one; and a member is not cut where another place is near."""
+    lengths, within = (np.array(column) for column in zip(*records, strict=True))
+    parts = list(split(lengths.astype(np.int64), within.astype(np.bool_)))
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(records)))
+    assert all(0 < lengths[part].sum() <= MAX_TARGET for part in parts)
+    few = np.zeros(len(records), np.bool_)
+    few[1::2] = True
+    assert not any(few[part.start] for part in split(lengths.astype(np.int64), few))
 
 
 # ---- another library
