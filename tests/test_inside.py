@@ -23,7 +23,7 @@ from trimtransfer.deltaindex import DeltaIndex
 from trimtransfer.pack import pack_name
 from trimtransfer.repository import deltas, deltaunits
 from trimtransfer.repository.audit import audit
-from trimtransfer.repository.deltas import DeltaReport
+from trimtransfer.repository.deltasmade import DeltaReport
 from trimtransfer.repository.imagebytes import ImageBytes
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.publish import publish

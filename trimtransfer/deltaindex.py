@@ -26,6 +26,11 @@ from trimtransfer.table import MAX_RECORDS, Table
 
 MAGIC: Final = b"TrimFrom"
 FORMAT: Final = 1
+FORMAT_TOOLS: Final = 2
+"""Of an index with units that need tools; any other is written in format 1."""
+MAX_TOOLS: Final = 32
+TOOL: Final = np.dtype([("tool", "u1", (5,)), ("zeros", "u1", (3,)), ("check", "u1", (CHECK_SIZE,))])
+"""A tool (:mod:`trimtransfer.tool`) and what its probe returned where the units were made."""
 MAX_INDEX: Final = 64 << 20
 """Longest index in bytes: a reader takes it whole."""
 MAX_TARGET: Final = 8 << 20
@@ -48,17 +53,21 @@ UNIT: Final = np.dtype(
         ("plain", "<u4"),
         ("targets", "<u4"),
         ("bases", "<u4"),
+        ("tools", "<u4"),
+        ("work", "<u4"),
         ("check", "u1", (CHECK_SIZE,)),
     ]
 )
 """A unit: number of its pack, where its stored bytes begin there, their length; the length of the chunks that it makes,
-and about what these take in plain frames; how many target and base runs it has; the check of the stored bytes."""
+and about what these take in plain frames; how many target and base runs it has; which tools of the index it needs, bit
+by bit, and milliseconds that these take on one core, about; the check of the stored bytes."""
 TARGET: Final = np.dtype([("record", "<u4"), ("count", "<u4")])
 """``count`` neighbouring chunk records of the region's table from ``record`` on, made one after the other."""
 BASE: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("count", "<u4")])
 """``count`` neighbouring chunk records, from ``record`` on, of the table of the other version's ``region``."""
 _MAX_UNITS: Final = 36 * MAX_RECORDS + 16 + (UNIT.itemsize + TARGET.itemsize) * MAX_RECORDS + BASE.itemsize * MAX_BASES
 _COLUMNS: Final = ("pack", "offset", "stored", "raw", "plain", "targets", "bases")
+_TOOL_COLUMNS: Final = (*_COLUMNS, "tools", "work")
 ROW: Final = np.dtype([("region", "<u4"), ("stored", "<u4"), ("check", "u1", (CHECK_SIZE,))])
 
 
@@ -85,29 +94,34 @@ class Units:
         return made
 
     @classmethod
-    def from_bytes(cls, stored: Bytes) -> Units:
-        """Parse the stored form; ``FormatError`` for anything but that of valid units."""
+    def from_bytes(cls, stored: Bytes, *, tools: int = 0) -> Units:
+        """Parse the stored form, in an index with so many ``tools``; ``FormatError`` for anything but that of valid
+        units."""
+        columns = _TOOL_COLUMNS if tools else _COLUMNS
         body = memoryview(decompress(stored, _MAX_UNITS, "delta units"))
         if len(body) < 16:
             raise FormatError("delta units", 0, "at least 16 bytes", len(body))
         packs, units, targets, bases = struct.unpack_from("<4I", body)
-        size = 16 + 36 * packs + UNIT.itemsize * units + TARGET.itemsize * targets + BASE.itemsize * bases
+        unit_size = 4 * len(columns) + CHECK_SIZE
+        size = 16 + 36 * packs + unit_size * units + TARGET.itemsize * targets + BASE.itemsize * bases
         if max(packs, units, targets) > MAX_RECORDS or bases > MAX_BASES or len(body) != size:
             raise FormatError("delta units", 0, f"{size} bytes for what is announced, within limits", len(body))
         refs = tuple(_pack_ref(body[16 + 36 * n : 52 + 36 * n]) for n in range(packs))
         at = 16 + 36 * packs
-        unit, at = _take(body, at, UNIT, _COLUMNS, units)
+        unit, at = _take(body, at, UNIT, columns, units)
         unit["check"] = np.frombuffer(body, np.uint8, units * CHECK_SIZE, at).reshape(units, CHECK_SIZE)
         target, at = _take(body, at + units * CHECK_SIZE, TARGET, ("record", "count"), targets)
         base, at = _take(body, at, BASE, ("region", "record", "count"), bases)
+        if tools and (unit["tools"].astype(np.uint64) >> np.uint64(tools)).any():
+            raise FormatError("delta units", "tools", f"tools below {tools}", "others")
         return cls.of(refs, unit, target, base)
 
-    def to_bytes(self) -> bytes:
-        """Return the stored form: the columns one after the other, as one zstd frame."""
+    def to_bytes(self, *, tools: bool = False) -> bytes:
+        """Return the stored form: the columns one after the other, as one zstd frame; for an index with ``tools``?"""
         counts = struct.pack("<4I", len(self.packs), len(self.units), len(self.targets), len(self.bases))
         packs = b"".join(ref.digest + ref.length.to_bytes(4, "little") for ref in self.packs)
         columns = (
-            _put(self.units, (*_COLUMNS, "check")),
+            _put(self.units, (*(_TOOL_COLUMNS if tools else _COLUMNS), "check")),
             _put(self.targets, ("record", "count")),
             _put(self.bases, ("region", "record", "count")),
         )
@@ -183,7 +197,8 @@ class Units:
 
 
 class DeltaIndex:
-    """The index of a pair, in memory: ``target`` and ``base`` are the digests of the two manifests."""
+    """The index of a pair, in memory: ``target`` and ``base`` are the digests of the two manifests; ``tools`` that
+    units need (dtype ``TOOL``)."""
 
     def __init__(self, data: Bytes) -> None:
         """Parse the header and the directory.
@@ -194,14 +209,17 @@ class DeltaIndex:
         self._data = memoryview(data)
         if not _HEADER.size <= len(self._data) <= MAX_INDEX:
             raise FormatError("delta index", 0, f"{_HEADER.size} to {MAX_INDEX} bytes", len(self._data))
-        magic, version, reserved, rows, self.target, self.base = _HEADER.unpack_from(self._data)
-        if (magic, version, reserved) != (MAGIC, FORMAT, 0):
-            expected = f"format {FORMAT} (a newer one needs a newer program)"
-            raise FormatError("delta index", 0, expected, (magic, version, reserved))
-        end = _HEADER.size + rows * ROW.itemsize
+        magic, version, tools, rows, self.target, self.base = _HEADER.unpack_from(self._data)
+        least = {FORMAT: 0, FORMAT_TOOLS: 1}.get(version)
+        if magic != MAGIC or least is None or not least <= tools <= least * MAX_TOOLS:
+            expected = f"format {FORMAT} or {FORMAT_TOOLS} (a newer one needs a newer program)"
+            raise FormatError("delta index", 0, expected, (magic, version, tools))
+        start = _HEADER.size + tools * TOOL.itemsize
+        end = start + rows * ROW.itemsize
         if rows > _REGIONS or end > len(self._data):
             raise FormatError("delta index", 12, f"rows that fit {len(self._data)} bytes", rows)
-        self._rows = np.frombuffer(self._data, dtype=ROW, count=rows, offset=_HEADER.size)
+        self.tools = np.frombuffer(self._data, dtype=TOOL, count=tools, offset=_HEADER.size)
+        self._rows = np.frombuffer(self._data, dtype=ROW, count=rows, offset=start)
         self._ends = end + np.cumsum(self._rows["stored"], dtype=np.int64)
         ordered = bool((self._rows["region"][1:] > self._rows["region"][:-1]).all())
         if not ordered or (int(self._ends[-1]) if rows else end) != len(self._data):
@@ -226,21 +244,32 @@ class DeltaIndex:
         check = self._rows["check"][at].tobytes()
         if object_check(stored) != check:
             raise IntegrityError(f"delta index, units of region {region}", check, object_check(stored))
-        return Units.from_bytes(stored)
+        return Units.from_bytes(stored, tools=len(self.tools))
+
+    def tool_checks(self) -> list[tuple[bytes, bytes]]:
+        """Return the tools, each as it is stored and with its check."""
+        return [(row["tool"].tobytes(), row["check"].tobytes()) for row in self.tools]
 
 
-def encode_index(target: bytes, base: bytes, units: Iterable[tuple[int, Units]]) -> bytes:
-    """Return the index of a pair of versions with these manifest digests; ``units`` by region, ascending."""
+def encode_index(
+    target: bytes, base: bytes, units: Iterable[tuple[int, Units]], tools: Sequence[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """Return the index of a pair of versions with these manifest digests; ``units`` by region, ascending; ``tools``
+    that they need, each as it is stored and with what its probe returned."""
     rows: list[tuple[int, int, bytes]] = []
     pieces: list[bytes] = []
     for region, part in units:
-        stored = part.to_bytes()
+        stored = part.to_bytes(tools=bool(tools))
         rows.append((region, len(stored), object_check(stored)))
         pieces.append(stored)
     directory = np.zeros(len(rows), dtype=ROW)
     for row, (region, length, check) in zip(directory, rows, strict=True):
         row["region"], row["stored"], row["check"] = region, length, np.frombuffer(check, dtype=np.uint8)
-    return b"".join((_HEADER.pack(MAGIC, FORMAT, 0, len(rows), target, base), directory.tobytes(), *pieces))
+    needed = np.zeros(len(tools), dtype=TOOL)
+    for row, (tool, check) in zip(needed, tools, strict=True):
+        row["tool"], row["check"] = np.frombuffer(tool, dtype=np.uint8), np.frombuffer(check, dtype=np.uint8)
+    head = _HEADER.pack(MAGIC, FORMAT_TOOLS if tools else FORMAT, len(tools), len(rows), target, base)
+    return b"".join((head, needed.tobytes(), directory.tobytes(), *pieces))
 
 
 def _put(rows: NDArray[np.void], names: Sequence[str]) -> bytes:

@@ -1,9 +1,9 @@
 """Recompression: compressed files as their content and a short record, from which the very same bytes come again.
 
 The content of two versions of a gzip file is alike where the files are not. So what is compared, sent and stored as a
-difference is the content, and the file is rebuilt on arrival. Nothing is hoped for: the compressor is part of this
-format (``native/predict.h``; FORMAT.md, "Recompression"), not of the environment, and a publisher gets a record only
-after the file came again from it.
+difference is the content, and the file is rebuilt on arrival. Nothing is hoped for: deflate's compressor is part of
+this format (``native/predict.h``; FORMAT.md, "Recompression"), not of the environment, and a publisher gets a record
+only after the file came again from it. For xz and zstd a record names tools of the environment (``tool.py``).
 
 A file is a sequence of parts: deflate streams, and bytes beside them. What a client needs is :func:`rewrap_pieces`;
 ``wrapped.py`` finds the streams in gzip, zlib and zip files.
@@ -12,18 +12,24 @@ A file is a sequence of parts: deflate streams, and bytes beside them. What a cl
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 import numpy as np
 
 from trimtransfer import codec, native
 from trimtransfer.chunk import Bytes
 from trimtransfer.errors import FormatError
+from trimtransfer.tool import TOOL_SIZE, Tool
 
 VERSION: Final = 1
 """Of the record and of the predictor behind it."""
+VERSION_TOOLS: Final = 2
+"""Of a record that names tools, and is otherwise the same."""
+MAX_TOOLS: Final = 16
+MAX_REMADE: Final = 4096
+"""Parts that tools make: each may cost the time to begin, a millisecond."""
 MAX_PARTS: Final = 65_536
 """Each may cost the time to begin a stream, a tenth of a millisecond."""
 GZIP_HEAD: Final = bytes.fromhex("1f8b080000000000")
@@ -50,47 +56,68 @@ class Part(IntEnum):
     """A gzip member with a head of ten bytes, the stream, and its check."""
     SLICE = 7
     """Some bytes of whole blocks of a deflate stream, whose content follows some that lies before it."""
+    REMADE = 8
+    """Some bytes of what a tool makes of content."""
 
 
-def rewrap(content: Bytes, record: Bytes, *, limit: int) -> bytes:
+Compress: TypeAlias = Callable[[Tool, Bytes], bytes]
+"""Returns what a tool makes of content: :meth:`Tool.compress`, or what is known to be the same."""
+
+
+def rewrap(content: Bytes, record: Bytes, *, limit: int, compress: Compress = Tool.compress) -> bytes:
     """Return the file that ``content`` and ``record`` stand for, of at most ``limit`` bytes.
 
     Raises:
         FormatError: the record breaks a rule. One that breaks none may still be another file's: compare a digest.
     """
-    return b"".join(rewrap_pieces(content, record, limit=limit))
+    return b"".join(rewrap_pieces(content, record, limit=limit, compress=compress))
 
 
-def rewrap_pieces(content: Bytes, record: Bytes, *, limit: int) -> Iterator[bytes]:
+def rewrap_pieces(content: Bytes, record: Bytes, *, limit: int, compress: Compress = Tool.compress) -> Iterator[bytes]:
     """Yield the file that ``content`` and ``record`` stand for, in pieces of at most a MiB.
 
     ``content`` may be a mapped file: each stream's is read in order, never more than 64 KiB before the last byte read,
-    and once more in order for its check. Beside it and the record some 3 MiB are needed, however large the file is.
+    and once more in order for its check. Beside it and the record some 3 MiB are needed, however large the file is;
+    for what a tool makes as much as that is, and up to ``tool.MAX_MEMORY``.
 
     Raises:
         FormatError: the record breaks a rule, or the file has more than ``limit`` bytes.
     """
     written = 0
-    for piece in _Rewrapping(content, _body(record, limit)).pieces():
+    for piece in _Rewrapping(content, _body(record, limit), compress, tools=_version(record) == VERSION_TOOLS).pieces():
         written += len(piece)
         if written > limit:
             raise FormatError(_WHAT, "its end", f"a file of up to {limit} bytes", "more")
         yield piece
 
 
-def sealed(body: Bytes) -> bytes:
-    """Return a record from its parts, compressed where that makes it shorter."""
+def record_tools(record: Bytes, *, limit: int) -> tuple[Tool, ...]:
+    """Return the tools that a record names, of a file of at most ``limit`` bytes; ``FormatError`` as :func:`rewrap`."""
+    if _version(record) != VERSION_TOOLS:
+        return ()
+    return _tools(Fields(_body(record, limit), _WHAT))
+
+
+def sealed(parts: Bytes, tools: Sequence[Tool] = ()) -> bytes:
+    """Return a record from its parts, compressed where that makes it shorter; those that tools make name these by their
+    numbers."""
+    version = VERSION_TOOLS if tools else VERSION
+    body = b"".join((bytes([len(tools)]), *(tool.to_bytes() for tool in tools), parts)) if tools else bytes(parts)
     packed = codec.compress(body, 19)
-    return bytes([VERSION << 4 | 1]) + packed if len(packed) < len(body) else bytes([VERSION << 4]) + bytes(body)
+    return bytes([version << 4 | 1]) + packed if len(packed) < len(body) else bytes([version << 4]) + body
+
+
+def _version(record: Bytes) -> int:
+    return bytes(record[:1])[0] >> 4 if record else 0
 
 
 def _body(record: Bytes, limit: int) -> bytes:
     """Return the parts of a record; they have at most a quarter of what is rebuilt, and a little."""
-    kind, most = bytes(record[:1]), limit // 4 + 4096
-    if kind == bytes([VERSION << 4 | 1]):
+    first, most = bytes(record[:1]), limit // 4 + 4096
+    if _version(record) not in (VERSION, VERSION_TOOLS) or first[0] & 15 > 1:
+        raise FormatError(_WHAT, 0, f"version {VERSION} or {VERSION_TOOLS}", first.hex() or "nothing")
+    if first[0] & 15:
         return codec.decompress(memoryview(record)[1:], most, _WHAT)
-    if kind != bytes([VERSION << 4]):
-        raise FormatError(_WHAT, 0, f"version {VERSION}", kind.hex() or "nothing")
     if len(record) > most:
         raise FormatError(_WHAT, 0, f"at most {most} bytes", len(record))
     return bytes(record[1:])
@@ -144,14 +171,23 @@ class Fields:
         raise FormatError(self._what, self.at, expected, got)
 
 
+def _tools(fields: Fields) -> tuple[Tool, ...]:
+    count = fields.byte()
+    if not 0 < count <= MAX_TOOLS:
+        fields.refuse(f"1 to {MAX_TOOLS} tools", count)
+    return tuple(Tool.from_bytes(fields.raw(TOOL_SIZE)) for _ in range(count))
+
+
 class _Rewrapping(Fields):
     """Reads a record part by part and takes the content on the way."""
 
-    def __init__(self, content: Bytes, body: bytes) -> None:
+    def __init__(self, content: Bytes, body: bytes, compress: Compress, *, tools: bool) -> None:
         super().__init__(body, _WHAT)
-        self._content, self._taken = memoryview(content).cast("B"), 0
+        self._content, self._taken, self._compress = memoryview(content).cast("B"), 0, compress
         self._stream = self._content[:0]
         """Content of the last deflate stream."""
+        self._tools = _tools(self) if tools else ()
+        self._remade = 0
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of all parts."""
@@ -181,6 +217,8 @@ class _Rewrapping(Fields):
             yield gzip_check(self._stream)
         elif kind == Part.SLICE:
             yield from self._slice()
+        elif kind == Part.REMADE and self._tools:
+            yield self._made()
         else:
             self.refuse("a part", kind)
 
@@ -200,6 +238,17 @@ class _Rewrapping(Fields):
             yield taken
         if left:
             self.refuse(f"a slice of {left} bytes more", "its end")
+
+    def _made(self) -> bytes:
+        """Return what is asked for of what a tool makes."""
+        number, self._remade = self.byte(), self._remade + 1
+        if number >= len(self._tools) or self._remade > MAX_REMADE:
+            self.refuse(f"a tool below {len(self._tools)}, at most {MAX_REMADE} times", number)
+        content, skip, size = self._take(), self.number(), self.number()
+        made = memoryview(self._compress(self._tools[number], content))[skip : skip + size]
+        if len(made) < size:
+            self.refuse(f"{size} bytes that a tool makes", len(made))
+        return bytes(made)
 
     def _rebuilt(self, compressor: bytes, **options: int) -> Iterator[bytes]:
         """Yield what comes of the content that was taken last and the blocks that follow."""

@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 
 from trimtransfer import codec, delta, native
 from trimtransfer.chunk import Bytes
+from trimtransfer.deltaindex import MAX_TARGET
 from trimtransfer.errors import FormatError
-from trimtransfer.recompress import Fields, number, rewrap
+from trimtransfer.recompress import Compress, Fields, number, record_tools, rewrap
+from trimtransfer.tool import Kind, Tool, decompress, is_filter
 
 MAGIC: Final = b"TrimWrap"
 VERSION: Final = 1
+VERSION_TOOLS: Final = 2
+"""Of a unit with spans of what tools made; a record that names tools may be in any."""
 MAX_CONTENT: Final = 12 << 20
 """Most bytes of content of a wrapped unit: with the columns of their delta they are in memory."""
 MAX_INFLATED: Final = 16 << 20
@@ -37,13 +41,16 @@ _WHAT: Final = "wrapped unit"
 class Span:
     """Bytes that the base of a wrapped unit's delta consists of: ``pieces`` (start, length) of the chunks' bytes, one
     after the other. As they are; or, with ``blocks``, so many blocks of a deflate stream from bit ``bit`` on, of
-    ``size`` bytes, with ``unknown`` bytes before them to which they may refer, and which are taken for zeros."""
+    ``size`` bytes, with ``unknown`` bytes before them to which they may refer, and which are taken for zeros; or, with
+    a ``kind``, what a tool of that kind made of ``size`` bytes, with a filter ``before`` LZMA2."""
 
     pieces: tuple[tuple[int, int], ...]
     blocks: int = 0
     bit: int = 0
     size: int = 0
     unknown: int = 0
+    kind: Kind | None = None
+    before: int = 0
 
 
 def is_wrapped(stored: Bytes) -> bool:
@@ -51,19 +58,36 @@ def is_wrapped(stored: Bytes) -> bool:
     return bytes(memoryview(stored)[: len(MAGIC)]) == MAGIC
 
 
-def make(stored: Bytes, base: Bytes, *, limit: int) -> bytes:
-    """Return what a stored unit makes of its base's bytes, at most ``limit`` of them.
+def make(stored: Bytes, base: Bytes, *, limit: int, compress: Compress = Tool.compress) -> bytes:
+    """Return what a stored unit makes of its base's bytes, at most ``limit`` of them; ``compress`` is what tools do.
 
-    Of another base with the same length comes something else, or an error: only digests tell. Takes any bytes, in time
-    and memory bounded by the length of the two, ``limit``, ``MAX_CONTENT`` and ``MAX_INFLATED``.
+    Of another base with the same length, or by a tool of another make, comes something else, or an error: only digests
+    tell. Takes any bytes, in time and memory bounded by the length of the two, ``limit``, ``MAX_CONTENT``,
+    ``MAX_INFLATED`` and ``tool.MAX_MEMORY``.
 
     Raises:
-        FormatError: it is no unit for a base of this length, or makes more.
+        FormatError: it is no unit for a base of this length, makes more, or needs a tool that does not work here.
     """
     if not is_wrapped(stored):
         return delta.decode(stored, base, limit=limit)
     spans, record, inner = _parse(memoryview(stored), memoryview(base).nbytes)
-    return rewrap(delta.decode(inner, inflated(spans, base), limit=MAX_CONTENT), record, limit=limit)
+    content = delta.decode(inner, inflated(spans, base), limit=MAX_CONTENT)
+    return rewrap(content, record, limit=limit, compress=compress)
+
+
+def tools_of(stored: Bytes) -> tuple[Tool, ...]:
+    """Return the tools that a stored unit needs.
+
+    Raises:
+        FormatError: it is no unit, or needs one that is not known here.
+    """
+    if not is_wrapped(stored):
+        return ()
+    view = memoryview(stored)
+    if len(view) < _HEADER.size:
+        raise FormatError(_WHAT, 0, f"a header of {_HEADER.size} bytes", len(view))
+    spans, record = _HEADER.unpack_from(view)[-2:]
+    return record_tools(view[_HEADER.size + spans :][:record], limit=MAX_TARGET)
 
 
 def inflated(spans: Sequence[Span], base: Bytes) -> memoryview:
@@ -76,14 +100,14 @@ def inflated(spans: Sequence[Span], base: Bytes) -> memoryview:
     taken = [_taken(span, len(view)) for span in spans]
     if sum(taken) > 2 * len(view):
         raise FormatError(_WHAT, "spans", f"at most {2 * len(view)} bytes of chunks", sum(taken))
-    sizes = [span.size if span.blocks else size for span, size in zip(spans, taken, strict=True)]
+    sizes = [span.size if span.blocks or span.kind else size for span, size in zip(spans, taken, strict=True)]
     if sum(sizes) > MAX_INFLATED:
         raise FormatError(_WHAT, "spans", f"at most {MAX_INFLATED} bytes", sum(sizes))
     found = np.empty(sum(sizes), np.uint8)
     at = 0
     for span, size in zip(spans, sizes, strict=True):
         data = b"".join(view[start : start + length] for start, length in span.pieces)
-        found[at : at + size] = _inflated(span, data) if span.blocks else np.frombuffer(data, np.uint8)
+        found[at : at + size] = _content(span, data)
         at += size
     return found.data
 
@@ -93,6 +117,16 @@ def _taken(span: Span, length: int) -> int:
     if any(start + size > length for start, size in span.pieces):
         raise FormatError(_WHAT, "spans", f"pieces of {length} bytes", "others")
     return sum(size for _, size in span.pieces)
+
+
+def _content(span: Span, data: bytes) -> NDArray[np.uint8]:
+    if span.blocks:
+        return _inflated(span, data)
+    if span.kind is not None:
+        data = decompress(span.kind, span.before, data, span.size)
+        if len(data) != span.size:
+            raise FormatError(_WHAT, "spans", f"{span.size} bytes of content", len(data))
+    return np.frombuffer(data, np.uint8)
 
 
 def _inflated(span: Span, data: bytes) -> NDArray[np.uint8]:
@@ -105,13 +139,17 @@ def _inflated(span: Span, data: bytes) -> NDArray[np.uint8]:
 
 def wrap(spans: Sequence[Span], record: bytes, inner: bytes, *, base: int) -> bytes:
     """Return a wrapped unit for ``base`` bytes: its spans, the record, and the delta between their contents."""
-    body = codec.compress(b"".join((number(len(spans)), *map(_stored, spans))), 19)
-    return b"".join((_HEADER.pack(MAGIC, VERSION, 0, base, len(body), len(record)), body, record, inner))
+    version = VERSION_TOOLS if any(span.kind for span in spans) else VERSION
+    body = codec.compress(b"".join((number(len(spans)), *(_stored(span, version) for span in spans))), 19)
+    return b"".join((_HEADER.pack(MAGIC, version, 0, base, len(body), len(record)), body, record, inner))
 
 
-def _stored(span: Span) -> bytes:
-    head = number(span.blocks) + number(len(span.pieces))
+def _stored(span: Span, version: int) -> bytes:
+    kind = bytes([span.kind or 0]) if version == VERSION_TOOLS else b""
+    head = kind + number(span.blocks) + number(len(span.pieces))
     pieces = b"".join(number(start) + number(length) for start, length in span.pieces)
+    if span.kind is not None:
+        return head + pieces + bytes([span.before]) + number(span.size)
     if not span.blocks:
         return head + pieces
     return head + pieces + bytes([span.bit]) + number(span.size) + number(span.unknown)
@@ -122,35 +160,45 @@ def _parse(view: memoryview, base: int) -> tuple[list[Span], memoryview, memoryv
     if len(view) < _HEADER.size:
         raise FormatError(_WHAT, 0, f"a header of {_HEADER.size} bytes", len(view))
     magic, version, reserved, length, *sizes = _HEADER.unpack_from(view)
-    if (magic, version, reserved) != (MAGIC, VERSION, 0):
-        raise FormatError(_WHAT, 0, f"TrimWrap, version {VERSION}", bytes(view[:12]))
+    if (magic, reserved) != (MAGIC, 0) or version not in (VERSION, VERSION_TOOLS):
+        raise FormatError(_WHAT, 0, f"TrimWrap, version {VERSION} or {VERSION_TOOLS}", bytes(view[:12]))
     if length != base:
         raise FormatError(_WHAT, 12, f"a base of {base} bytes", length)
     if _HEADER.size + sum(sizes) > len(view):
         raise FormatError(_WHAT, 16, f"parts of {len(view)} bytes", sizes)
     middle, end = _HEADER.size + sizes[0], _HEADER.size + sum(sizes)
     body = codec.decompress(view[_HEADER.size : middle], _MAX_BODY, _WHAT)
-    return list(_spans(Fields(body, _WHAT))), view[middle:end], view[end:]
+    return list(_spans(Fields(body, _WHAT), version)), view[middle:end], view[end:]
 
 
-def _spans(fields: Fields) -> Iterator[Span]:
+def _spans(fields: Fields, version: int) -> Iterator[Span]:
     count = fields.number()
     if count > _MAX_SPANS:
         fields.refuse(f"at most {_MAX_SPANS} spans", count)
     for _ in range(count):
-        yield _span(fields)
+        yield _span(fields, fields.byte() if version == VERSION_TOOLS else 0)
     if fields.left:
         fields.refuse("the end", f"{fields.left} bytes more")
 
 
-def _span(fields: Fields) -> Span:
+def _span(fields: Fields, kind: int) -> Span:
     blocks, count = fields.number(), fields.number()
     if count > fields.left // 2:
         fields.refuse("pieces of two bytes at least", count)
     pieces = tuple((fields.number(), fields.number()) for _ in range(count))
+    if kind:
+        return _made_span(fields, pieces, kind, blocks)
     if not blocks:
         return Span(pieces)
     span = Span(pieces, blocks, fields.byte(), fields.number(), fields.number())
     if span.bit > 7 or blocks > MAX_INFLATED or span.unknown > MAX_UNKNOWN:
         fields.refuse(f"a bit of a byte, at most {MAX_UNKNOWN} unknown bytes", (span.bit, span.unknown))
     return span
+
+
+def _made_span(fields: Fields, pieces: tuple[tuple[int, int], ...], kind: int, blocks: int) -> Span:
+    before, size = fields.byte(), fields.number()
+    good = before == 0 or (kind == Kind.LZMA2 and is_filter(before))
+    if not good or blocks or kind not in (Kind.LZMA2, Kind.ZSTD) or size > MAX_INFLATED:
+        fields.refuse(f"what a known kind of tool makes of up to {MAX_INFLATED} bytes", (kind, before, size))
+    return Span(pieces, size=size, kind=Kind(kind), before=before)

@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 from trimtransfer import native
 from trimtransfer.chunk import Bytes
 from trimtransfer.errors import FormatError
-from trimtransfer.recompress import GZIP_HEAD, UNIX, Part, gzip_check, number, rewrap_pieces, sealed, zlib_check
+from trimtransfer.recompress import (
+    GZIP_HEAD,
+    MAX_REMADE,
+    MAX_TOOLS,
+    UNIX,
+    Part,
+    gzip_check,
+    number,
+    rewrap_pieces,
+    sealed,
+    zlib_check,
+)
+from trimtransfer.tool import Tool
 
 SHARE: Final = 8
 """A record pays if it has at most one of so many bytes of the stream."""
@@ -105,6 +117,8 @@ class Unwrapping:
         self.view, self.at, self.streams, self.likely = view, 0, 0, b""
         self._content: list[Bytes] = []
         self._parts = bytearray()
+        self._tools: dict[Tool, int] = {}
+        self._remade = 0
         self._copied, self._left = 0, limit
 
     @property
@@ -116,7 +130,7 @@ class Unwrapping:
         """Make a part of what is left, and return all; None if no stream was taken, or it is too much."""
         if not self.streams or not self.copy_to(len(self.view)):
             return None
-        return Unwrapped(b"".join(self._content), sealed(self._parts))
+        return Unwrapped(b"".join(self._content), sealed(self._parts, tuple(self._tools)))
 
     def copy_to(self, end: int) -> bool:
         """Make a part of the bytes up to ``end`` that are in none yet; False if it is too much."""
@@ -177,6 +191,22 @@ class Unwrapping:
         self._content.append(by.content)
         self._left -= len(by.content)
         self._copied = self.at = end
+        self.streams += 1
+        return True
+
+    def take_made(self, start: int, end: int, content: Bytes, tool: Tool, *, skip: int) -> bool:
+        """Take the bytes from ``start`` to ``end``, which are what ``tool`` makes of ``content`` behind the first
+        ``skip``, as that content. Not proven here. False if it is too much; then what lies before it may be copied."""
+        if self._remade == MAX_REMADE or (tool not in self._tools and len(self._tools) == MAX_TOOLS):
+            return False
+        if len(content) > self._left or not self.copy_to(start) or len(content) > self._left:
+            return False
+        which = self._tools.setdefault(tool, len(self._tools))
+        self._parts += bytes((Part.REMADE, which)) + number(len(content) + 1) + number(skip) + number(end - start)
+        self._content.append(content)
+        self._left -= len(content)
+        self._copied = self.at = end
+        self._remade += 1
         self.streams += 1
         return True
 

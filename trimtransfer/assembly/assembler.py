@@ -235,6 +235,7 @@ class Assembler:
     def _make(self, plan: WindowPlan) -> None:
         """Fetch deltas and write what they make; what they fail to make is fetched plain."""
         deltas, fetch = self._resolver.deltas, plan.deltas.fetch
+        self.made += Made(declined=plan.deltas.declined)
         if deltas is None or not fetch.ranges:
             return
         self._fetching.expect(fetch.fetch_bytes)

@@ -96,11 +96,13 @@ class UnitsOf(NamedTuple):
 @dataclass(frozen=True, slots=True, eq=False)
 class DeltaPlan:
     """What units make for a window: ``fetch`` with units in the place of frames, and for each the chunks of its base
-    (dtype ``BASE_CHUNK``, in order): those of unit u are ``bases[first_base[u]:first_base[u + 1]]``."""
+    (dtype ``BASE_CHUNK``, in order): those of unit u are ``bases[first_base[u]:first_base[u + 1]]``. ``declined`` units
+    need tools that are not used here."""
 
     fetch: FetchPlan
     bases: NDArray[np.void]
     first_base: Numbers
+    declined: int = 0
 
     @classmethod
     def nothing(cls) -> DeltaPlan:

@@ -23,8 +23,14 @@ def add_host_deltas(resolver: Resolver, old: Old | None) -> None:
 
 
 def deltas_that_pay(remote: Remote, old: Old | None, judge: Judge) -> Deltas | None:
-    """Return what :func:`deltas_from` does if using it pays."""
+    """Return what :func:`deltas_from` does if using it pays; units that compress again are left aside where only they
+    do not."""
     deltas = deltas_from(remote, old)
     if deltas is None:
         return None
+    again = deltas.decision_to_compress(judge.line(remote.measured))
+    if again is not None and not judge.note(again):
+        deltas.leave_tools()
+    if not deltas.usable:
+        return deltas  # to be told of, but nothing to decide about
     return deltas if judge.note(deltas.decision(judge.line(remote.measured))) else None

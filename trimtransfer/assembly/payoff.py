@@ -150,6 +150,12 @@ def decide_search(*, name: str, size: int, wanted: int, line: Line) -> Decision:
     return decide(f"search of {name} at any offset", saves_bytes=saves, costs_seconds=size / READ_RATE, line=line)
 
 
+def decide_tools(*, plain: int, stored: int, seconds: float, line: Line) -> Decision:
+    """Decide whether deltas are used that compress content again, which takes ``seconds``, and that are ``stored``
+    instead of ``plain`` bytes."""
+    return decide("compressing again", saves_bytes=plain - stored, costs_seconds=seconds, line=line)
+
+
 def decide_deltas(*, made: int, plain: int, stored: int, line: Line) -> Decision:
     """Decide whether deltas are used that make ``made`` bytes, and take ``stored`` instead of ``plain``.
 

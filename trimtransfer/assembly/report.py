@@ -78,18 +78,25 @@ class Network:
 @dataclass(frozen=True, slots=True)
 class Made:
     """What deltas made: ``units`` of them, ``content`` in bytes (part of what was fetched); ``failed`` units, whose
-    content came from plain packs after all."""
+    content came from plain packs after all; ``declined`` ones, which were not fetched, for they compress again: by a
+    library that does it otherwise here, or too slowly for the line."""
 
     units: int = 0
     content: int = 0
     failed: int = 0
+    declined: int = 0
 
     def __add__(self, other: Made) -> Made:
-        return Made(self.units + other.units, self.content + other.content, self.failed + other.failed)
+        return Made(
+            self.units + other.units,
+            self.content + other.content,
+            self.failed + other.failed,
+            self.declined + other.declined,
+        )
 
     def to_dict(self) -> dict[str, int]:
         """Return the fields as a JSON object."""
-        return {"units": self.units, "content": self.content, "failed": self.failed}
+        return {"units": self.units, "content": self.content, "failed": self.failed, "declined": self.declined}
 
 
 @dataclass(frozen=True, slots=True)

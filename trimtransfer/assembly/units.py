@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -17,10 +19,11 @@ from numpy.typing import NDArray
 from trimtransfer.assembly.deltaplan import DeltaPlan, Lack, plan_units
 from trimtransfer.assembly.fetchplan import FrameTask
 from trimtransfer.assembly.installed import InstalledImage
-from trimtransfer.assembly.payoff import Decision, Line, decide_deltas
+from trimtransfer.assembly.payoff import Decision, Line, decide_deltas, decide_tools
 from trimtransfer.assembly.remote import Remote
+from trimtransfer.assembly.trusted import Tools
 from trimtransfer.chunk import chunk_digest, object_check
-from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex
+from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
 from trimtransfer.errors import (
     FetchError,
     FormatError,
@@ -37,9 +40,11 @@ from trimtransfer.unit import make
 _LOG: Final = logging.getLogger("trimtransfer.assembly")
 _TABLES: Final = 32
 """Tables fetched at a time: some 8 MiB at most."""
+_SUMS: Final = ("raw", "plain", "stored", "work")
 _AT_ONCE: Final = 2
 """Units made at a time: each takes up to 8 MiB for what it makes, 16 MiB for its base and 24 MiB for its columns; a
-wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns."""
+wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns. A
+tool takes up to 104 MiB, above 24 one at a time, but when content is there, and columns and spans are not any more."""
 
 
 class Deltas:
@@ -51,25 +56,63 @@ class Deltas:
     def __init__(self, index: DeltaIndex, old: InstalledImage, *, only: bool = False) -> None:
         self._index, self._old, self._only = index, old, only
         self._at_once = threading.Semaphore(_AT_ONCE)
+        self._tools = Tools(index.tool_checks(), none=only)
+        self._known_sums: NDArray[np.int64] | None = None
 
     def __repr__(self) -> str:
         return f"Deltas({len(self._index.regions)} regions, from {self._old!r})"
 
     def decision(self, line: Line) -> Decision:
         """Decide whether using all of them pays on a line."""
-        made = plain = stored = 0
-        for number in self._index.regions.tolist():
-            with contextlib.suppress(FormatError, IntegrityError):  # left aside later, with a warning
-                units = self._index.units(number)
-                if units is not None:
-                    made += int(units.units["raw"].sum(dtype=np.int64))
-                    plain += int(units.units["plain"].sum(dtype=np.int64))
-                    stored += int(units.units["stored"].sum(dtype=np.int64))
+        made, plain, stored, _ = self._sums().sum(axis=0).tolist()
         return decide_deltas(made=made, plain=plain, stored=stored, line=line)
+
+    def decision_to_compress(self, line: Line) -> Decision | None:
+        """Decide whether using those pays on a line that compress content again; None if there are none."""
+        _, plain, stored, work = self._sums()[1].tolist()
+        cores = min(_AT_ONCE, len(os.sched_getaffinity(0)))
+        return decide_tools(plain=plain, stored=stored, seconds=work / 1000 / cores, line=line) if work else None
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are any that can be used."""
+        return bool(self._sums().any())
+
+    def leave_tools(self) -> None:
+        """Use no units that compress content again."""
+        self._tools.leave_all()
+        self._known_sums = None
+
+    def _sums(self) -> NDArray[np.int64]:
+        """Return the sums over all units that can be used of bytes made, plain and stored, and of work: those without
+        tools, those with tools (int64, (2, 4))."""
+        if self._known_sums is None:
+            sums = np.zeros((2, 4), dtype=np.int64)
+            for number in self._index.regions.tolist():
+                with contextlib.suppress(FormatError, IntegrityError):  # left aside later, with a warning
+                    units = self._index.units(number)
+                    if units is not None:
+                        rows = units.units[self._tools.usable(units.units["tools"])]
+                        for which, chosen in enumerate((rows[rows["tools"] == 0], rows[rows["tools"] > 0])):
+                            sums[which] += [int(chosen[name].sum(dtype=np.int64)) for name in _SUMS]
+            self._known_sums = sums
+        return self._known_sums
 
     def plan(self, lack: Lack) -> DeltaPlan:
         """Plan what of the wanted groups is made."""
-        return plan_units(lack, lambda region, *_: self._index.units(region.index), self._old_table, only=self._only)
+        declined = 0
+
+        def usable(region: Region, *_: object) -> Units | None:
+            nonlocal declined
+            units = self._index.units(region.index)
+            if units is None:
+                return None
+            chosen = np.flatnonzero(self._tools.usable(units.units["tools"]))
+            declined += len(units.units) - len(chosen)
+            return units.select(chosen)
+
+        plan = plan_units(lack, usable, self._old_table, only=self._only)
+        return replace(plan, declined=declined)
 
     def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
         """Return the content of a unit, not compared with the digests of its chunks yet.
@@ -82,7 +125,9 @@ class Deltas:
         if found != task.check:
             raise IntegrityError("delta", task.check, found)
         with self._at_once:
-            return make(stored, self._base(plan.base(task.number)), limit=task.raw)
+            made = make(stored, self._base(plan.base(task.number)), limit=task.raw)
+        self._tools.watch(stored, made, task)
+        return made
 
     def _base(self, chunks: NDArray[np.void]) -> memoryview:
         """Return the content of chunks of the old image, one after the other, each compared with its digest."""

@@ -17,7 +17,7 @@ from trimtransfer.cli.profile import profile
 from trimtransfer.cli.verify import verify
 
 if TYPE_CHECKING:
-    from trimtransfer.repository.deltas import DeltaReport
+    from trimtransfer.repository.deltasmade import DeltaReport
     from trimtransfer.repository.publication import PublishReport
     from trimtransfer.repository.reading import ImageSummary, VersionDetails
     from trimtransfer.repository.trim import TrimmedVolume
@@ -291,8 +291,9 @@ def _made(report: DeltaReport) -> str:
         return f"No deltas from {base}: plain packs are as small"
     made = f"{size_text(report.content_bytes)} of the {size_text(report.new_bytes)} that are new"
     saved = f"{size_text(report.stored_bytes)} instead of {size_text(report.plain_bytes)}"
-    inside = f" ({size_text(report.wrapped_bytes)} by looking into gzip files)" if report.wrapped_units else ""
-    return f"Deltas from {base}: {made}{inside} in {saved}; {report.seconds:.1f} s"
+    inside = f" ({size_text(report.wrapped_bytes)} by looking into compressed files)" if report.wrapped_units else ""
+    again = f"; clients compress again for {report.tool_seconds:.1f} s of a core" if report.tool_units else ""
+    return f"Deltas from {base}: {made}{inside} in {saved}{again}; {report.seconds:.1f} s"
 
 
 def _kind_text(volume: TrimmedVolume) -> str:

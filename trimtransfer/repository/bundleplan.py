@@ -206,6 +206,7 @@ class Planner:
                 needed &= np.logical_or.reduce([lack(table) for lack in lacks])
             units = deltas.units(number) if deltas is not None else None
             if units is not None:
+                units = units.select(np.flatnonzero(units.units["tools"] == 0))  # others may not work where it is used
                 needed[units.pieces(table)["record"]] = False
                 self._add_frames(units, np.arange(len(units.units)))
             region = manifest.region(number)

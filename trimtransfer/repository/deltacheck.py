@@ -20,6 +20,7 @@ from trimtransfer.repository.contents import Damage
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.reading import VersionReader, delta_bases
 from trimtransfer.store import DirectoryStore
+from trimtransfer.tool import usable
 from trimtransfer.unit import make
 from trimtransfer.watch import Watch
 
@@ -66,12 +67,13 @@ class DeltaCheck:
     def check_index(
         self, index: DeltaIndex, target: Manifest, base: Callable[[NDArray[np.void]], Bytes | None]
     ) -> None:
-        """Check units that make ``target``; ``base`` returns what base runs hold, None where that cannot be had.
+        """Check units that make ``target``; ``base`` returns what base runs hold, None where that cannot be had. Units
+        that need tools which do otherwise here are not made.
 
         Raises:
             FormatError, IntegrityError, NotFound: they are damaged.
         """
-        new = ChunkReader(VersionReader(self._store, target))
+        new, here = ChunkReader(VersionReader(self._store, target)), np.uint32(usable(index.tool_checks()))
         for done, number in enumerate(index.regions.tolist()):
             units = index.units(number)
             if units is None or number >= target.region_count or target.zero[number]:
@@ -82,6 +84,7 @@ class DeltaCheck:
                     raise FormatError(pack_name(ref.digest), "its end", f"{ref.length:,} bytes", "another length")
             region = _sound(partial(new.region, number))
             if region is not None:
+                units = units.select(np.flatnonzero((units.units["tools"] & ~here) == 0))
                 self._check_units(units, units.pieces(region[0]), region[0].digests, base)
             self._watch.report("deltas", done + 1, len(index.regions))
 

@@ -12,26 +12,27 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes, object_check, object_digest
 from trimtransfer.delta import MAX_LEVEL, decode, encode
-from trimtransfer.deltaindex import MAX_BASES, TARGET, UNIT, Units, encode_index
+from trimtransfer.deltaindex import MAX_BASES, MAX_TOOLS, TARGET, UNIT
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.location import PackRef
 from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, PACK_MAGIC, PackBuilder, pack_name
+from trimtransfer.repository.deltasmade import DeltaReport, Kept, Made
 from trimtransfer.repository.deltaunits import NewContent, Unit, runs_of
 from trimtransfer.repository.inside import Inside, unwrap_unit
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
+from trimtransfer.tool import Tool
 from trimtransfer.unit import inflated, is_wrapped, make, wrap
 from trimtransfer.watch import Progress, Watch
 
@@ -39,81 +40,24 @@ _LOG: Final = logging.getLogger("trimtransfer.repository")
 _MOST: Final = 0.9
 """A unit is kept if it takes at most this share of what its chunks take in plain frames; a wrapped one, if it takes at
 most this share of the delta, too."""
+_LEAST_GAIN: Final = 50_000
+"""Bytes that one with tools must save for each second that these take on a core: a client, which accepts 20 times the
+time that it saves on the line (``assembly/payoff.py``), uses it then on lines of up to 8 Mbit/s."""
+_EDGE: Final = 1 << 20
+"""Bytes of plain frames that are fetched at its edges all the same if its neighbours are not kept, as may well be where
+tools make only some members: so much of what its chunks take in plain frames it must save."""
 _WORKERS: Final = 4
 """Threads at most that make deltas, each with up to 200 MiB: half of it is zstd's, at level 19."""
 _AHEAD: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaReport:
-    """What the deltas of a pair are: ``stored_bytes`` (packs and index) in ``units``, which make ``content_bytes`` of
-    the ``new_bytes`` that the version has and the other one lacks, instead of about ``plain_bytes`` in plain frames.
+class Encoded:
+    """A unit as it is stored; tools that it needs, and seconds that these take on a core."""
 
-    ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content. Those from host
-    files have no ``base`` but a ``profile``. ``problem``: why there are none, if something was damaged. ``disks``:
-    those of further disks, if there are any."""
-
-    image: str
-    version: str
-    base: str
-    units: int = 0
-    new_bytes: int = 0
-    content_bytes: int = 0
-    stored_bytes: int = 0
-    plain_bytes: int = 0
-    packs: int = 0
+    stored: bytes
+    tools: frozenset[Tool] = frozenset()
     seconds: float = 0.0
-    problem: str = ""
-    wrapped_units: int = 0
-    wrapped_bytes: int = 0
-    profile: str = ""
-    disks: tuple[DeltaReport, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A unit that is stored: its row (dtype ``UNIT``, ``pack`` numbering all packs), target and base runs."""
-
-    row: NDArray[np.void]
-    targets: NDArray[np.void]
-    bases: NDArray[np.void]
-
-
-@dataclass(slots=True)
-class Made:
-    """The units kept so far, by region, and the packs that they lie in; bytes they make, and what those take plain."""
-
-    packs: list[PackRef] = field(default_factory=list)
-    units: dict[int, list[_Kept]] = field(default_factory=dict)
-    content: int = 0
-    plain: int = 0
-    count: int = 0
-    wrapped: int = 0
-    wrapped_content: int = 0
-
-    def regions(self) -> Iterator[tuple[int, Units]]:
-        """Yield the units of each region, which refer to their packs only."""
-        for index in sorted(self.units):
-            yield index, _units(self.units[index], self.packs)
-
-    def report(self, begun: DeltaReport, new_bytes: int, index: bytes, started: float) -> DeltaReport:
-        """Return a report with what was made for ``new_bytes``; ``started`` by the monotonic clock."""
-        return replace(
-            begun,
-            units=self.count,
-            new_bytes=new_bytes,
-            content_bytes=self.content,
-            stored_bytes=len(index) + sum(ref.length for ref in self.packs),
-            plain_bytes=self.plain,
-            packs=len(self.packs),
-            wrapped_units=self.wrapped,
-            wrapped_bytes=self.wrapped_content,
-            seconds=round(time.monotonic() - started, 3),
-        )
 
 
 def add_deltas(
@@ -199,7 +143,7 @@ def make_deltas(
     maker = Maker(store, new, intent, level=level, workers=workers, watch=watch)
     try:
         made = maker.run()
-        data = encode_index(target.manifest.digest(), base.manifest.digest(), made.regions()) if made.count else b""
+        data = made.index(target.manifest.digest(), base.manifest.digest()) if made.count else b""
         name = deltas_name(target.manifest.image, target.manifest.version, base.manifest.version)
         replace_index(store, intent, name, data)
     except BaseException:
@@ -266,18 +210,19 @@ class Maker:
             NoSpace: its disk is full. Cancelled: as asked.
         """
         done = 0
-        for unit, delta in self._encoded(self._new.units()):
+        for unit, made in self._encoded(self._new.units()):
             done += len(unit.target)
-            if len(delta) <= min(self._most * unit.plain, MAX_PACK - len(PACK_MAGIC)) and self._fits(unit):
-                self._keep(unit, delta)
+            most = min(self._most * unit.plain, MAX_PACK - len(PACK_MAGIC))
+            if len(made.stored) <= most and self._fits(unit) and len(made.tools | self._made.tools.keys()) <= MAX_TOOLS:
+                self._keep(unit, made)
             self._watch.report("delta", done, self._new.size)
         if not self._builder.empty:
             self._close_pack()
         return self._made
 
-    def _encoded(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, bytes]]:
+    def _encoded(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, Encoded]]:
         """Yield units with their deltas, in order, made by several threads."""
-        pending: deque[tuple[Unit, Future[bytes]]] = deque()
+        pending: deque[tuple[Unit, Future[Encoded]]] = deque()
         with ThreadPoolExecutor(self._workers, "delta") as pool:
             try:
                 for unit in units:
@@ -292,7 +237,7 @@ class Maker:
                 for _, job in pending:
                     job.cancel()
 
-    def _encode(self, unit: Unit) -> bytes:
+    def _encode(self, unit: Unit) -> Encoded:
         self._watch.check()
         return encode_unit(unit, level=self._level)
 
@@ -303,7 +248,8 @@ class Maker:
         most = max(len(unit.runs), len(unit.inside.runs) if unit.inside else 0)
         return most + sum(len(kept.bases) for kept in self._made.units.get(unit.region, ())) <= MAX_BASES
 
-    def _keep(self, unit: Unit, delta: bytes) -> None:
+    def _keep(self, unit: Unit, encoded: Encoded) -> None:
+        made, delta = self._made, encoded.stored
         if self._builder.full(len(delta)):
             self._close_pack()
         row, wrapped = np.zeros(1, dtype=UNIT), is_wrapped(delta)
@@ -312,13 +258,17 @@ class Maker:
         row["raw"] = len(unit.target)
         row["plain"], row["targets"], row["bases"] = unit.plain, len(targets), len(bases)
         row["check"] = np.frombuffer(object_check(delta), dtype=np.uint8)
-        made = self._made
-        made.units.setdefault(unit.region, []).append(_Kept(row, targets, bases))
+        for tool in sorted(encoded.tools, key=Tool.to_bytes):
+            row["tools"] |= 1 << made.tools.setdefault(tool, len(made.tools))
+        row["work"] = round(1000 * encoded.seconds)
+        made.units.setdefault(unit.region, []).append(Kept(row, targets, bases))
         made.content += len(unit.target)
         made.plain += unit.plain
         made.count += 1
         made.wrapped += wrapped
         made.wrapped_content += len(unit.target) * wrapped
+        made.tool_units += bool(encoded.tools)
+        made.tool_seconds += encoded.seconds
 
     def _close_pack(self) -> None:
         """Write the pack that is full, durably, read it back and begin another."""
@@ -335,17 +285,8 @@ class Maker:
         self._store.put(name, data)
 
 
-def _units(kept: Sequence[_Kept], packs: Sequence[PackRef]) -> Units:
-    """Return the units of a region, which refer to their packs only."""
-    units = np.concatenate([unit.row for unit in kept])
-    used, units["pack"] = np.unique(units["pack"], return_inverse=True)
-    targets = np.concatenate([unit.targets for unit in kept])
-    bases = np.concatenate([unit.bases for unit in kept])
-    return Units.of(tuple(packs[number] for number in used.tolist()), units, targets, bases)
-
-
-def encode_unit(unit: Unit, *, level: int) -> bytes:
-    """Return a unit as it is stored, proven by making the target from it.
+def encode_unit(unit: Unit, *, level: int) -> Encoded:
+    """Return a unit's delta, or a wrapped unit that is worth more, proven by making the target from it.
 
     Raises:
         IntegrityError: what comes of it is something else.
@@ -356,18 +297,24 @@ def encode_unit(unit: Unit, *, level: int) -> bytes:
         expected, found = object_digest(unit.target), object_digest(made)
         raise IntegrityError(f"delta of region {unit.region}", expected, found, DISK_REMEDY)
     wrapped = _wrap(unit.inside, unit.target, level) if unit.inside else None
-    return wrapped if wrapped is not None and len(wrapped) <= _MOST * len(delta) else delta
+    if wrapped is None or len(wrapped.stored) > _MOST * len(delta):
+        return Encoded(delta)
+    gain = min(unit.plain, len(delta)) - len(wrapped.stored)
+    edge = min(0.5, _EDGE / len(unit.target)) * unit.plain if wrapped.tools else 0
+    return wrapped if gain >= max(edge, _LEAST_GAIN * wrapped.seconds) else Encoded(delta)
 
 
-def _wrap(inside: Inside, target: Bytes, level: int) -> bytes | None:
+def _wrap(inside: Inside, target: Bytes, level: int) -> Encoded | None:
     """Return a wrapped unit, proven in the same way; None if there is none that makes the target."""
-    unwrapped = unwrap_unit(target, inside.takes)
+    unwrapped = unwrap_unit(target, inside)
     if unwrapped is None:
         return None
     try:
-        delta = encode(inflated(inside.spans, inside.base), unwrapped.content, level=level)
-        stored = wrap(inside.spans, unwrapped.record, delta, base=len(inside.base))
-        return stored if make(stored, inside.base, limit=len(target)) == target else None
+        delta = encode(inflated(inside.spans, inside.base), unwrapped.unwrapped.content, level=level)
+        stored = wrap(inside.spans, unwrapped.unwrapped.record, delta, base=len(inside.base))
+        compress = unwrapped.proven.compress
+        made = make(stored, inside.base, limit=len(target), compress=compress)
+        return Encoded(stored, unwrapped.tools, unwrapped.seconds) if made == target else None
     except FormatError as error:  # a limit of the format: too many parts or spans
         _LOG.info("compressed files are not looked into: %s", error)
         return None

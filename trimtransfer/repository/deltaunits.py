@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,8 @@ _TARGET: Final = 4 << 20
 """Bytes that a unit makes, about: with 8 MiB the deltas of a rebuilt desktop are 3 % smaller, with 2 MiB 9 % larger."""
 _BASE: Final = 2 * _TARGET
 """Most bytes that it is made of: more gains nothing."""
+_SHIFT: Final = 3 / 8
+"""A border between units may move by so much of what a unit makes, so none makes more than it may."""
 _LEAST_SCAN: Final = 1 << 30
 _SCAN_SHARE: Final = 64
 """What is read of the other version to find what resembles new content: so many times the latter, at least 1 GiB; from
@@ -118,7 +121,7 @@ class NewContent:
             table, places = self._target.region(index)
             plain, start = plain_cost(table, places), int(self._target.reader.manifest.starts[index])
             lengths = table.lengths[records].astype(np.int64)
-            for part in split(lengths if insides is None else insides.weights(start, table, records)):
+            for part in split(lengths) if insides is None else split(*insides.weights(start, table, records)):
                 chosen = records[part]
                 content = bytearray(int(table.lengths[chosen].sum(dtype=np.int64)))
                 self._target.read(index, chosen.tolist(), memoryview(content))
@@ -195,13 +198,23 @@ def plain_cost(table: Table, places: Places) -> NDArray[np.float64]:
     return cost
 
 
-def split(lengths: NDArray[np.int64]) -> Iterator[slice]:
-    """Yield slices of consecutive chunks of about the same size, none much above what a unit makes."""
+def split(lengths: NDArray[np.int64], within: NDArray[np.bool_] | None = None) -> Iterator[slice]:
+    """Yield slices of consecutive chunks of about the same size, none much above what a unit makes; none that begins
+    with a chunk ``within`` something that is better left whole, if there is another place near."""
     ends = np.cumsum(lengths)
     total = int(ends[-1])
     count = -(-total // _TARGET)
-    borders = np.searchsorted(ends, np.arange(1, count) * (total / count)).tolist()
-    for low, high in zip([0, *borders], [*borders, len(lengths)], strict=True):
+    wanted = np.arange(1, count) * (total / count)
+    borders = np.searchsorted(ends, wanted)
+    if within is not None and within.any():
+        good = np.flatnonzero(~within)
+        begins = (ends - lengths)[good]
+        after = np.minimum(np.searchsorted(begins, wanted), len(good) - 1)
+        before = np.maximum(after - 1, 0)
+        near = np.where(np.abs(begins[after] - wanted) < np.abs(begins[before] - wanted), after, before)
+        borders = np.where(np.abs(begins[near] - wanted) <= _SHIFT * _TARGET, good[near], borders)
+    edges = [0, *np.unique(borders).tolist(), len(lengths)]
+    for low, high in pairwise(edges):
         if low < high:
             yield slice(low, high)
 

@@ -25,7 +25,8 @@ from trimtransfer.hostdelta import BaseChunks, encode_host_delta
 from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import host_delta_name, hosts_name
-from trimtransfer.repository.deltas import DeltaReport, Maker, replace_index
+from trimtransfer.repository.deltas import Maker, replace_index
+from trimtransfer.repository.deltasmade import DeltaReport
 from trimtransfer.repository.hostcontent import HostContent
 from trimtransfer.repository.hostreuse import groups, numbers_of, renumbered, units_of_parent
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock

@@ -1,5 +1,5 @@
-"""Looking into compressed files for deltas: what of a unit's chunks lies in deflate streams, and what their content is
-like in the other version's.
+"""Looking into compressed files for deltas: what of a unit's chunks lies in compressed streams, and what their content
+is like in the other version's.
 
 Two gzip files have nothing alike, their contents have. So the streams of both versions are decoded, those of the base
 are searched by anchors as chunks are, with blocks of a stream in the place of chunks, and the rest is a matter of
@@ -17,14 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes
-from trimtransfer.deltaindex import BASE, MAX_BASE
+from trimtransfer.deltaindex import MAX_BASE
 from trimtransfer.native import anchors
 from trimtransfer.recompress import gzip_check
+from trimtransfer.repository.basespans import BaseSpans
 from trimtransfer.repository.imagebytes import ImageBytes
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.similar import CHUNK, Anchored
 from trimtransfer.repository.streams import CONTEXT, Stream, Streams
+from trimtransfer.repository.toolfinder import Member, Proven, ToolFinder, sort_of
 from trimtransfer.table import Table
+from trimtransfer.tool import Tool
 from trimtransfer.unit import MAX_CONTENT, MAX_INFLATED, Span
 from trimtransfer.wrapped import Slice, Unwrapped, Unwrapping, compressor_of
 
@@ -39,6 +42,8 @@ _BRIDGE: Final = 1 << 20
 """Bytes of content between two blocks that are taken, too: less than this costs nothing but time."""
 _PLAIN: Final = 1 << 16
 """Other bytes of a unit that make it worth looking for chunks that resemble them."""
+_PIECE_OF: Final = 8
+"""A member that only a tool makes whole is taken if at least one of so many bytes of it are wanted: all are made."""
 
 
 class Place(NamedTuple):
@@ -52,14 +57,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Take:
-    """What is taken out of a unit's bytes from ``start`` to ``end``: a slice, or a member whole, whose deflate stream
-    begins at ``body``; made by ``compressor``, if that is known."""
+    """What is taken out of a unit's bytes from ``start`` to ``end``: a slice; a member whole, whose deflate stream
+    begins at ``body``, ``zipped`` if it is an entry of a zip file; made by ``compressor``, if that is known. Or what a
+    tool made of a ``member``, behind the first ``skip`` bytes."""
 
     start: int
     end: int
     compressor: bytes
     slice: Slice | None = None
     body: int = 0
+    zipped: bool = False
+    member: Member | None = None
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,18 +79,39 @@ class Inside:
     runs: NDArray[np.void]
     base: Bytes
     spans: tuple[Span, ...]
+    tools: ToolFinder
 
 
-def unwrap_unit(target: Bytes, takes: tuple[Take, ...]) -> Unwrapped | None:
-    """Return a unit's bytes as content and record; None if nothing can be taken out of them. Not proven yet."""
-    opened = Unwrapping(memoryview(target).cast("B"), limit=MAX_CONTENT)
-    for take in takes:
-        if take.slice is not None:
+@dataclass(frozen=True, slots=True)
+class UnwrappedUnit:
+    """A unit's bytes as content and record; the ``tools`` that the record names, the ``seconds`` that these take on a
+    core, and what they are proven to make."""
+
+    unwrapped: Unwrapped
+    tools: frozenset[Tool]
+    seconds: float
+    proven: Proven
+
+
+def unwrap_unit(target: Bytes, inside: Inside) -> UnwrappedUnit | None:
+    """Return a unit's bytes as content and record; None if nothing can be taken out of them. Only what tools make is
+    proven yet."""
+    opened, proven = Unwrapping(memoryview(target).cast("B"), limit=MAX_CONTENT), Proven()
+    tools, seconds = set[Tool](), 0.0
+    for take in inside.takes:
+        if take.member is not None:
+            tool = inside.tools.find(take.member)
+            if tool and opened.take_made(take.start, take.end, take.member.content, tool, skip=take.skip):
+                proven.add(tool, take.member)
+                tools.add(tool)
+                seconds += tool.seconds(len(take.member.content))
+        elif take.slice is not None:
             opened.take_slice(take.start, take.end, take.slice, take.compressor)
         elif opened.copy_to(take.start):
             opened.likely = take.compressor or opened.likely
-            opened.take(take.body, gzip_check, stop=take.end)
-    return opened.finish()
+            opened.take(take.body, None if take.zipped else gzip_check, stop=take.end)
+    made = opened.finish()
+    return None if made is None else UnwrappedUnit(made, frozenset(tools), seconds, proven)
 
 
 class Insides:
@@ -94,6 +124,7 @@ class Insides:
         """Read the content of ``bases``, streams of the version that ``base`` reads; ``plain`` knows its chunks."""
         self._targets, self._bases, self._base, self._plain = targets, bases, base, plain
         self._image, self._compressors = ImageBytes(base), dict[int, bytes]()
+        self._tools = ToolFinder()
         self._placed = _placed(targets)
         self._blocks = Anchored(directory, total=bases.size)
         for number in _distinct(bases):
@@ -104,16 +135,23 @@ class Insides:
         """Give the temporary files back."""
         self._blocks.close()
 
-    def weights(self, start: int, table: Table, records: NDArray[np.int64]) -> NDArray[np.int64]:
+    def weights(
+        self, start: int, table: Table, records: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return how much of a unit each of these records of a region at ``start`` is: its length, or its share of
-        content if that is more."""
+        content if that is more; and which of them begin inside of what can only be made whole."""
         lengths = table.lengths[records].astype(np.int64)
-        inside = np.zeros(len(records))
+        inside, within, ats = (
+            np.zeros(len(records)),
+            np.zeros(len(records), dtype=np.bool_),
+            np.cumsum(lengths) - lengths,
+        )
         for row, place in self._pieces(start, table, records):
             stream = self._targets[place.stream]
             low, high = np.interp((8 * place.low, 8 * place.high), stream.bits, stream.contents)
             inside[row] += float(high - low)
-        return np.maximum(lengths, (inside / _SHRUNK).astype(np.int64))
+            within[row] |= stream.framed is not None and place.low > 0 and place.at == ats[row]
+        return np.maximum(lengths, (inside / _SHRUNK).astype(np.int64)), within
 
     def touches(self, start: int, table: Table, records: NDArray[np.int64]) -> bool:
         """Tell whether any of these records of a region at ``start`` lies in a stream."""
@@ -158,8 +196,11 @@ class Insides:
     def _take(self, place: Place, room: int) -> tuple[Take, Bytes] | None:
         """Return what is taken of a place, and its content, of at most ``room`` bytes."""
         stream = self._targets[place.stream]
+        if stream.framed is not None:
+            return self._take_framed(stream, place, room)
         if stream.whole and (place.low, place.high) == (0, stream.size) and stream.contents[-1] <= room:
-            made = Take(place.at, place.at + stream.size, b"", body=place.at + stream.head)
+            body = place.at + stream.head
+            made = Take(place.at, place.at + stream.size, b"", body=body, zipped=stream.zipped)
             return made, self._targets.content(stream, 0, int(stream.contents[-1]))
         found = self._slice(stream, place.low, place.high, room)
         compressor = self._compressor(place.stream) if found else b""
@@ -167,6 +208,19 @@ class Insides:
             return None
         low, high, by = found
         return Take(place.at + low - place.low, place.at + high - place.low, compressor, by), by.content
+
+    def _take_framed(self, stream: Stream, place: Place, room: int) -> tuple[Take, Bytes] | None:
+        """Return the same of what a tool makes: whole, or what of it is wanted if that is enough."""
+        assert stream.framed is not None
+        low, high, size = max(place.low, stream.head), place.high, int(stream.contents[-1])
+        if size > room or (high - low) * _PIECE_OF < stream.size - stream.head:
+            return None
+        if self._tools.hopeless(sort_of(stream.framed, size)):
+            return None
+        content = self._targets.content(stream, 0, size)
+        member = Member(stream.framed, self._targets.read(stream, stream.head, stream.size), content)
+        start, end = place.at + low - place.low, place.at + high - place.low
+        return Take(start, end, b"", member=member, skip=low - stream.head), content
 
     def _slice(self, stream: Stream, low: int, high: int, room: int) -> tuple[int, int, Slice] | None:
         """Return what of the bytes ``low`` to ``high`` of a stream can be made of whole blocks, and these."""
@@ -217,7 +271,7 @@ class Insides:
     def _inside(self, takes: tuple[Take, ...], content: list[Bytes], target: Bytes) -> Inside:
         """Return the takes with a base that resembles their content, and what else there is."""
         rest, whole = _rest(target, takes), b"".join(content)
-        base = _Base(self._base, self._image)
+        base = BaseSpans(self._base, self._image)
         if len(rest) >= _PLAIN:
             base.add_chunks(self._plain.find(rest, most=MAX_BASE // 2))
         for number, blocks in self._blocks.find(whole, most=MAX_INFLATED - base.size, share=_SHARE):
@@ -225,69 +279,7 @@ class Insides:
                 base.add_blocks(self._bases[number], first, end)
         if base.size < len(whole) // 4:
             base.add_chunks(self._plain.find(whole, most=min(MAX_BASE // 2, MAX_INFLATED - base.size)))
-        return Inside(takes, *base.finish())
-
-
-class _Base:
-    """Collects what the base of a unit consists of."""
-
-    def __init__(self, chunks: ChunkReader, image: ImageBytes) -> None:
-        self._chunks, self._image, self.size = chunks, image, 0
-        self._records: set[tuple[int, int]] = set()
-        self._plain: dict[tuple[int, int], int] = {}
-        self._spans: list[tuple[list[tuple[int, int, int, int]], Span]] = []
-        self._room = MAX_BASE
-
-    def add_chunks(self, found: Iterator[tuple[int, NDArray[np.int64]]]) -> None:
-        """Add chunks as they are, as far as there is room."""
-        for region, records in found:
-            for record in records.tolist():
-                length = self._length(region, record)
-                if (region, record) in self._plain or not self._take({(region, record)}):
-                    continue
-                self._plain[region, record] = length
-                self.size += length
-
-    def add_blocks(self, stream: Stream, first: int, end: int) -> None:
-        """Add the content of blocks of a stream, unless there is no room, or a run of zeros in them."""
-        low, high = int(stream.bits[first]) // 8, (int(stream.bits[end]) + 7) // 8
-        pieces = [piece for place in stream.places(low, high) for piece in self._image.pieces(*place)]
-        begin, size = int(stream.contents[first]), int(stream.contents[end] - stream.contents[first])
-        if self.size + size > MAX_INFLATED or not all(piece.solid for piece in pieces):
-            return
-        if not self._take({(one.region, one.record) for one in pieces}):
-            return
-        span = Span((), end - first, int(stream.bits[first]) % 8, size, min(begin, CONTEXT))
-        self._spans.append(([(one.region, one.record, one.start, one.length) for one in pieces], span))
-        self.size += size
-
-    def finish(self) -> tuple[NDArray[np.void], Bytes, tuple[Span, ...]]:
-        """Return the base runs, the bytes of their chunks, and the spans of these."""
-        ordered = sorted(self._records)
-        content, at = memoryview(bytearray(MAX_BASE - self._room)), 0
-        starts = dict[tuple[int, int], int]()
-        for region, record in ordered:
-            starts[region, record] = at
-            at += self._chunks.read(region, [record], content[at:])
-        plain = [(starts[record], length) for record, length in self._plain.items()]
-        spans = (Span(_joined(plain)),) * bool(plain) + tuple(
-            Span(_joined([(starts[region, record] + start, length) for region, record, start, length in pieces]),
-                 span.blocks, span.bit, span.size, span.unknown)
-            for pieces, span in self._spans
-        )  # fmt: skip
-        return _runs(ordered), content, spans
-
-    def _take(self, records: set[tuple[int, int]]) -> bool:
-        """Take records if there is room for them."""
-        size = sum(self._length(*record) for record in records - self._records)
-        if size > self._room:
-            return False
-        self._room -= size
-        self._records |= records
-        return True
-
-    def _length(self, region: int, record: int) -> int:
-        return int(self._chunks.region(region)[0].lengths[record])
+        return Inside(takes, *base.finish(), self._tools)
 
 
 def _runs_of_blocks(contents: NDArray[np.int64], blocks: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -302,27 +294,6 @@ def _runs_of_blocks(contents: NDArray[np.int64], blocks: NDArray[np.int64]) -> I
         first = max(end, int(run[0]) - 1) if contents[run[0]] > _BRIDGE else end
         end = int(run[-1]) + 1
         yield first, end
-
-
-def _runs(ordered: list[tuple[int, int]]) -> NDArray[np.void]:
-    """Return ascending (region, record) as runs of neighbours."""
-    rows = np.array(ordered, dtype=np.int64).reshape(-1, 2)
-    first = np.flatnonzero(np.concatenate(([True], (np.diff(rows, axis=0) != (0, 1)).any(axis=1))) if len(rows) else [])
-    runs = np.zeros(len(first), dtype=BASE)
-    runs["region"], runs["record"] = rows[first, 0], rows[first, 1]
-    runs["count"] = np.diff(np.append(first, len(rows)))
-    return runs
-
-
-def _joined(pieces: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return pieces (start, length) with neighbours joined."""
-    found: list[tuple[int, int]] = []
-    for start, length in pieces:
-        if found and sum(found[-1]) == start:
-            found[-1] = found[-1][0], found[-1][1] + length
-        else:
-            found.append((start, length))
-    return tuple(found)
 
 
 def _placed(streams: Streams) -> NDArray[np.int64]:
@@ -342,7 +313,7 @@ def _distinct(streams: Streams) -> Iterator[int]:
     in common, whose anchors must not count as common ones."""
     known = set[tuple[bytes, int]]()
     for number in range(len(streams)):
-        key = streams[number].tail, int(streams[number].bits[-1]) - int(streams[number].bits[0])
+        key = streams[number].key, int(streams[number].bits[-1]) - int(streams[number].bits[0])
         if not key[0] or key not in known:
             known.add(key)
             yield number

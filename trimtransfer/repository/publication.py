@@ -30,7 +30,8 @@ from trimtransfer.names import (
 from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.again import Deduped, Limits, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
-from trimtransfer.repository.deltas import DeltaReport, try_deltas
+from trimtransfer.repository.deltas import try_deltas
+from trimtransfer.repository.deltasmade import DeltaReport
 from trimtransfer.repository.hazards import compare, shared_content
 from trimtransfer.repository.hostdeltas import try_host_deltas
 from trimtransfer.repository.intent import Intent

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes
+from trimtransfer.framed import member_starts
 from trimtransfer.native import anchors
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.rebuild import parts
 from trimtransfer.spill import Rows
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
-from trimtransfer.wrapped import gzip_starts
 
 _DENSITY: Final = 8
 """One place in 2^8 is an anchor: twice as many make deltas of a desktop's update no smaller."""
@@ -145,8 +145,8 @@ class Anchored:
 
 
 class Similar(Anchored):
-    """The anchors of some regions; of a version also ``starts`` of gzip members that may be in them, as places in the
-    image.
+    """The anchors of some regions; of a version also ``starts`` of members of compressed files that may be in them, as
+    places in the image.
 
     Memory: 12 bytes a chunk, 4 MiB of content per worker.
     """
@@ -175,7 +175,7 @@ class Similar(Anchored):
         self.finish()
 
     def _scanned(self, regions: Sequence[int], workers: int) -> Iterator[_Scan]:
-        """Yield each region with its chunks, its anchors, and where gzip members may begin."""
+        """Yield each region with its chunks, its anchors, and where members may begin."""
         pending: deque[Future[_Scan]] = deque()
         with ThreadPoolExecutor(workers, "anchors") as pool:
             try:
@@ -206,5 +206,5 @@ class Similar(Anchored):
             solid = ~table.zero[record]  # an anchor that begins in zeros belongs to nothing
             found.append((keys[solid].astype(np.uint64) << np.uint64(32)) | number[record[solid]].astype(np.uint64))
             if self._places is not None:
-                starts.append(gzip_starts(content) + self._places[index] + table.offsets[first])
+                starts.append(member_starts(content) + self._places[index] + table.offsets[first])
         return index, chunks, np.unique(np.concatenate(found)), np.concatenate(starts)

@@ -1,4 +1,4 @@
-"""Where in a version gzip members begin that may have new chunks."""
+"""Where in a version members of compressed files begin that may have new chunks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtransfer.framed import member_starts
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
-from trimtransfer.wrapped import gzip_starts
 
 Records: TypeAlias = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class ImageContent(Protocol):
 
 
 def new_starts(image: ImageContent, new: Mapping[int, Records], *, workers: int, watch: Watch) -> list[int]:
-    """Return places in the image, ascending, where gzip members may begin that have some of the ``new`` records, by
+    """Return places in the image, ascending, where members may begin that have some of the ``new`` records, by
     region: those in them, and those in front of them, as far as no file ends between.
 
     All chunks of these regions, and of those before them, are read once. Memory: some 5 MiB for each worker.
@@ -57,7 +57,7 @@ def _starts(image: ImageContent, index: int, new: Records, *, goes_on: bool) -> 
         if content is None:
             ends.append(np.array([first]))
             continue
-        found.append(gzip_starts(content) + table.offsets[first])
+        found.append(member_starts(content) + table.offsets[first])
         ends.append(first + _file_ends(content, table.lengths[first:last]))
     starts, borders = np.concatenate(found), np.append(np.concatenate(ends), len(table))
     record = np.searchsorted(table.offsets, starts, side="right") - 1

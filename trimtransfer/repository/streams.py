@@ -1,8 +1,9 @@
-"""Deflate streams in the image of a version: where their bytes lie, where their blocks end, and what they contain.
+"""Compressed streams in the image of a version: where their bytes lie, where their blocks end, and what they contain.
 
-A gzip member is looked for where one may begin, and followed through the image; where it does not run on contiguously,
-through the extents of its file, if a file system can be read. Nothing is believed: whole blocks that can be decoded are
-useful whatever they are, and who uses them compares what comes of it.
+A member - of gzip, a zip entry, a zstd frame, a block of an xz file - is looked for where one may begin, and followed
+through the image; where it does not run on contiguously, through the extents of its file, if a file system can be read.
+Nothing is believed: whole blocks that can be decoded are useful whatever they are, and who uses them compares what
+comes of it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer import native
+from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError
 from trimtransfer.filesystem.volumes import find_file_systems
+from trimtransfer.framed import MAX_HEAD, XZ_MAGIC, ZSTD_MAGIC, Framed, xz_block, zip_content, zstd_frame
 from trimtransfer.native import Ended
 from trimtransfer.spill import Flat
+from trimtransfer.tool import Kind, decompress
+from trimtransfer.unit import MAX_CONTENT
 from trimtransfer.watch import Watch
 from trimtransfer.wrapped import gzip_content
 
@@ -40,12 +45,21 @@ _ROOMS: Final = (1 << 22, 1 << 24)
 _LEAST: Final = 1 << 15
 """Bytes of content that make a stream worth something that does not reach its end."""
 _MOST_EXTENTS: Final = 1 << 20
+_MOST_STREAMS: Final = 1 << 17
+"""Streams of a version that are looked into: each takes up to a KiB."""
+_LEAST_FRAMED: Final = 1 << 10
+"""Bytes of content that make it worth compressing again."""
+_MOST_BLOCKS: Final = 1 << 14
+"""Blocks of a zstd frame, chunks of an LZMA2 payload that are looked at; of 12 MiB there are some 100 to 400."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
-    """A gzip member, or its beginning: ``size`` bytes, of which ``head`` lie before the deflate stream and ``tail`` is
-    what follows: eight bytes, or none if the end is not there.
+    """A member, or its beginning: ``size`` bytes, of which ``head`` lie before the compressed ones; ``whole`` if it
+    reaches its end. Of two with the same ``key`` the contents are taken for equal; there is none if it is empty.
+
+    Of a deflate stream, in a gzip member or, ``zipped``, an entry of a zip file, blocks are told apart; what is
+    ``framed`` can only be decoded and made whole, and counts as one block.
 
     ``extents``: offset in it, place in the image, length (int64, (n, 3)), in order, without gaps. ``bits`` and
     ``contents`` (int64, (blocks + 1,)): where blocks begin and the last one ends, in bits from the member's first byte
@@ -60,12 +74,10 @@ class Stream:
     contents: NDArray[np.int64]
     types: NDArray[np.int64]
     first: int
-    tail: bytes
-
-    @property
-    def whole(self) -> bool:
-        """Whether it reaches its end, as far as its tail tells."""
-        return bool(self.tail)
+    whole: bool
+    key: bytes
+    zipped: bool = False
+    framed: Framed | None = None
 
     def places(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield place in the image and length of the bytes from ``low`` to ``high``."""
@@ -133,37 +145,101 @@ class Streams:
     def _take(self, start: int) -> int:
         """Take the member at ``start`` and those that follow it; return where the last of them ends in the image."""
         extents, end = np.array([[0, start, self._image.size - start]], dtype=np.int64), start
-        while len(self._content) < MOST_CONTENT and (stream := self._member(extents)) is not None:
+        check: int | None = None
+        while len(self._content) < MOST_CONTENT and len(self._found) < _MOST_STREAMS:
+            stream, behind, check = self._member(extents, check)
+            if stream is None:
+                break
             self._found.append(stream)
             place, length = list(stream.places(stream.size - 1, stream.size))[-1]
             end = max(end, place + length)
-            if not stream.whole:
+            if not stream.whole or not behind:
                 break
-            extents = _behind(stream.extents, stream.size)
+            extents = _behind(stream.extents, behind)
         return end
 
-    def _member(self, extents: NDArray[np.int64]) -> Stream | None:
-        """Return the member that begins where the extents do; None if there is none that is worth something."""
-        head = gzip_content(memoryview(self._read(extents, 0, _HEAD)), 0)
-        if head is None:
-            return None
-        stream = self._decoded(extents, head)
+    def _member(self, extents: NDArray[np.int64], check: int | None) -> tuple[Stream | None, int, int | None]:
+        """Return the member that begins where the extents do (None: none that is worth something), where another one
+        may follow it (0: nowhere), and of an xz file the kind of its checks, which the one before has told."""
+        head = self._read(extents, 0, _HEAD)
+        if check is not None or head.startswith((ZSTD_MAGIC, XZ_MAGIC)):
+            return self._framed(extents, check)
+        zipped = zip_content(head)
+        begin = zipped[0] if zipped else gzip_content(memoryview(head), 0)
+        if begin is None:
+            return None, 0, None
+        stream = self._decoded(extents, begin, zipped)
         if not stream.whole and (following := self._fragments.following(int(extents[0, 1]))) is not None:
-            stream = self._decoded(following, head)  # however far it went: what is no deflate may look like some
-        return stream if stream.whole or int(stream.contents[-1]) >= _LEAST else None
+            # however far it went: what is no deflate may look like some
+            stream = self._decoded(following, begin, zipped)
+        worth = stream.whole or int(stream.contents[-1]) >= _LEAST
+        return stream if worth else None, 0 if zipped else stream.size, None
 
-    def _decoded(self, extents: NDArray[np.int64], head: int) -> Stream:
-        """Decode a stream behind a head of so many bytes, as far as it goes, and keep its content."""
+    def _framed(self, extents: NDArray[np.int64], check: int | None) -> tuple[Stream | None, int, int | None]:
+        """Return what is framed at the beginning of extents, as :meth:`_member` does."""
+        found = self._opened(extents, check)
+        if found is None and (following := self._fragments.following(int(extents[0, 1]))) is not None:
+            extents, found = following, self._opened(following, check)
+        if found is None:
+            return None, 0, None
+        frame, stored, check, content = found
+        bits = 8 * np.array((frame.head, frame.end), dtype=np.int64)
+        contents, types = np.array((0, len(content)), dtype=np.int64), np.zeros(1, dtype=np.int64)
+        first = len(self._content)
+        self._content.append(memoryview(content))
+        key = object_check(stored)
+        stream = Stream(extents, frame.head, frame.end, bits, contents, types, first, True, key, framed=frame)
+        return stream, frame.following, check
+
+    def _opened(self, extents: NDArray[np.int64], check: int | None) -> tuple[Framed, bytes, int | None, bytes] | None:
+        """Return the frame at the beginning of extents, its bytes, the kind of an xz file's checks, and the content;
+        None if there is none that is worth something."""
+        found = self._frame(extents, check)
+        if found is None:
+            return None
+        frame, stored, _ = found
+        before = frame.option if frame.kind is Kind.LZMA2 else 0
+        try:
+            content = decompress(frame.kind, before, stored, frame.size if frame.size >= 0 else MAX_CONTENT)
+        except FormatError:
+            return None
+        return (*found, content) if len(content) >= _LEAST_FRAMED else None
+
+    def _frame(self, extents: NDArray[np.int64], check: int | None) -> tuple[Framed, bytes, int | None] | None:
+        """Return the frame at the beginning of extents, its bytes, and the kind of an xz file's checks; None if there
+        is none, or it is too large for a unit."""
+        for window in _WINDOWS:
+            data = self._read(extents, 0, window)
+            if data.startswith(ZSTD_MAGIC) and check is None:
+                found = zstd_frame(data, most=_MOST_BLOCKS)
+            else:
+                block = xz_block(data, check, most=_MOST_BLOCKS)
+                found, check = block or (None, check)
+            if found is not None:
+                good = found.size <= MAX_CONTENT and found.head <= MAX_HEAD
+                return (found, data[found.head : found.end], check) if good else None
+            if len(data) < window:
+                break
+        return None
+
+    def _decoded(self, extents: NDArray[np.int64], head: int, zipped: tuple[int, int] | None) -> Stream:
+        """Decode a deflate stream behind a head of so many bytes, as far as it goes, and keep its content."""
         first = len(self._content)
         rows = np.concatenate((np.zeros((1, 3), dtype=np.int64), *self._blocks(extents, head)))
         rows[0, 0] = 8 * head
         end = (int(rows[-1, 0]) + 7) // 8
         tail = self._read(extents, end, _TAIL)
-        whole = bool(rows[-1, 2] & 4) and tail[4:] == (int(rows[-1, 1]) & 0xFFFFFFFF).to_bytes(4, "little")
+        length = (int(rows[-1, 1]) & 0xFFFFFFFF).to_bytes(4, "little")
+        fits = zipped[1] in (-1, end - head) if zipped else tail[4:] == length
+        whole = bool(rows[-1, 2] & 4) and fits
         if not whole:  # the last block may be made of bytes that do not belong to it
-            rows, tail = rows[: max(1, len(rows) - 1)], b""
+            rows = rows[: max(1, len(rows) - 1)]
             end = int(rows[-1, 0]) // 8
-        return Stream(extents, head, end + len(tail), rows[:, 0], rows[:, 1], rows[1:, 2], first, tail)
+        key = (self._read(extents, 14, 4) + length if zipped[1] >= 0 else b"") if zipped else tail
+        size = end + len(tail) if whole and not zipped else end
+        return Stream(
+            extents, head, size, rows[:, 0], rows[:, 1], rows[1:, 2], first, whole, key if whole else b"", bool(zipped)
+        )
 
     def _blocks(self, extents: NDArray[np.int64], head: int) -> Iterator[NDArray[np.int64]]:
         """Yield blocks, some at a time: the bit behind each, the end of its content, its type; keep their content."""
