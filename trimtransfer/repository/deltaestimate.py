@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -230,7 +230,7 @@ def _made(units: Iterable[Unit], level: int, workers: int, watch: Watch) -> Iter
 def _measured(unit: Unit, *, level: int) -> _Measured:
     view = memoryview(unit.target)
     plain = sum(len(encode_frame(view[at : at + _FRAME], level=level)[1]) for at in range(0, len(view), _FRAME))
-    delta = encode_unit(unit, level=level)
+    delta = encode_unit(replace(unit, plain=plain), level=level)
     return _Measured(plain, plain - len(delta) if len(delta) <= _MOST * plain else 0, is_wrapped(delta))
 
 
