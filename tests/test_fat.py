@@ -270,8 +270,11 @@ def test_under_a_kernel_that_knows_fat(tmp_path: Path) -> None:
     script.write_text("\n".join(lines) + "\n")
     script.chmod(0o755)
     command = [linux, "quiet", "mem=1G", "rootfstype=hostfs", "rootflags=/", "rw", f"init={script}", "con=null"]
-    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, "HOME": str(tmp_path)})
-    log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else "it did not start"
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=900)
+    if not (tmp_path / "log").exists():  # not every machine lets a program trace another
+        pytest.skip(f"user-mode-linux does not run here: {ran.stderr[-200:].decode(errors='replace')}")
+    log = (tmp_path / "log").read_text()
     assert (tmp_path / "code").exists(), log
     assert (tmp_path / "code").read_text().strip() == "0", log
     assert " passed" in log
