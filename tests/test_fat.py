@@ -157,7 +157,9 @@ def test_an_image_on_a_stick(place: Place, stick: Stick) -> None:
     preview = plan(place.repository, "disk", output=output, **options)  # type: ignore[arg-type]
     assert preview.would_write == "new" or stick.kind == "exfat-fuse"
     report = sync(place.repository, "disk", output=output, **options)  # type: ignore[arg-type]
-    assert (report.wrote, report.content) == ("new", preview.content)
+    assert report.wrote == "new"
+    if preview.would_write == "new":  # in place, what stays where it is counts otherwise
+        assert report.content == preview.content
     assert output.read_bytes() == place.images[1]
     assert leftovers(output) == set()
     assert verify_image(output).ok
