@@ -27,6 +27,12 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile(os.environ.get("TRIMTRANSFER_HYPOTHESIS", "default"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have long tests: side by side, none is then left alone at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def seed() -> int:
     """A seed of this run's own, printed so that a failure can be repeated with ``TRIMTRANSFER_SEED``."""
