@@ -183,17 +183,16 @@ def test_killed_at_any_moment(place: Place, write: str, rnd: random.Random, vict
         subprocess.run(["cp", "-a", "--sparse=always", start, output.parent], check=True)
         return victim.sync(place.repository, "desk", output=output, write=write, kill_at=kill_at)
 
-    calls, killed = run(None).calls, 0
-    moments = sorted(rnd.sample(range(calls), min(KILLS, calls)))
-    for kill_at in moments:
-        killed += run(kill_at).killed
+    calls = run(None).calls
+    for kill_at in sorted(rnd.sample(range(calls), min(KILLS, calls))):
+        if not run(kill_at).killed:  # threads differ: this run had fewer calls than the one that was counted
+            assert run(kill_at // 2).killed
         if write == "new":
             found = [output.read_bytes(), second(output).read_bytes()]
             assert all(one in pair for one, pair in zip(found, zip(*place.versions, strict=True), strict=True))
             assert found[0] != place.versions[1][0] or found[1] == place.versions[1][1]
         assert victim.sync(place.repository, "desk", output=output, write=write).error is None
         assert place.holds(output, 2)
-    assert killed > len(moments) // 2, "a run now and then has fewer calls than the one that was counted"
 
 
 @pytest.fixture

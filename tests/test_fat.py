@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import syncing
 from filesystems import MIB, fill, mounted, program, run, sized
-from syncing import Victim, leftovers, make_images, publish_all
+from syncing import Victim, leftovers, make_images
 
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.sync import sync
@@ -77,16 +78,8 @@ def stick(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stick]:
         yield Stick(kind, image, folder)
 
 
-@dataclass
-class Place:
+class Place(syncing.Place):
     """A repository of two versions of a disk."""
-
-    folder: Path
-    images: list[bytes]
-
-    @property
-    def repository(self) -> Path:
-        return self.folder / "repository"
 
     def bundle(self, path: Path, split: int | None = None) -> BundleReport:
         """Bundle the newest version."""
@@ -95,9 +88,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, rng: np.random.Generator) -> Place:
-    images = make_images(rng)
-    publish_all(tmp_path / "repository", images)
-    return Place(tmp_path, images)
+    return Place(tmp_path, make_images(rng))
 
 
 @pytest.mark.parametrize("split", [None, 1 << 18])

@@ -4,12 +4,10 @@ nothing that is wrong with profiles or with the deltas from them makes a wrong i
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import secrets
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -21,9 +19,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from images import make_ext4
+from kills import changes_until
 from syncing import STARTS, content, leftovers, partition_table, put, write_sparse
 from test_deltas import SmallPacks
-from test_publish import operations
 from test_publish import tree as objects
 from test_similar import edited
 
@@ -654,26 +652,6 @@ def test_base_chunks_are_read_from_wherever_they_are(place: Place) -> None:
 # ---- kills
 
 
-def deltas_until(repository: Path, level: int, limit: int, result: Any) -> None:
-    """Make deltas in a process that dies before its ``limit``-th change to the file system; tell how many it makes."""
-    counter = operations(limit)
-    make_small_deltas(repository, level=level)
-    result.put(counter())
-
-
-def killed_at(repository: Path, level: int, limit: int) -> int:
-    """Return the number of changes, 0 if the process died before its end."""
-    context = multiprocessing.get_context("fork")
-    result = context.SimpleQueue()
-    process = context.Process(target=deltas_until, args=(repository, level, limit, result))
-    process.start()
-    process.join()
-    if process.exitcode == 0:
-        return int(result.get())
-    assert process.exitcode == -signal.SIGKILL
-    return 0
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [False, True])
 def test_killed_at_any_moment(place: Place, before: bool, rnd: random.Random) -> None:
@@ -685,12 +663,12 @@ def test_killed_at_any_moment(place: Place, before: bool, rnd: random.Random) ->
     start, expected = place.folder / "start", place.folder / "expected"
     for copy in (start, expected):
         subprocess.run(["cp", "-a", place.repository, copy], check=True)
-    total = killed_at(expected, 1, 0)
+    total = changes_until(0, make_small_deltas, expected, level=1)
     assert total > 10
     for limit in sorted({1, total, *rnd.sample(range(1, total + 1), min(KILLS, total))}):
         shutil.rmtree(place.repository)
         subprocess.run(["cp", "-a", start, place.repository], check=True)
-        assert killed_at(place.repository, 1, limit) == 0
+        assert changes_until(limit, make_small_deltas, place.repository, level=1) == 0
         assert audit(DirectoryStore(place.repository)).damage == ()
         report = place.sync(output=place.folder / f"{limit}.img")
         assert report.network.bytes <= 1.1 * place.plain

@@ -19,6 +19,7 @@ import pytest
 from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kills import changes_until
 from reference import read_image
 
 from trimtransfer.assembly.fetchplan import WHOLE_SHARE
@@ -442,47 +443,6 @@ def test_cancelling(tmp_path: Path, phase: str, rnd: random.Random) -> None:
 # ---- faults
 
 
-def operations(limit: int) -> Callable[[], int]:
-    """Let this process die by SIGKILL right before its ``limit``-th change to the file system; return a counter."""
-    count = 0
-    lock = threading.Lock()
-
-    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            with lock:
-                count += 1
-                if count == limit:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **options)
-
-        return call
-
-    for name in ("write", "fsync", "replace", "unlink", "mkdir", "ftruncate"):
-        setattr(os, name, counted(getattr(os, name)))
-    return lambda: count
-
-
-def publish_until(root: Path, content: bytes, limit: int, result: Any) -> None:
-    """Publish version 2 in a process that dies at its ``limit``-th operation; report how many there are."""
-    counter = operations(limit)
-    publish_bytes(root, content, "2", _pack_limit=SMALL_PACK)
-    result.put(counter())
-
-
-def run_until(root: Path, content: bytes, limit: int) -> int:
-    """Return the number of operations, 0 if the process died before its end."""
-    context = multiprocessing.get_context("fork")
-    result = context.SimpleQueue()
-    process = context.Process(target=publish_until, args=(root, content, limit, result))
-    process.start()
-    process.join()
-    if process.exitcode == 0:
-        return int(result.get())
-    assert process.exitcode == -signal.SIGKILL
-    return 0
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "intent", [b"5\n\n", b"xx\n\n", b"[1]\n\n", b'["a", "9"]\n../../victim\n', b'["a", "9"]\n\xff\xfe\n']
@@ -510,14 +470,14 @@ def test_a_killed_publish_leaves_the_old_state(
     (tmp_path / "base").mkdir()
     publish_bytes(tmp_path / "base", old, "1", _pack_limit=SMALL_PACK)
     shutil.copytree(tmp_path / "base", tmp_path / "clean")
-    total = run_until(tmp_path / "clean", new, 0)
+    total = changes_until(0, publish_bytes, tmp_path / "clean", new, "2", _pack_limit=SMALL_PACK)
     expected = tree(tmp_path / "clean/r")
     committed = 0
     assert total > 30
     for limit in range(1, total + 1):
         root = tmp_path / "killed"
         shutil.copytree(tmp_path / "base", root)
-        assert run_until(root, new, limit) == 0
+        assert changes_until(limit, publish_bytes, root, new, "2", _pack_limit=SMALL_PACK) == 0
         found = read_image(root / "r", "a")
         committed += found == new
         assert found in ((old,) if not committed else (new,))  # the commit is one step, after which it stays

@@ -56,11 +56,14 @@ class VolumeDifference:
     fetched: int
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """What all ``disks`` of a version come to: bytes as in :class:`DifferenceReport`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """What a client fetches for a disk, or for several together; sizes in bytes.
 
-    disks: int
+    ``fetched_bytes`` are ``plain_bytes`` (frames), ``delta_bytes`` (units of deltas), ``gap_bytes`` between them and
+    ``metadata_bytes``.
+    """
+
     length: int
     content_bytes: int
     fetched_bytes: int
@@ -72,29 +75,26 @@ class Whole:
     changed_files: int
 
 
-@dataclass(frozen=True, slots=True)
-class DifferenceReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole(Fetched):
+    """What all ``disks`` of a version come to."""
+
+    disks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceReport(Fetched):
     """What a client of version ``old`` (empty: it has no such disk) fetches for ``new`` of a disk; sizes in bytes.
 
-    ``fetched_bytes`` are ``plain_bytes`` (frames), ``delta_bytes`` (units of deltas), ``gap_bytes`` between them and
-    ``metadata_bytes``. ``kinds`` add up to ``content_bytes``, and to plain and delta bytes. ``files`` and ``folders``
-    (three levels deep) are the largest of ``changed_files``, ``stretches`` the largest of what lies in no known file.
-    The report of a version's first disk has those of the further ``disks``.
+    ``kinds`` add up to ``content_bytes``, and to plain and delta bytes. ``files`` and ``folders`` (three levels deep)
+    are the largest of ``changed_files``, ``stretches`` the largest of what lies in no known file. The report of a
+    version's first disk has those of the further ``disks``.
     """
 
     image: str
     old: str
     new: str
-    length: int
-    content_bytes: int
-    fetched_bytes: int
-    plain_bytes: int
-    delta_bytes: int
-    gap_bytes: int
-    metadata_bytes: int
-    requests: int
     deltas: bool
-    changed_files: int
     kinds: tuple[Part, ...]
     files: tuple[Part, ...]
     folders: tuple[Part, ...]
@@ -106,8 +106,8 @@ class DifferenceReport:
     def whole(self) -> Whole:
         """Return what this disk and the further ones come to."""
         reports = (self, *self.disks)
-        names = [one.name for one in fields(Whole) if one.name != "disks"]
-        return Whole(len(reports), *(sum(getattr(report, name) for report in reports) for name in names))
+        amounts = {one.name: sum(getattr(report, one.name) for report in reports) for one in fields(Fetched)}
+        return Whole(disks=len(reports), **amounts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, those of the version as a whole as ``whole``."""
