@@ -49,6 +49,11 @@ class Offer:
     stored: int
     sample: NDArray[np.void]
 
+    @property
+    def needs_nothing(self) -> bool:
+        """Whether its deltas start from nothing that a host would have to hold."""
+        return not len(self.sample)
+
     def to_bytes(self) -> bytes:
         """Return its bytes; ``FormatError`` for a value that is out of its range."""
         _check(self)

@@ -13,6 +13,8 @@ from trimtransfer.errors import FormatError
 
 MAX_DISKS: Final = 64
 """Most disks of a version."""
+NOTHING: Final = "nothing"
+"""The profile of a host that holds nothing: deltas from it serve everybody. None is recorded by that name."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _FURTHER: Final = re.compile(r"(.+)\.disk[1-9][0-9]*")
 _RESERVED: Final = frozenset(

@@ -21,7 +21,7 @@ from trimtransfer.assembly.deltaplan import DeltaPlan, Lack, plan_units
 from trimtransfer.assembly.fetchplan import FrameTask
 from trimtransfer.assembly.plan import Mask, Numbers
 from trimtransfer.assembly.remote import Remote
-from trimtransfer.chunk import DIGEST_SIZE, Kind, chunk_digest, object_check
+from trimtransfer.chunk import DIGEST_SIZE, chunk_digest, object_check
 from trimtransfer.deltaindex import Units
 from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound
 from trimtransfer.hostdelta import GROUP_BITS, MAX_HOST_DELTA, HostDelta
@@ -38,6 +38,9 @@ _LOG: Final = logging.getLogger("trimtransfer.assembly")
 _LEAST_SHARE: Final = 0.25
 """A profile of which this machine holds less, judged by the sample, is not looked at: half of what is fetched to find
 out would be in vain."""
+_LEAST_LACK: Final = 1 / 16
+"""A client with files is taken to lack at least so much of an image: the index of solid units is so short that it is
+looked at all the same."""
 _AT_ONCE: Final = 2
 """Units made at a time, as of other deltas: each takes 8 MiB for its content, 16 for its base, 24 for its columns."""
 _PREFIX: Final = 8
@@ -107,6 +110,7 @@ class HostDeltas:
 
     def __init__(self, delta: HostDelta, seeds: Sequence[Seed]) -> None:
         self._index, self._places = delta.index, BasePlaces(delta, seeds)
+        self._solid = not len(delta.chunks)
         self._at_once = threading.Semaphore(_AT_ONCE)
 
     def __repr__(self) -> str:
@@ -119,7 +123,7 @@ class HostDeltas:
 
     def _units(self, region: Region, table: Table, lacking: Mask) -> Units | None:
         units = self._index.units(region.index)
-        return None if units is None else fairly_priced(units, table, lacking)
+        return units if units is None or self._solid else fairly_priced(units, table, lacking)
 
     def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
         """Return the content of a unit, not compared with the digests of its chunks yet.
@@ -165,27 +169,30 @@ def fairly_priced(units: Units, table: Table, lacking: Mask) -> Units:
     return Units(units.packs, rows, units.targets, units.bases)
 
 
-def open_host_deltas(remote: Remote, seeds: Sequence[Seed]) -> HostDeltas | None:
-    """Return the deltas from the profile that fits best what ``seeds`` hold; None where none does.
+def read_offers(remote: Remote) -> Sequence[Offer]:
+    """Return what the version has for hosts, and for whoever has nothing: one small object.
 
-    A client without indexed files asks for nothing, and one that has no chunk of a profile's sample for one small
-    object. Raises what fetching raises, unless it only says that there are none.
+    Raises what fetching raises, unless it only says that there is none.
+    """
+    name = hosts_name(remote.manifest.image, remote.manifest.version)
+    return _read(lambda: parse_hosts(remote.store.read(name, limit=MAX_HOSTS))) or ()
+
+
+def open_host_deltas(remote: Remote, offer: Offer, seeds: Sequence[Seed]) -> HostDeltas | None:
+    """Return the deltas of an offer; None where they cannot be used.
+
+    Raises what fetching raises, unless it only says that there are none.
     """
     manifest = remote.manifest
-    if manifest.kind is not Kind.DISK or not any(isinstance(seed, IndexedSeed) and len(seed) for seed in seeds):
-        return None
-    offers = _read(
-        lambda: parse_hosts(remote.store.read(hosts_name(manifest.image, manifest.version), limit=MAX_HOSTS))
-    )
-    offer = fitting(offers or (), seeds)
-    if offer is None:
-        return None
     name = host_delta_name(manifest.image, manifest.version, offer.profile)
     delta = _read(lambda: HostDelta(remote.store.read(name, limit=MAX_HOST_DELTA)))
     if delta is None:
         return None
     if delta.index.target != manifest.digest():
         _LOG.warning("deltas from host files are left aside: %s is of another version", name)
+        return None
+    if offer.needs_nothing and len(delta.chunks):
+        _LOG.warning("deltas from host files are left aside: %s needs more than is said of it", name)
         return None
     found = HostDeltas(delta, seeds)
     _LOG.info("the profile %s serves: %r", offer.profile, found)
@@ -195,14 +202,26 @@ def open_host_deltas(remote: Remote, seeds: Sequence[Seed]) -> HostDeltas | None
 def fitting(offers: Sequence[Offer], seeds: Sequence[Seed]) -> Offer | None:
     """Return the profile of which ``seeds`` hold most, and enough to save more than its index takes."""
     best, most = None, 0.0
-    for offer in offers:
+    for offer in offers if has_files(seeds) else ():
         _, rows = find_chunks(seeds, offer.sample["prefix"].astype(np.uint64), offer.sample["length"].astype(np.uint32))
-        share = float(np.mean(rows >= 0)) if len(rows) else 0.0
+        share = float(np.mean(rows >= 0)) if not offer.needs_nothing else 0.0
         _LOG.info("the profile %s: %d of %d chunks of its sample are here", offer.profile, (rows >= 0).sum(), len(rows))
         saved = share * (offer.plain - offer.stored) - offer.length
         if share >= _LEAST_SHARE and saved > most:
             best, most = offer, saved
     return best
+
+
+def solid_of(offers: Sequence[Offer], seeds: Sequence[Seed]) -> Offer | None:
+    """Return the offer that needs nothing, if it saves more than its index takes, even where files hold most."""
+    share = _LEAST_LACK if has_files(seeds) else 1.0
+    solid = (offer for offer in offers if offer.needs_nothing and share * (offer.plain - offer.stored) > offer.length)
+    return next(solid, None)
+
+
+def has_files(seeds: Sequence[Seed]) -> bool:
+    """Tell whether any seed is an index of files."""
+    return any(isinstance(seed, IndexedSeed) and len(seed) for seed in seeds)
 
 
 def find_chunks(

@@ -216,7 +216,7 @@ class _Preview:
         sources.add_bundles(resolver)
         done_before = self._done.covers
         self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), done_before, self._judge)
-        add_host_deltas(resolver, old)
+        add_host_deltas(resolver, old, self._judge)
         self._read_seconds += sources.read_seconds
         survey = _survey(self._done, old)
         done, total = 0, int(manifest.lengths[todo].sum())

@@ -256,7 +256,7 @@ class _Sync:
             self._warnings += refreshed.warnings
         sources.add_bundles(resolver)
         self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done, self._judge)
-        add_host_deltas(resolver, old)
+        add_host_deltas(resolver, old, self._judge)
         self._seed_seconds = time.monotonic() - started
         self._content += self._write(resolver, choice.way, todo, choice.way.standing)
         wrong = self._find_wrong(manifest, choice.way, todo)

@@ -8,6 +8,7 @@ import click
 
 from trimtransfer.cli.arguments import local_paths, name_of
 from trimtransfer.cli.output import Output, count_text, output_options, size_text
+from trimtransfer.names import NOTHING
 
 if TYPE_CHECKING:
     from trimtransfer.repository.profiles import ProfileReport, ProfileSummary
@@ -54,6 +55,11 @@ def profile(
 
         report = record_profile(repository, str(name), trees, progress=output.progress)
         output.result(report.to_dict(), _recorded(report))
+
+
+def source_text(profile: str) -> str:
+    """Return what deltas from a profile start from, in words."""
+    return "nothing (solid units)" if profile == NOTHING else f"the profile {profile}"
 
 
 def _list(output: Output, repository: str) -> None:

@@ -13,7 +13,7 @@ from trimtransfer.cli.diff import diff
 from trimtransfer.cli.estimate import estimate
 from trimtransfer.cli.mirrors import mirrors
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
-from trimtransfer.cli.profile import profile
+from trimtransfer.cli.profile import profile, source_text
 from trimtransfer.cli.verify import verify
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ def repo() -> None:
     help="Make deltas from the files of this host profile, too (see `profile`). May be given several times.",
 )
 @click.option(
+    "--solid",
+    is_flag=True,
+    help="Make solid units, too: a first download takes a quarter less, the repository nearly twice the room.",
+)
+@click.option(
     "--trim",
     is_flag=True,
     help="Blank the free blocks of clean file systems (deleted files' remains too); nothing in use changes.",
@@ -165,6 +170,8 @@ def publish(
 @click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image.")
 @click.option("--from", "base", callback=name_of("version"), metavar="V", help="The version that clients have.")
 @click.option("--profile", callback=name_of("profile"), metavar="NAME", help="Or the profile of their host files.")
+@click.option("--solid", is_flag=True, help="Or nothing: solid units, for first downloads anywhere.")
+@click.option("--remove", is_flag=True, help="Take the solid units of the version away again.")
 @click.option(
     "--tree",
     "trees",
@@ -180,14 +187,33 @@ def publish(
     metavar="V",
     help="The version that they want.  [default: the newest]",
 )
-@click.option("--level", type=click.IntRange(1, _MAX_LEVEL), default=_LEVEL, show_default=True, help="zstd level.")
+@click.option(
+    "--level",
+    type=click.IntRange(1, _MAX_LEVEL),
+    help=f"zstd level.  [default: {_LEVEL}; of solid units 19]",
+)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads, at most 4 of them.  [default: all cores]")
 @output_options
 def delta(
-    output: Output, /, repository: str, image: str, base: str | None, profile: str | None, trees: Any, **options: Any
+    output: Output,
+    /,
+    repository: str,
+    image: str,
+    base: str | None,
+    profile: str | None,
+    solid: bool,
+    remove: bool,
+    trees: Any,
+    level: int | None,
+    **options: Any,
 ) -> None:
     """Make the deltas between two published versions of an image, so that clients of the one fetch less for the other;
     or from the files of a host profile, for first downloads on such hosts.
+
+    With --solid, all content of the version is stored once more in solid units: long stretches, compressed as a whole
+    and by what is inside of gzip and zip files. First downloads by whoever has nothing fetch a quarter less or better.
+    Updates do not need them, and they take nearly as much room as the first version itself: make them for a version
+    that many will start from, and take them away (--remove) from one that nobody starts from any more.
 
     `publish` makes those from the parent by itself. Deltas are optional: deleting the file `from-V.bin` or
     `host-NAME.bin` of a version takes them away again.
@@ -196,18 +222,25 @@ def delta(
     Examples:
       medv-repo delta /srv/images --image debian --from 12.1 --to 12.4
       medv-repo delta /srv/images --image debian --profile debian-12
+      medv-repo delta /srv/images --image debian --solid
     """
+    if (base is not None) + (profile is not None) + solid != 1 or (trees and profile is None):
+        raise click.UsageError("name either --from V, or --profile NAME (with --tree where it was moved), or --solid")
+    if remove and not solid:
+        raise click.UsageError("--remove goes with --solid; the deltas of a profile go with `profile --remove`")
+    options = {"progress": output.progress, "level": level or _LEVEL, **options}
+    if solid:
+        from trimtransfer.cli.solid import make_or_remove
+
+        make_or_remove(output, repository, image, remove=remove, **{**options, "level": level}, tell=_made)
+        return
     from trimtransfer.repository.deltas import add_deltas
     from trimtransfer.repository.hostdeltas import add_host_deltas
 
-    if (base is None) == (profile is None) or (trees and profile is None):
-        raise click.UsageError("name either --from V, or --profile NAME (with --tree where it was moved)")
     if base is not None:
-        report = add_deltas(repository, image, base=base, progress=output.progress, **options)
+        report = add_deltas(repository, image, base=base, **options)
     else:
-        report = add_host_deltas(
-            repository, image, profile=str(profile), trees=trees, progress=output.progress, **options
-        )
+        report = add_host_deltas(repository, image, profile=str(profile), trees=trees, **options)
     output.result(report.to_dict(), "\n".join(map(_made, (report, *report.disks))))
 
 
@@ -242,7 +275,7 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
     bases = delta_bases(store, image, details.version)
     profiles = host_profiles(store, image, details.version)
     facts = {**details.to_dict(), "deltas_from": bases, "deltas_from_profiles": profiles, **describe_bundle(store)}
-    sources = [*bases, *(f"the profile {name}" for name in profiles)]
+    sources = [*bases, *map(source_text, profiles)]
     disks = (_shown(details, sources), *(_shown(disk, bases) for disk in details.disks))
     output.result(facts, "\n".join(disks) + bundle_text(store))
 
@@ -284,7 +317,7 @@ def _published(report: PublishReport) -> str:
 
 
 def _made(report: DeltaReport) -> str:
-    base = report.base or f"the profile {report.profile}"
+    base = report.base or source_text(report.profile)
     if report.problem:
         return f"No deltas from {base}: {report.problem}"
     if not report.units:

@@ -22,8 +22,8 @@ class DeltaReport:
 
     ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content; ``tool_units`` of
     these need tools (liblzma, libzstd), which take a core of a client about ``tool_seconds``. Those from host
-    files have no ``base`` but a ``profile``. ``problem``: why there are none, if something was damaged. ``disks``:
-    those of further disks, if there are any."""
+    files have no ``base`` but a ``profile``; ``added_bytes`` of them are stored now, the parent version has the others.
+    ``problem``: why there are none, if something was damaged. ``disks``: those of further disks, if there are any."""
 
     image: str
     version: str
@@ -41,6 +41,7 @@ class DeltaReport:
     tool_units: int = 0
     tool_seconds: float = 0.0
     profile: str = ""
+    added_bytes: int = 0
     disks: tuple[DeltaReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

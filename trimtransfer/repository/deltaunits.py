@@ -151,13 +151,15 @@ def open_insides(
     stack: ExitStack,
     *,
     watch: Watch,
+    framed: bool = True,
 ) -> Insides | None:
-    """Return what of an image lies in compressed streams that may begin at ``starts``; None if nothing does.
+    """Return what of an image lies in compressed streams that may begin at ``starts``; None if nothing does. Without
+    ``framed`` only deflate is looked into, which needs no tool.
 
     Until the stack ends: its temporary files are in ``directory``. Raises:
         FormatError, IntegrityError, NotFound: the repository is damaged.
     """
-    targets = Streams(image, starts, directory, watch=watch)
+    targets = Streams(image, starts, directory, watch=watch, framed=framed)
     stack.callback(targets.close)
     if not len(targets):
         return None
@@ -198,12 +200,14 @@ def plain_cost(table: Table, places: Places) -> NDArray[np.float64]:
     return cost
 
 
-def split(lengths: NDArray[np.int64], within: NDArray[np.bool_] | None = None) -> Iterator[slice]:
-    """Yield slices of consecutive chunks of about the same size, none much above what a unit makes; none that begins
-    with a chunk ``within`` something that is better left whole, if there is another place near."""
+def split(
+    lengths: NDArray[np.int64], within: NDArray[np.bool_] | None = None, *, size: int | None = None
+) -> Iterator[slice]:
+    """Yield slices of consecutive chunks of about the same size, none much above ``size`` (default: what a unit makes);
+    none that begins with a chunk ``within`` something that is better left whole, if there is another place near."""
     ends = np.cumsum(lengths)
     total = int(ends[-1])
-    count = -(-total // _TARGET)
+    count = -(-total // (size or _TARGET))
     wanted = np.arange(1, count) * (total / count)
     borders = np.searchsorted(ends, wanted)
     if within is not None and within.any():

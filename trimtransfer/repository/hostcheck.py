@@ -87,6 +87,8 @@ class HostCheck:
         def base(runs: NDArray[np.void]) -> Bytes | None:
             nonlocal incomplete
             chunks = numbers_of(runs, first)
+            if not len(chunks):
+                return b""  # what is solid starts from nothing
             content = None if files is None or found is None else _content(files, found[chunks])
             incomplete = incomplete or content is None
             return content

@@ -10,10 +10,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ from trimtransfer.hostdelta import BaseChunks, encode_host_delta
 from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import host_delta_name, hosts_name
-from trimtransfer.repository.deltas import Maker, replace_index
-from trimtransfer.repository.deltasmade import DeltaReport
+from trimtransfer.repository.deltas import Maker, Work, replace_index
+from trimtransfer.repository.deltasmade import DeltaReport, Made
 from trimtransfer.repository.hostcontent import HostContent
 from trimtransfer.repository.hostreuse import groups, numbers_of, renumbered, units_of_parent
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
@@ -92,7 +92,7 @@ def remove_profile(repository: str | os.PathLike[str], name: str) -> int:
         clean_up(store)
         for image in folder_names(store):
             for version in version_names(store, image):
-                versions += _withdraw(store, image, version, name)
+                versions += withdraw(store, image, version, name)
         try:
             forget_profile(store, name)
         except NotFound:
@@ -101,7 +101,7 @@ def remove_profile(repository: str | os.PathLike[str], name: str) -> int:
     return versions
 
 
-def _withdraw(store: DirectoryStore, image: str, version: str, profile: str) -> bool:
+def withdraw(store: DirectoryStore, image: str, version: str, profile: str) -> bool:
     """Take the deltas from a profile away from a version; return whether it had any."""
     offers = read_offers(store, image, version)
     kept = [offer for offer in offers if offer.profile != profile]
@@ -144,40 +144,64 @@ def make_host_deltas(
         FormatError, IntegrityError, NotFound: the repository is damaged.
         NoSpace: its disk is full. Cancelled: as asked.
     """
-    started = time.monotonic()
-    manifest = target.manifest
-    image, version = manifest.image, manifest.version
-    offers = [offer for offer in read_offers(store, image, version) if offer.profile != opened.name]
-    _check(manifest, opened, offers)
+    _check(target.manifest, opened)
     with ExitStack() as stack:
         files = stack.enter_context(ProfileFiles(opened))
         kept = units_of_parent(store, target, parent, files, opened.name) if parent is not None else {}
         new = HostContent(target, files, store.scratch(), kept=kept, workers=workers, watch=watch)
         stack.callback(new.close)
         maker = Maker(store, new, intent, level=level, workers=workers, watch=watch, most=_MOST)
-        try:
-            regions = sorted([*maker.run().regions(), *kept.items()], key=lambda region: region[0])
-            data, used = _encode(manifest, opened, files, regions)
-            replace_index(store, intent, host_delta_name(image, version, opened.name), data)
-            new_bytes = new.size + sum(int(units.units["raw"].sum(dtype=np.int64)) for units in kept.values())
-            begun = DeltaReport(image, version, "", new_bytes=new_bytes, profile=opened.name)
-            report = _report(begun, regions, data, started)
-            if regions:
-                stored = report.stored_bytes - len(data)
-                offers.append(
-                    Offer(opened.name, len(data), report.plain_bytes, stored, _sample(files, used | new.known))
-                )
-            if offers and not store.exists(hosts_name(image, version)):
-                intent.add(hosts_name(image, version))  # else it stays: an index that it names may be missing
-            _store_offers(store, image, version, offers)
-        except BaseException:
-            maker.discard()
-            raise
+        return store_units(store, target, opened, files, new, maker, kept, intent)
+
+
+class HostWork(Work, Protocol):
+    """What host deltas are made for; ``known``: chunks of the profile that the version has, too."""
+
+    known: NDArray[np.bool_]
+
+
+def store_units(
+    store: DirectoryStore,
+    target: VersionReader,
+    opened: OpenProfile,
+    files: ProfileFiles,
+    new: HostWork,
+    maker: Maker,
+    kept: Mapping[int, Units],
+    intent: Intent,
+) -> DeltaReport:
+    """Make the units of ``new`` and store them with those that are ``kept``, an index, and an offer; return what they
+    are. Raises what :func:`make_host_deltas` raises."""
+    started = time.monotonic()
+    manifest = target.manifest
+    image, version = manifest.image, manifest.version
+    offers = [offer for offer in read_offers(store, image, version) if offer.profile != opened.name]
+    if len(offers) >= MAX_OFFERS:
+        raise TargetRefused(f"{image} {version}", f"has deltas from {MAX_OFFERS} profiles already")
+    try:
+        made = maker.run()
+        regions = sorted([*made.regions(), *kept.items()], key=lambda region: region[0])
+        data, used = _encode(manifest, opened, files, regions)
+        replace_index(store, intent, host_delta_name(image, version, opened.name), data)
+        new_bytes = new.size + sum(int(units.units["raw"].sum(dtype=np.int64)) for units in kept.values())
+        begun = DeltaReport(image, version, "", new_bytes=new_bytes, profile=opened.name)
+        report = _report(begun, made, regions, data, started)
+        if regions:
+            stored = report.stored_bytes - len(data)
+            offers.append(Offer(opened.name, len(data), report.plain_bytes, stored, _sample(files, used | new.known)))
+        if offers and not store.exists(hosts_name(image, version)):
+            intent.add(hosts_name(image, version))  # else it stays: an index that it names may be missing
+        _store_offers(store, image, version, offers)
+    except BaseException:
+        maker.discard()
+        raise
     return report
 
 
-def _report(begun: DeltaReport, regions: Sequence[tuple[int, Units]], data: bytes, started: float) -> DeltaReport:
-    """Return a report with all units and their index."""
+def _report(
+    begun: DeltaReport, made: Made, regions: Sequence[tuple[int, Units]], data: bytes, started: float
+) -> DeltaReport:
+    """Return a report with all units and their index, and with those that were ``made`` now."""
 
     def total(name: str) -> int:
         return sum(int(units.units[name].sum(dtype=np.int64)) for _, units in regions)
@@ -189,18 +213,19 @@ def _report(begun: DeltaReport, regions: Sequence[tuple[int, Units]], data: byte
         stored_bytes=total("stored") + len(data),
         plain_bytes=total("plain"),
         packs=len({ref.digest for _, units in regions for ref in units.packs}),
+        added_bytes=sum(ref.length for ref in made.packs) + len(data),
+        wrapped_units=made.wrapped,
+        wrapped_bytes=made.wrapped_content,
         seconds=round(time.monotonic() - started, 3),
     )
 
 
-def _check(manifest: Manifest, opened: OpenProfile, offers: list[Offer]) -> None:
+def _check(manifest: Manifest, opened: OpenProfile) -> None:
     """Raise ``TargetRefused`` where deltas cannot be made."""
     if manifest.kind is not Kind.DISK:
         raise TargetRefused(
             f"{manifest.image} {manifest.version}", "is not a disk image, so host files hold none of it"
         )
-    if len(offers) >= MAX_OFFERS:
-        raise TargetRefused(f"{manifest.image} {manifest.version}", f"has deltas from {MAX_OFFERS} profiles already")
     if not opened.trees:
         raise TargetRefused(opened.name, "where the trees of this profile are is not known here; name them with --tree")
     for tree in opened.trees:

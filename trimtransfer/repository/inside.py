@@ -136,10 +136,11 @@ class Insides:
         self._blocks.close()
 
     def weights(
-        self, start: int, table: Table, records: NDArray[np.int64]
+        self, start: int, table: Table, records: NDArray[np.int64], *, shrunk: float = _SHRUNK
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return how much of a unit each of these records of a region at ``start`` is: its length, or its share of
-        content if that is more; and which of them begin inside of what can only be made whole."""
+        content, of which a unit makes ``shrunk`` times as much, if that is more; and which of them begin inside of what
+        can only be made whole."""
         lengths = table.lengths[records].astype(np.int64)
         inside, within, ats = (
             np.zeros(len(records)),
@@ -151,7 +152,7 @@ class Insides:
             low, high = np.interp((8 * place.low, 8 * place.high), stream.bits, stream.contents)
             inside[row] += float(high - low)
             within[row] |= stream.framed is not None and place.low > 0 and place.at == ats[row]
-        return np.maximum(lengths, (inside / _SHRUNK).astype(np.int64)), within
+        return np.maximum(lengths, (inside / shrunk).astype(np.int64)), within
 
     def touches(self, start: int, table: Table, records: NDArray[np.int64]) -> bool:
         """Tell whether any of these records of a region at ``start`` lies in a stream."""

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import BLOCK_SIZE, MAX_IMAGE_SIZE, REGION_SIZE, Kind, object_digest
 from trimtransfer.chunker import cut_and_digest
-from trimtransfer.errors import NotFound, SourceRefused, TrimTransferError
+from trimtransfer.errors import FormatError, NotFound, SourceRefused, TrimTransferError
 from trimtransfer.index.globs import PathChooser
 from trimtransfer.index.walk import Found, Walk
 from trimtransfer.localfile import look, next_data, open_local, read_into
-from trimtransfer.names import check_name, profile_name
+from trimtransfer.names import NOTHING, check_name, profile_name
 from trimtransfer.profile import FILE, MAX_PROFILE, Profile
 from trimtransfer.repository.intent import check_target, clean_up, repository_lock
 from trimtransfer.store import PRIVATE, DirectoryStore, space_errors
@@ -106,6 +106,8 @@ def record_profile(
     """
     started = time.monotonic()
     check_name("profile", name)
+    if name == NOTHING:
+        raise FormatError("profile name", "name", "another one: this is that of what needs no host", name)
     watch = Watch(progress, cancel, "stopped; nothing was recorded")
     roots = [look(tree)[0] for tree in trees]
     store = DirectoryStore(repository)

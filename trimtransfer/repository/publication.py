@@ -41,6 +41,7 @@ from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer,
 from trimtransfer.repository.profiles import OpenProfile
 from trimtransfer.repository.published import PublishedImage
 from trimtransfer.repository.reading import VersionReader, further_disks
+from trimtransfer.repository.solid import SOLID_LEVEL, try_solid
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume
 from trimtransfer.store import DirectoryStore
@@ -113,6 +114,7 @@ class Job:
     deltas: bool
     delta_from: tuple[str, ...]
     profiles: tuple[str, ...]
+    solid: bool
     trim: bool
     workers: int
     pack_limit: int
@@ -262,6 +264,7 @@ class Publication:
         """Store the deltas that are asked for, while nobody knows of the version yet; none between kinds of cuts."""
         target, bases = VersionReader(self._store, manifest), self._base
         options: dict[str, Any] = {"level": self._job.level, "workers": self._job.workers, "watch": self._watch}
+        solid = {**options, "level": SOLID_LEVEL}
         alike = (base for base in bases.deltas if base.manifest.kind == manifest.kind)
         return (
             *(try_deltas(self._store, target, base, self._intent, **options) for base in alike),
@@ -269,6 +272,7 @@ class Publication:
                 try_host_deltas(self._store, target, profile, self._intent, parent=bases.parent, **options)
                 for profile in bases.profiles
             ),
+            *([try_solid(self._store, target, self._intent, parent=bases.parent, **solid)] if self._job.solid else []),
         )
 
     def _commit(self, manifest: Manifest) -> int:

@@ -100,13 +100,15 @@ class Whole(Protocol):
 class Streams:
     """The streams of a version that begin at some places of its image. Memory: 24 bytes a block, and 40 MiB."""
 
-    def __init__(self, image: Whole, starts: Iterable[int], directory: Path, *, watch: Watch) -> None:
-        """Decode them; ``starts`` ascend, ``directory`` takes a temporary file.
+    def __init__(
+        self, image: Whole, starts: Iterable[int], directory: Path, *, watch: Watch, framed: bool = True
+    ) -> None:
+        """Decode them; ``starts`` ascend, ``directory`` takes a temporary file. Without ``framed`` only deflate.
 
         Raises:
             FormatError, IntegrityError, NotFound: the repository is damaged.
         """
-        self._image = image
+        self._image, self._with_framed = image, framed
         self._found: list[Stream] = []
         self._content, self._out = Flat(directory), np.empty(CONTEXT + _ROOMS[0], np.uint8)
         end = 0
@@ -163,7 +165,7 @@ class Streams:
         may follow it (0: nowhere), and of an xz file the kind of its checks, which the one before has told."""
         head = self._read(extents, 0, _HEAD)
         if check is not None or head.startswith((ZSTD_MAGIC, XZ_MAGIC)):
-            return self._framed(extents, check)
+            return self._framed(extents, check) if self._with_framed else (None, 0, None)
         zipped = zip_content(head)
         begin = zipped[0] if zipped else gzip_content(memoryview(head), 0)
         if begin is None:
