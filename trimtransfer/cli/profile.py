@@ -42,6 +42,8 @@ def profile(
     """
     if listing != (name is None) or (remove and (listing or trees)) or not (listing or remove or trees):
         raise click.UsageError("give a NAME and its TREEs, --remove and a NAME, or --list alone")
+    if name == NOTHING and not remove:
+        raise click.UsageError(f"{NOTHING} is the name of what needs no host (`delta --solid`); take another NAME")
     if listing:
         _list(output, repository)
     elif remove:

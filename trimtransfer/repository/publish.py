@@ -71,12 +71,11 @@ def publish(
     made where missing. ``parent`` is the version that content is compared with (the newest by default), ``like`` names
     further images whose content is not stored again. ``kind`` None: recognised. ``level`` is zstd's (1 to 22). ``flat``
     adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file systems mark free, see ``trim_image``; else
-    every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from`` and the
-    files of host ``profiles``; ``solid`` units for first downloads hold all of it once more. ``workers`` threads
-    compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks (more
-    lies in temporary files in the repository), and about 5 MiB per worker; before that 200 bytes per file of clean
-    file systems; then for deltas 200 MiB, and as much for each of at most four workers, with a profile 160 bytes
-    for each of its chunks.
+    every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from`` and the files
+    of host ``profiles``; with ``solid``, units for first downloads hold all of it once more. ``workers`` threads
+    compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks, 5 MiB
+    per worker; before that 200 bytes per file of clean file systems; then for deltas 200 MiB, and as much for each of
+    at most four workers, with a profile 160 bytes a chunk.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
@@ -89,9 +88,8 @@ def publish(
         TargetRefused: the directory holds other things than a repository.
         Cancelled: as asked; nothing was published.
     """
-    workers = workers or len(os.sched_getaffinity(0))
     named = tuple(like), kind, level, flat, deltas, tuple(delta_from), tuple(profiles), solid, trim
-    job = Job(image, version, parent, *named, workers, _pack_limit, _limits)
+    job = Job(image, version, parent, *named, workers or len(os.sched_getaffinity(0)), _pack_limit, _limits)
     job.check(1 + len(disks))
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
