@@ -26,13 +26,14 @@ SETTLE_SECONDS = 2.5
 @dataclass(frozen=True, slots=True)
 class Case:
     """What a client wants and has: the image ``wanted``, the image that is here already, files of the host or not;
-    ``profile``: the publisher knows these files (a help to this project only)."""
+    ``profile``: the publisher knows these files; ``solid``: it has solid units (helps to this project only)."""
 
     name: str
     wanted: str
     local: str | None = None
     host: bool = False
     profile: bool = False
+    solid: bool = False
 
 
 CASES = (
@@ -42,6 +43,8 @@ CASES = (
     Case("first download", "old"),
     Case("first download with host files", "old", host=True),
     Case("first download with a profile of the host", "old", host=True, profile=True),
+    Case("first download from solid units", "old", solid=True),
+    Case("first download with host files from solid units", "old", host=True, solid=True),
     Case("unchanged", "installed", "installed"),
 )
 
@@ -80,7 +83,7 @@ class Peer(ABC):
     name: ClassVar[str]
     programs: ClassVar[tuple[str, ...]]
     tls: ClassVar[bool] = True
-    cases: ClassVar[tuple[str, ...]] = tuple(case.name for case in CASES)
+    cases: ClassVar[tuple[str, ...]] = tuple(case.name for case in CASES if not case.solid)
     version_command: ClassVar[tuple[str, ...]]
 
     def __init__(self, lab: Lab) -> None:
@@ -133,6 +136,7 @@ class Trimtransfer(Peer):
 
     name = "medv-sync"
     programs = ()
+    cases = tuple(case.name for case in CASES)
     _commands = Path(sys.executable).parent
 
     @classmethod
@@ -154,7 +158,7 @@ class Trimtransfer(Peer):
             self.lab.images[image], "--image", "disk", "--version", image, "--level", str(self.lab.level), "--quiet",
             "--delta" if self.lab.deltas else "--no-delta", *(["--trim"] if self.trims else []),
         )  # fmt: skip
-        for line in ("again", "hosted") if image == "old" else ():
+        for line in ("again", "hosted", "solid") if image == "old" else ():
             shutil.copytree(self.folder / "disk", self.folder / line, copy_function=os.link)
         return cost
 
@@ -168,6 +172,13 @@ class Trimtransfer(Peer):
                 str(self.lab.level), "--quiet",
             )  # fmt: skip
 
+    def _publish_solid(self) -> None:
+        """Make the solid units of the first image, once, in a repository of their own."""
+        solid = self.folder / "solid"
+        if not (solid / "images/disk/old/hosts.bin").exists():
+            cost = self.lab.run(self._commands / "medv-repo", "delta", solid, "--image", "disk", "--solid", "--quiet")
+            print(f"{self.name}: solid units in {cost.cpu_seconds:.0f} CPU-seconds", file=sys.stderr, flush=True)
+
     def prepare(self, case: Case, output: Path) -> None:
         """Sync the image that the client has already, or make the index of the host's files."""
         if case.local:
@@ -175,6 +186,8 @@ class Trimtransfer(Peer):
             time.sleep(SETTLE_SECONDS)
         if case.profile:
             self._publish_profile()
+        if case.solid:
+            self._publish_solid()
         if case.host:
             self._run("plan", case.wanted, case, output)
 
@@ -183,7 +196,7 @@ class Trimtransfer(Peer):
         return self._run("sync", case.wanted, case, output)
 
     def _run(self, command: str, version: str, case: Case, output: Path) -> Cost:
-        line = "hosted" if case.profile else "again" if case.wanted == "rebuilt" else "disk"
+        line = "hosted" if case.profile else "solid" if case.solid else "again" if case.wanted == "rebuilt" else "disk"
         seeds = ["--seed", str(self.lab.host_tree)] if case.host else []
         newest = version == ("rebuilt" if line == "again" else "installed")
         return self.lab.run(
