@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final, Protocol
@@ -33,6 +33,7 @@ from trimtransfer.repository.intent import Intent, clean_up, intended, repositor
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tree, open_profile
 from trimtransfer.repository.reading import VersionReader, folder_names, further_disks, version_names
+from trimtransfer.repository.solidreuse import joined
 from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.watch import Progress, Watch
 
@@ -151,7 +152,7 @@ def make_host_deltas(
         new = HostContent(target, files, store.scratch(), kept=kept, workers=workers, watch=watch)
         stack.callback(new.close)
         maker = Maker(store, new, intent, level=level, workers=workers, watch=watch, most=_MOST)
-        return store_units(store, target, opened, files, new, maker, kept, intent)
+        return store_units(store, target, opened, files, new, maker, list(kept.items()), intent)
 
 
 class HostWork(Work, Protocol):
@@ -167,7 +168,7 @@ def store_units(
     files: ProfileFiles,
     new: HostWork,
     maker: Maker,
-    kept: Mapping[int, Units],
+    kept: Sequence[tuple[int, Units]],
     intent: Intent,
 ) -> DeltaReport:
     """Make the units of ``new`` and store them with those that are ``kept``, an index, and an offer; return what they
@@ -180,10 +181,10 @@ def store_units(
         raise TargetRefused(f"{image} {version}", f"has deltas from {MAX_OFFERS} profiles already")
     try:
         made = maker.run()
-        regions = sorted([*made.regions(), *kept.items()], key=lambda region: region[0])
+        regions = _together([*made.regions(), *kept])
         data, used = _encode(manifest, opened, files, regions)
         replace_index(store, intent, host_delta_name(image, version, opened.name), data)
-        new_bytes = new.size + sum(int(units.units["raw"].sum(dtype=np.int64)) for units in kept.values())
+        new_bytes = new.size + sum(int(units.units["raw"].sum(dtype=np.int64)) for _, units in kept)
         begun = DeltaReport(image, version, "", new_bytes=new_bytes, profile=opened.name)
         report = _report(begun, made, regions, data, started)
         if regions:
@@ -196,6 +197,14 @@ def store_units(
         maker.discard()
         raise
     return report
+
+
+def _together(units: Sequence[tuple[int, Units]]) -> list[tuple[int, Units]]:
+    """Return the units of each region in one, by region."""
+    parts = dict[int, list[Units]]()
+    for region, some in units:
+        parts.setdefault(region, []).append(some)
+    return [(region, joined(parts[region])) for region in sorted(parts)]
 
 
 def _report(

@@ -86,14 +86,15 @@ def units_of_parent(
         found: dict[int, Units] = {}
         for digest, index in target.numbers.items():
             units = delta.index.units(parent.numbers.get(digest, -1))
-            if units is not None and all(_is_there(store, ref.digest, ref.length) for ref in units.packs):
+            if units is not None and all(is_there(store, ref.digest, ref.length) for ref in units.packs):
                 found[index] = renumbered(units, groups(len(delta.chunks)), named, files.first)
         return found
     except (NotFound, FormatError, IntegrityError):
         return {}
 
 
-def _is_there(store: DirectoryStore, digest: bytes, length: int) -> bool:
+def is_there(store: DirectoryStore, digest: bytes, length: int) -> bool:
+    """Tell whether a pack is there, by its length."""
     try:
         return store.size(pack_name(digest)) == length
     except NotFound:

@@ -23,12 +23,12 @@ from trimtransfer.profile import FILE, Profile
 from trimtransfer.repository.deltas import Maker
 from trimtransfer.repository.deltasmade import DeltaReport
 from trimtransfer.repository.hostdeltas import store_units, withdraw
-from trimtransfer.repository.hostreuse import units_of_parent
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile
 from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.repository.solidcontent import SolidContent
+from trimtransfer.repository.solidreuse import ParentUnits
 from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.watch import Progress, Watch
 
@@ -109,7 +109,7 @@ def make_solid(
 ) -> DeltaReport:
     """Store all content of ``target`` in solid units, and return what they are.
 
-    Units of regions that ``parent`` has, too, are taken over. Other options as for
+    Units of ``parent`` whose chunks it has, too, are taken over. Other options as for
     :func:`trimtransfer.repository.deltas.make_deltas`. Where no unit is worth it no index is written.
 
     Raises:
@@ -123,10 +123,10 @@ def make_solid(
     opened = _nothing()
     with ExitStack() as stack:
         files = stack.enter_context(ProfileFiles(opened))
-        kept = units_of_parent(store, target, parent, files, NOTHING) if parent is not None else {}
-        new = SolidContent(target, store.scratch(), kept=kept, workers=workers, watch=watch)
+        there = ParentUnits(store, target, parent) if parent is not None else None
+        new = SolidContent(target, store.scratch(), parent=there, workers=workers, watch=watch)
         maker = Maker(store, new, intent, level=level, workers=workers, watch=watch, most=_MOST)
-        return store_units(store, target, opened, files, new, maker, kept, intent)
+        return store_units(store, target, opened, files, new, maker, new.kept_units(), intent)
 
 
 def _nothing() -> OpenProfile:

@@ -6,8 +6,9 @@ is found however far apart it lies; what lies in gzip and zip files is compresse
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import MAX_CHUNK_SIZE
-from trimtransfer.deltaindex import BASE, MAX_TARGET
+from trimtransfer.deltaindex import BASE, MAX_TARGET, Units
 from trimtransfer.repository.deltaunits import Unit, open_insides, plain_cost, split
 from trimtransfer.repository.imagebytes import ImageBytes
 from trimtransfer.repository.inside import Insides
@@ -23,6 +24,7 @@ from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.similar import Similar, VersionContent
+from trimtransfer.repository.solidreuse import ParentUnits
 from trimtransfer.repository.starts import new_starts
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
@@ -36,16 +38,16 @@ _SHRUNK: Final = 1.4
 
 
 class SolidContent:
-    """The chunks of ``target`` outside the regions ``kept``, each once: ``size`` of them in bytes.
+    """The chunks of ``target``, each once, that no unit of its parent makes: ``size`` of them in bytes.
 
     ``known`` chunks of a profile there are none. ``directory`` takes temporary files. Memory: 8 bytes a chunk. Not for
     several threads at a time.
     """
 
     def __init__(
-        self, target: VersionReader, directory: Path, *, kept: Collection[int], workers: int, watch: Watch
+        self, target: VersionReader, directory: Path, *, parent: ParentUnits | None, workers: int, watch: Watch
     ) -> None:
-        """Read the target's tables.
+        """Read the target's tables, and take units of ``parent`` over.
 
         Raises:
             FormatError, IntegrityError, NotFound: the repository is damaged.
@@ -55,8 +57,13 @@ class SolidContent:
         self.size = 0
         used = list(target.used_regions())
         with closing(Inventory(lambda: self._tables(used), directory)) as inventory:
-            found = ((index, self._first_records(inventory, index)) for index in used if index not in kept)
+            self._kept = parent.find(inventory) if parent is not None else {}
+            found = ((index, self._first_records(inventory, index)) for index in used)
             self._records = {index: records for index, records in found if len(records)}
+
+    def kept_units(self) -> list[tuple[int, Units]]:
+        """Return the parent's units that are taken over, with their regions."""
+        return [(region, one.units) for region, kept in self._kept.items() for one in kept]
 
     def units(self) -> Iterator[Unit]:
         """Yield the units that make all of it, in order; raises what the constructor raises."""
@@ -73,12 +80,16 @@ class SolidContent:
             self._watch.check()
 
     def _first_records(self, inventory: Inventory, index: int) -> NDArray[np.int64]:
-        """Return the records of a region whose chunks occur here first."""
+        """Return the records of a region whose chunks occur here first, and not within what a unit makes that is taken
+        over: there is no order of units in which another one could make them."""
         table = self._target.reader.table(index)
         numbers = inventory.find(table)
         records = np.flatnonzero(numbers >= 0)
         at = numbers[records]
-        records = np.compress((inventory.region[at] == index) & (inventory.record[at] == records), records)
+        first_here = (inventory.region[at] == index) & (inventory.record[at] == records)
+        records = np.compress(first_here & (inventory.marks[at] == 0), records)
+        for kept in self._kept.get(index, ()):
+            records = records[(records < kept.first) | (records > kept.last)]
         self.size += int(table.lengths[records].sum(dtype=np.int64))
         return records
 
@@ -99,9 +110,20 @@ class SolidContent:
         weights = np.maximum(table.lengths[records].astype(np.int64), (_PLAIN * plain[records]).astype(np.int64))
         if insides is not None:
             weights = np.maximum(weights, insides.weights(start, table, records, shrunk=_SHRUNK)[0])
-        for part in split(weights, size=_SIZE):
-            chosen = records[part]
+        borders = np.searchsorted(records, [kept.first for kept in self._kept.get(index, ())])
+        stretches = [0, *np.unique(borders[borders > 0]).tolist(), len(records)]
+        for chosen in _divided(records, weights, stretches):
             content = bytearray(int(table.lengths[chosen].sum(dtype=np.int64)))
             self._target.read(index, chosen.tolist(), memoryview(content))
             inside = insides.find(start, table, chosen, content) if insides else None
             yield Unit(index, chosen, int(plain[chosen].sum()), np.zeros(0, dtype=BASE), content, b"", inside)
+
+
+def _divided(
+    records: NDArray[np.int64], weights: NDArray[np.int64], stretches: Sequence[int]
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the records of each unit, none of which reaches from one stretch into another."""
+    for low, high in pairwise(stretches):
+        if low < high:
+            for part in split(weights[low:high], size=_SIZE):
+                yield records[low:high][part]
