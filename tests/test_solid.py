@@ -37,10 +37,11 @@ from trimtransfer.assembly.report import Made, SyncReport
 from trimtransfer.assembly.sync import sync
 from trimtransfer.chunk import BLOCK_SIZE, Kind
 from trimtransfer.cli.repo import repo
-from trimtransfer.deltaindex import encode_index
+from trimtransfer.deltaindex import BASE, TARGET, UNIT, Units, encode_index
 from trimtransfer.errors import Cancelled, FormatError, NotFound, TargetRefused
 from trimtransfer.hostdelta import BaseChunks, HostDelta, encode_host_delta
 from trimtransfer.hosts import SAMPLE, Offer, encode_hosts, parse_hosts
+from trimtransfer.location import PackRef
 from trimtransfer.names import NOTHING
 from trimtransfer.pack import pack_name
 from trimtransfer.repository import deltas, deltaunits, solidcontent
@@ -49,6 +50,7 @@ from trimtransfer.repository.hostdeltas import add_host_deltas
 from trimtransfer.repository.profiles import record_profile
 from trimtransfer.repository.publish import publish
 from trimtransfer.repository.solid import add_solid, remove_solid
+from trimtransfer.repository.solidreuse import joined
 from trimtransfer.store import DirectoryStore
 from trimtransfer.unit import is_wrapped
 
@@ -279,6 +281,53 @@ def test_publish_makes_them_and_new_versions_take_over(
     assert made[1].added_bytes < made[0].added_bytes
     assert made[1].stored_bytes > made[1].added_bytes
     assert audit(DirectoryStore(repository)).not_made == ()
+
+
+def test_a_region_that_changed_keeps_what_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One unit of several is made again, and what is new between others is left to plain frames or made."""
+    monkeypatch.setattr(solidcontent, "_SIZE", 600_000)
+    repository, files = tmp_path / "repository", [path.read_bytes() for path in real_files(16)]
+    start, image = 2048 * 512, bytearray(8 << 20)
+    image[:512] = partition_table(len(image))
+    put(image, start, b"".join(data + bytes(-len(data) % BLOCK_SIZE) for data in files[:15]))
+    found = []
+    for version in ("1", "2", "3"):
+        write_sparse(tmp_path / "source.img", bytes(image))
+        options: dict[str, Any] = {"image": "disk", "version": version, "kind": Kind.DISK, "level": 3}
+        report = publish(repository, tmp_path / "source.img", deltas=False, solid=True, **options).deltas[0]
+        output = tmp_path / f"{version}.img"
+        synced = sync(repository, "disk", output=output)
+        assert output.read_bytes() == bytes(image)
+        assert synced.made.units == report.units > 4
+        assert synced.made.failed == 0
+        index = HostDelta((repository / f"images/disk/{version}/host-{NOTHING}.bin").read_bytes()).index
+        parts = [units for region in index.regions.tolist() if (units := index.units(region)) is not None]
+        places = {(one.packs[int(row["pack"])].digest, int(row["offset"])) for one in parts for row in one.units}
+        found.append((places, report.added_bytes))
+        put(image, start + (2 << 20), files[15][: 3 * BLOCK_SIZE])
+        if version == "2":
+            image[start : start + (3 << 20)] = image[start + (1 << 20) : start + (4 << 20)]
+    (first, added), (second, added_then), (third, _) = found
+    assert len(first & second) >= len(first) - 2
+    assert added_then < added / 2
+    assert len(first & third) > 0
+    report = audit(DirectoryStore(repository))
+    assert (report.damage, report.not_made, report.unreferenced) == ((), (), ())
+
+
+def test_units_are_joined_in_the_order_of_what_they_make() -> None:
+    def units(pack: int, *runs: tuple[int, int]) -> Units:
+        rows = np.zeros(len(runs), dtype=UNIT)
+        rows["offset"], rows["stored"], rows["targets"], rows["raw"] = 16, 1, 1, 100
+        refs = (PackRef(bytes([pack]) * 32, 100),)
+        return Units.of(refs, rows, np.array(list(runs), dtype=TARGET), np.zeros(0, dtype=BASE))
+
+    made = joined([units(1, (4, 2), (9, 1)), units(2, (0, 3)), units(1, (7, 1))])
+    assert made.targets["record"].tolist() == [0, 4, 7, 9]
+    assert [made.packs[number].digest[0] for number in made.units["pack"].tolist()] == [2, 1, 1, 1]
+    assert len(made.packs) == 2
+    with pytest.raises(FormatError):
+        joined([units(1, (4, 2)), units(2, (5, 1))])
 
 
 def test_names_and_limits(place: Place) -> None:

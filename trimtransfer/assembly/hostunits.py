@@ -41,6 +41,9 @@ out would be in vain."""
 _LEAST_LACK: Final = 1 / 16
 """A client with files is taken to lack at least so much of an image: the index of solid units is so short that it is
 looked at all the same."""
+_WHOLE: Final = 1.25
+"""Where some of what a solid unit makes is here, frames are fetched whole for the others, and more requests are made.
+Measured on a first download with host files: between 1.2 and 2 it is fewest bytes, 2 % fewer than without."""
 _AT_ONCE: Final = 2
 """Units made at a time, as of other deltas: each takes 8 MiB for its content, 16 for its base, 24 for its columns."""
 _PREFIX: Final = 8
@@ -123,7 +126,9 @@ class HostDeltas:
 
     def _units(self, region: Region, table: Table, lacking: Mask) -> Units | None:
         units = self._index.units(region.index)
-        return units if units is None or self._solid else fairly_priced(units, table, lacking)
+        if units is None:
+            return None
+        return frames_count_whole(units) if self._solid else fairly_priced(units, table, lacking)
 
     def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
         """Return the content of a unit, not compared with the digests of its chunks yet.
@@ -147,6 +152,13 @@ class HostDeltas:
                 raise IntegrityError("base of a delta", chunks["digest"][0].tobytes(), b"")
             at += length
         return base
+
+
+def frames_count_whole(units: Units) -> Units:
+    """Return solid units with about what frames take that are fetched for some of their chunks, not for all."""
+    rows = units.units.copy()
+    rows["plain"] = np.minimum(rows["plain"] * _WHOLE, 0xFFFFFFFF)
+    return Units(units.packs, rows, units.targets, units.bases)
 
 
 def fairly_priced(units: Units, table: Table, lacking: Mask) -> Units:
