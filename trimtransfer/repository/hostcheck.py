@@ -24,7 +24,7 @@ from trimtransfer.repository.profiles import is_tree, list_profiles, open_profil
 from trimtransfer.repository.reading import host_profiles
 from trimtransfer.store import DirectoryStore
 
-_REMEDY: Final = "delete it, or make it again with `medv-repo delta --profile`: clients fetch plain packs instead"
+_REMEDY: Final = "delete it, or make it again with `medv-repo delta`: clients fetch plain packs instead"
 _PROFILE_REMEDY: Final = "record it again with `medv-repo profile`; deltas that were made from it stay good"
 
 
