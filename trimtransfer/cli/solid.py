@@ -33,5 +33,5 @@ def make_or_remove(
     report = add_solid(repository, image, version=version, level=level or SOLID_LEVEL, **options)
     made = (report, *report.disks)
     added = sum(disk.added_bytes for disk in made)
-    room = f"The repository takes {size_text(added)} more; `--remove` gives them back when nobody starts from it."
+    room = f"The repository takes {size_text(added)} more. When nobody starts from this version any more: `--remove`."
     output.result(report.to_dict(), "\n".join([*map(tell, made), room]))
