@@ -227,17 +227,19 @@ def test_most_and_order(version: Version, rnd: random.Random) -> None:
 
 
 def test_chunks_between_others_belong_to_them(tmp_path: Path, rnd: random.Random) -> None:
-    """Two at a time at most, as far as there is room, and none across something else."""
-    version = Version(tmp_path, b"".join(rnd.randbytes(BLOCK * 4 - 100) + bytes(100) for _ in range(24)))
+    """Eight at a time at most, as far as there is room, the fewest first."""
+    version = Version(tmp_path, b"".join(rnd.randbytes(BLOCK * 4 - 100) + bytes(100) for _ in range(40)))
     chunks = version.chunks(0, np.flatnonzero(~version.reader.table(0).zero))
-    wanted = [0, 3, 7, 8, 10]
+    wanted = [0, 9, 12, 22, 23, 25]
     target = b"".join(version.data[at : at + size] for at, size in (chunks[number] for number in wanted))
     sizes = [size for _, size in chunks]
     least = sum(sizes[number] for number in wanted)
+    few = sizes[10] + sizes[11] + sizes[24]
     for room, expected in (
-        (1 << 30, [0, 1, 2, 3, 7, 8, 9, 10]),
-        (least + sizes[1] + sizes[2] + sizes[9], [0, 1, 2, 3, 7, 8, 9, 10]),
-        (least + sizes[1] + sizes[2], [0, 1, 2, 3, 7, 8, 10]),
+        (1 << 30, [*range(13), *range(22, 26)]),
+        (least + few + sum(sizes[1:9]), [*range(13), *range(22, 26)]),
+        (least + few, [0, *range(9, 13), *range(22, 26)]),
+        (least + sizes[24], [0, 9, 12, 22, 23, 24, 25]),
         (least, wanted),
     ):
         assert [chunks.index(chunk) for chunk in version.find(target, most=room)] == expected

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -35,7 +34,7 @@ _COMMON: Final = 32
 """A key that more chunks have tells nothing: a licence, a table of zeros with a pattern."""
 _LEAST: Final = 1.5
 """Votes a chunk needs. One is often chance: a vote is split among all chunks that have the key."""
-_GAP: Final = 2
+_GAP: Final = 8
 """So many chunks between two that were found are taken, too: most often they belong to the same file."""
 CHUNK: Final = np.dtype([("region", "<u4"), ("record", "<u4"), ("length", "<u4")])
 _Scan: TypeAlias = tuple[int, NDArray[np.void], NDArray[np.uint64], NDArray[np.int64]]
@@ -130,17 +129,19 @@ class Anchored:
         return chunk[enough].astype(np.int64), votes[enough]
 
     def _between(self, chosen: set[int], room: int) -> set[int]:
-        """Return chunks that lie between chosen ones of the same region, few at a time, as far as there is room."""
+        """Return chunks that lie between chosen ones of the same region, as far as there is room: first where they are
+        few."""
+        ordered = np.array(sorted(chosen), dtype=np.int64)
+        low, high = ordered[:-1], ordered[1:]
+        count, region = high - low - 1, self._all["region"]
+        near = np.flatnonzero((count > 0) & (count <= _GAP) & (region[low] == region[high]))
         found = set[int]()
-        ordered = sorted(chosen)
-        for low, high in pairwise(ordered):
-            if high - low - 1 > _GAP or self._all["region"][low] != self._all["region"][high]:
-                continue
-            between = range(low + 1, high)
-            room -= int(self._all["length"][low + 1 : high].sum())
-            if room < 0:
-                break
-            found.update(between)
+        for gap in near[np.argsort(count[near], kind="stable")].tolist():
+            between = slice(int(low[gap]) + 1, int(high[gap]))
+            size = int(self._all["length"][between].sum())
+            if size <= room:
+                room -= size
+                found.update(range(between.start, between.stop))
         return found
 
 
