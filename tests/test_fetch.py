@@ -53,6 +53,11 @@ def ranges(count: int = 9, *, total: int | None = SIZE) -> list[Range]:
     return [Range(NAME, start, step, total) for start in range(0, SIZE, step)]
 
 
+def joined(wanted: list[Range], *, whole: bool = False) -> list[Range]:
+    """The same ranges as one run."""
+    return [replace(one, run=wanted[-1].end - one.start, whole=whole) for one in wanted]
+
+
 class Receiver:
     """Takes deliveries and checks them: right bytes, each range once."""
 
@@ -189,16 +194,21 @@ def shorter(fault: Fault, request: Request) -> Fault:
     return replace(fault, headers={"Content-Range": f"bytes {first}-{half}/{SIZE}"}, body=DATA[first : half + 1])
 
 
+@pytest.mark.parametrize("of", [1, 3])
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("fault", HEALED)
-def test_a_fault_that_passes_is_healed(fault: str, position: str, opened: Opener) -> None:
+def test_a_fault_that_passes_is_healed(fault: str, position: str, of: int, opened: Opener) -> None:
+    """One by one, and in runs of three."""
+    wanted = ranges()
+    wanted = [one for at in range(0, len(wanted), of) for one in joined(wanted[at : at + of])]
+
     def script(request: Request, turn: int) -> Fault | None:
-        if turn != POSITIONS[position]:
+        if turn != POSITIONS[position] // of:
             return None
         return shorter(HEALED[fault], request) if fault == "TR3-shorter-range" else HEALED[fault]
 
     with BadServer(OBJECTS, script) as server:
-        fetch_all(opened(server, connections=1), ranges())
+        fetch_all(opened(server, connections=1), wanted)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -756,6 +766,56 @@ def test_read_of_json(opened: Opener) -> None:
     head = {"version": "1"}
     with BadServer({"head.json": json.dumps(head).encode()}) as server:
         assert json.loads(opened(server).read("head.json", limit=1024)) == head
+
+
+# ---- runs
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_run_is_one_request_and_delivered_as_it_comes(whole: bool, opened: Opener) -> None:
+    requests: list[int] = []
+    receiver = Receiver()
+    wanted = joined(ranges(), whole=whole)
+
+    def deliver(one: Range, data: memoryview) -> None:
+        requests.append(len(server.requests))
+        receiver(one, data)
+
+    with BadServer(OBJECTS, [Fault(stall=70_000)]) as server:
+        opened(server, connections=1).fetch(wanted, deliver)
+        assert [request.range for request in server.requests] == [None if whole else (0, SIZE - 1), (70_000, SIZE - 1)]
+    assert requests == [1] * 3 + [2] * 6, "three pieces were there when the server fell silent"
+    assert receiver.got == Counter(wanted)
+
+
+def test_connections_share_runs_not_pieces(opened: Opener) -> None:
+    wanted = ranges()
+    with BadServer(OBJECTS, lambda *_: Fault(delay=0.1)) as server:
+        fetch_all(opened(server, CALM, connections=4), joined(wanted[:4]) + joined(wanted[4:]))
+        assert sorted(request.range or (0, 0) for request in server.requests) == [(0, 79_999), (80_000, SIZE - 1)]
+
+
+def test_a_run_whose_pieces_are_not_all_wanted_ends_before(opened: Opener) -> None:
+    """Others may have delivered them."""
+    run = joined(ranges(), whole=True)
+    other = Range("packs/bb/y.bin", 10, 20, 50_000)
+    with BadServer(OBJECTS) as server:
+        fetch_all(opened(server, CALM, connections=1), [*run[3:5], other, *run[6:8], run[1]])
+        found = [request.range for request in server.requests]
+    assert found == [(60_000, 99_999), (10, 29), (120_000, 159_999), (20_000, 39_999)]
+
+
+def test_a_run_where_ranges_are_ignored_takes_the_rest_of_the_object_along(opened: Opener) -> None:
+    wanted = ranges()
+    with BadServer(OBJECTS, lambda *_: Fault(ignore_range=True)) as server:
+        fetch_all(opened(server, CALM, connections=1), joined(wanted[:3]) + joined(wanted[5:7]) + [wanted[8]])
+        assert len(server.requests) == 1
+
+
+def test_a_run_at_a_low_rate_is_asked_for_in_pieces(opened: Opener) -> None:
+    with BadServer(OBJECTS) as server:
+        fetch_all(opened(server, CALM, connections=2, limit_rate=100_000), joined(ranges()[:4]))
+        assert max(last - first for first, last in (request.range or (0, SIZE) for request in server.requests)) < SIZE
 
 
 # ---- calls, threads and ends

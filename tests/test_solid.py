@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 import random
 import secrets
 import shutil
-import signal
 import subprocess
 import threading
 import zipfile
@@ -23,11 +21,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from images import make_ext4
+from kills import changes_until
 from servers import Nginx
 from syncing import STARTS, content, leftovers, partition_table, put, write_sparse
 from test_deltas import SmallPacks
 from test_hostdeltas import MKE2FS, damaged, of_another_version, real_files
-from test_publish import operations
 from test_publish import tree as objects
 
 from trimtransfer.assembly.hostunits import fitting, solid_of
@@ -491,26 +489,6 @@ def test_units_fit_into_packs_and_limits(place: Place, monkeypatch: pytest.Monke
 # ---- kills
 
 
-def units_until(repository: Path, limit: int, result: Any) -> None:
-    """Make units in a process that dies before its ``limit``-th change to the file system; tell how many it makes."""
-    counter = operations(limit)
-    make_small_units(repository, level=15)
-    result.put(counter())
-
-
-def killed_at(repository: Path, limit: int) -> int:
-    """Return the number of changes, 0 if the process died before its end."""
-    context = multiprocessing.get_context("fork")
-    result = context.SimpleQueue()
-    process = context.Process(target=units_until, args=(repository, limit, result))
-    process.start()
-    process.join()
-    if process.exitcode == 0:
-        return int(result.get())
-    assert process.exitcode == -signal.SIGKILL
-    return 0
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [False, True])
 def test_killed_at_any_moment(place: Place, before: bool, rnd: random.Random) -> None:
@@ -521,12 +499,12 @@ def test_killed_at_any_moment(place: Place, before: bool, rnd: random.Random) ->
     start, expected = place.folder / "start", place.folder / "expected"
     for copy in (start, expected):
         subprocess.run(["cp", "-a", place.repository, copy], check=True)
-    total = killed_at(expected, 0)
+    total = changes_until(0, make_small_units, expected, level=15)
     assert total > 5
     for limit in sorted({1, total, *rnd.sample(range(1, total + 1), min(KILLS, total))}):
         shutil.rmtree(place.repository)
         subprocess.run(["cp", "-a", start, place.repository], check=True)
-        assert killed_at(place.repository, limit) == 0
+        assert changes_until(limit, make_small_units, place.repository, level=15) == 0
         assert audit(DirectoryStore(place.repository)).damage == ()
         report = place.sync(output=place.folder / f"{limit}.img")
         if before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 from syncing import content, make_images, publish_all, put, write_sparse
 
+from trimtransfer.assembly.fetchplan import PIECE_BYTES
 from trimtransfer.assembly.sync import sync
 from trimtransfer.chunk import Kind
 from trimtransfer.repository.publish import publish
@@ -116,6 +118,35 @@ def test_a_kill_costs_at_most_24_mib_with_all_connections(
     assert fetched - needed <= 2 * 24 * MIB
 
 
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_on_a_slow_line_pieces_of_requests_are_kept(
+    tmp_path: Path, rng: np.random.Generator, authority: Authority, end: signal.Signals
+) -> None:
+    """Packs are asked for whole, 64 seconds each; of every connection one piece is lost, and what lies unwritten."""
+    if not has_nginx():
+        pytest.skip(MISSING_NGINX)
+    (tmp_path / "root").mkdir()
+    publish_all(tmp_path / "root", [rng.bytes(16 * MIB)], small_packs=False)
+    command = [sys.executable, "-m", "trimtransfer", "sync", "", "disk", "-o", tmp_path / "disk.img", "--quiet"]
+    command += ["--ca-cert", authority.file, "--cache", tmp_path / "cache"]
+    with Nginx(tmp_path / "root", tmp_path, authority, server="limit_rate 64k;") as nginx:
+        command[4] = nginx.url
+        process = subprocess.Popen(command)
+        time.sleep(15)
+        process.send_signal(end)
+        assert process.wait() == (130 if end == signal.SIGINT else -end)
+        time.sleep(1)  # the server notes what it sent when it sees that nobody is there
+        sent = sum(line.bytes for line in nginx.served() if "/packs/" in line.uri)
+    with Nginx(tmp_path / "root", tmp_path, authority) as nginx:
+        command[4] = nginx.url
+        subprocess.run(command, check=True)
+        rest = sum(line.bytes for line in nginx.served() if "/packs/" in line.uri)
+    again = sent + rest - sum(path.stat().st_size for path in (tmp_path / "root").rglob("packs/*/*.bin"))
+    print(f"{again:,} of {sent:,} bytes fetched again")
+    assert sent > 2 * MIB
+    assert again <= 4 * (PIECE_BYTES + MIB // 4) + MIB < sent
+
+
 def huge_image(path: Path, rng: np.random.Generator) -> None:
     """Write 64 GiB of holes with a hundred pieces of content."""
     with open(path, "wb") as file:
@@ -126,6 +157,7 @@ def huge_image(path: Path, rng: np.random.Generator) -> None:
 
 MEASURED = """
 import json, re, sys, time
+from trimtransfer.assembly.fetchplan import PIECE_BYTES
 from trimtransfer.assembly.sync import sync
 report = sync(sys.argv[1], "huge", output=sys.argv[2], cache=sys.argv[3], write=sys.argv[4]).to_dict()
 # Not ru_maxrss: a process inherits that from the one that started it.

@@ -35,8 +35,10 @@ _NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 class Range:
     """Bytes ``start`` to ``start + length`` of the object ``name``.
 
-    ``total`` is the object's length where it is known. ``whole`` asks for the object in one piece (a plain GET, which
-    caches like best): then ``start`` is 0 and ``length`` equals ``total``.
+    ``total`` is the object's length where it is known. ``run``: so many bytes from ``start`` on are wanted in a row, by
+    this range and those that follow it in the same call; one request may ask for all of them, though each range is
+    delivered as soon as it is complete. ``whole`` asks for the object in one piece (a plain GET, which caches like
+    best), by a run from 0 to ``total``.
     """
 
     name: str
@@ -44,6 +46,17 @@ class Range:
     length: int
     total: int | None = None
     whole: bool = False
+    run: int = 0
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.start + self.length
+
+    @property
+    def run_end(self) -> int:
+        """Where the run ends that it belongs to, which may be it alone."""
+        return self.start + max(self.run, self.length)
 
 
 class StoreStats:

@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeAlias
 import numpy as np
 
 from trimtransfer.assembly.elsewhere import Place, other_places
-from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, PackRange, frame_tasks
+from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, PackRange, frame_tasks, pieces_of
 from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, Numbers, Run, runs
 from trimtransfer.assembly.rawfile import Piece
 from trimtransfer.assembly.remote import REMEDY
@@ -269,10 +269,12 @@ class Assembler:
     ) -> None:
         """Fetch ranges and write what their frames hold; note the outcome as frames are written or found damaged."""
         requests: dict[Range, PackRange] = {}
-        for part in ranges:
-            ref = fetch.packs[part.pack]
-            request = Range(pack_name(ref.digest), part.start, part.end - part.start, ref.length, part.whole)
-            requests[request] = part
+        for whole in ranges:
+            ref = fetch.packs[whole.pack]
+            name = pack_name(ref.digest)
+            for part in pieces_of(fetch, whole):
+                run = whole.end - part.start
+                requests[Range(name, part.start, part.end - part.start, ref.length, whole.whole, run)] = part
 
         def deliver(request: Range, data: memoryview) -> None:
             self._watch.check()

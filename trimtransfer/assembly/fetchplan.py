@@ -36,6 +36,9 @@ class PackRange(NamedTuple):
     last: int
 
 
+PIECE_BYTES: Final = 1 << 18
+"""Frames of so many bytes are handed over together as they arrive: so much of each connection is lost at most when a
+process dies, or a machine is switched off, however slow the line is."""
 WANTED: Final = np.dtype([("frame", "<u4"), ("start", "<u4"), ("length", "<u4"), ("group", "<i8")])
 """A chunk that a frame is fetched for: ``length`` bytes from ``start`` of the frame's content; its group."""
 WRITE: Final = np.dtype([("frame", "<u4"), ("start", "<u4"), ("length", "<u4"), ("offset", "<i8")])
@@ -73,6 +76,18 @@ class FetchPlan:
     def fetch_bytes(self) -> int:
         """Bytes that the requests ask for."""
         return sum(part.end - part.start for part in self.ranges)
+
+
+def pieces_of(fetch: FetchPlan, part: PackRange) -> Iterator[PackRange]:
+    """Yield what a request is delivered in: some frames each, together all that is asked for."""
+    offsets = fetch.frames["offset"][part.first : part.last].astype(np.int64)
+    ends = offsets + fetch.frames["stored"][part.first : part.last]
+    first, start = 0, part.start
+    while first < len(offsets):
+        last = min(int(np.searchsorted(ends, start + PIECE_BYTES)) + 1, len(offsets))
+        end = int(offsets[last]) if last < len(offsets) else part.end
+        yield PackRange(part.pack, start, end, part.whole, part.first + first, part.first + last)
+        first, start = last, end
 
 
 class FrameTask(NamedTuple):

@@ -35,7 +35,7 @@ class Part:
     @property
     def end(self) -> int:
         """Offset in the object behind the last wanted byte."""
-        return self.wanted.start + self.wanted.length
+        return self.wanted.end
 
 
 class Body:

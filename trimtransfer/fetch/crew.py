@@ -125,10 +125,20 @@ class Queue:
         self._look_ahead = look_ahead
         self._lock = threading.Lock()
 
-    def take(self, crew: Crew) -> Range | None:
-        """Return the next range, or None at the end."""
+    def take(self, crew: Crew) -> list[Range]:
+        """Return the next range with those that continue its run, or nothing at the end."""
         with self._lock:
-            return self._ahead.popleft() if self._ahead else crew.call(next, self._source, None)
+            first = self._next(crew)
+            run = [] if first is None else [first]
+            while run and run[-1].end < run[0].run_end:
+                following = self._next(crew)
+                if following is None:
+                    break
+                if (following.name, following.start) != (run[0].name, run[-1].end):
+                    self._ahead.appendleft(following)
+                    break
+                run.append(following)
+        return run
 
     def take_same(self, name: str, crew: Crew) -> list[Range]:
         """Return all further ranges of one object within the look-ahead."""
@@ -141,6 +151,9 @@ class Queue:
             same = [wanted for wanted in self._ahead if wanted.name == name]
             self._ahead = deque(wanted for wanted in self._ahead if wanted.name != name)
         return same
+
+    def _next(self, crew: Crew) -> Range | None:
+        return self._ahead.popleft() if self._ahead else crew.call(next, self._source, None)
 
     def put_back(self, ranges: Iterable[Range]) -> None:
         """Return ranges that were taken ahead, to be taken next."""

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
@@ -110,22 +110,24 @@ class Transfer:
 
     def _work(self) -> None:
         landing = Landing()
-        while (wanted := self._queue.take(self._crew)) is not None:
-            _check_range(wanted)
+        while run := self._queue.take(self._crew):
+            for wanted in run:
+                _check_range(wanted)
             if self._piece() is None:
                 self._crew.grow()
-            if not wanted.length:
-                self._crew.call(self._deliver, wanted, memoryview(b""))
+            if not run[-1].length:
+                self._crew.call(self._deliver, run[-1], memoryview(b""))
                 continue
-            size = wanted.total if self._line.ranges_ignored and wanted.total else wanted.length
+            total = run[0].total
+            size = total if self._line.ranges_ignored and total else max(wanted.length for wanted in run)
             with self._line.flight.load(size, self._crew.stop) as admitted:
                 if not admitted:
                     raise Stopped
-                self._fill(wanted, landing)
+                self._fill(run, landing)
 
-    def _fill(self, wanted: Range, landing: Landing) -> None:
-        """Fetch and deliver a range, and others of its object where the server only sends whole objects."""
-        parts = deque([Part(wanted)])
+    def _fill(self, run: Sequence[Range], landing: Landing) -> None:
+        """Fetch and deliver ranges of a run, and others of their object where the server only sends whole objects."""
+        parts = deque(map(Part, run))
         done = 0
         if self._line.ranges_ignored:
             self._take_neighbours(parts)
@@ -137,10 +139,10 @@ class Transfer:
 
         def attempt(fresh: bool) -> None:
             while parts:
-                self._ask(parts, landing, ready, fresh=fresh)
+                self._ask(parts, run[-1].end, landing, ready, fresh=fresh)
 
         try:
-            self._persist(wanted.name, attempt, lambda: done + (parts[0].got if parts else 0))
+            self._persist(run[0].name, attempt, lambda: done + (parts[0].got if parts else 0))
         except NotFound:
             if self._lacking is None:
                 raise
@@ -185,13 +187,15 @@ class Transfer:
             self._crew.sleep(_TICK)
         return True
 
-    def _ask(self, parts: deque[Part], landing: Landing, ready: Callable[[Part], None], *, fresh: bool) -> None:
-        """Make one request for the first part and deliver what its answer completes."""
-        asked = self._asked(parts[0])
+    def _ask(
+        self, parts: deque[Part], end: int, landing: Landing, ready: Callable[[Part], None], *, fresh: bool
+    ) -> None:
+        """Make one request for the run of the first part, up to ``end``, and deliver what its answer completes."""
+        asked = self._asked(parts[0], end)
         name, limit = parts[0].wanted.name, self._line.options.whole_limit
         with self._exchange(name, _headers(asked, fresh=fresh)) as (exchange, connection):
             answer = check_answer(asked, exchange.status, exchange.headers, whole_limit=limit)
-            self._learn(asked, answer, parts)
+            self._learn(asked, answer, parts, end)
 
             def delivered(part: Part) -> None:
                 with _paused(connection):
@@ -269,20 +273,23 @@ class Transfer:
         rate = self._line.bucket.rate
         return None if rate is None or rate >= _LOW_RATE else max(_SMALLEST_PIECE, int(rate * _PIECE))
 
-    def _asked(self, part: Part) -> Asked:
+    def _asked(self, part: Part, end: int) -> Asked:
+        """Return what to ask for: the run up to ``end``, if the part belongs to it."""
         wanted, piece = part.wanted, self._piece()
-        stop = part.end if piece is None or self._line.ranges_ignored else min(part.end, part.begin + piece)
-        whole = wanted.whole and part.begin == 0 and stop == part.end
+        end = end if part.end <= end else part.end
+        stop = end if piece is None or self._line.ranges_ignored else min(end, part.begin + piece)
+        whole = wanted.whole and part.begin == 0 and stop == wanted.total
         return Asked(part.begin, stop, wanted.total, ranged=not whole)
 
-    def _learn(self, asked: Asked, answer: Answer, parts: deque[Part]) -> None:
-        """Note whether the server does ranges, and take along what the answer holds: more parts, or fewer."""
+    def _learn(self, asked: Asked, answer: Answer, parts: deque[Part], end: int) -> None:
+        """Note whether the server does ranges, and take along what the answer holds: parts behind the run's ``end``,
+        or not."""
         if not asked.ranged:
             return
         self._line.ranges_ignored = not answer.partial
-        if not answer.partial and len(parts) == 1:
+        if not answer.partial and parts[-1].end <= end:
             self._take_neighbours(parts)
-        while answer.partial and len(parts) > 1:
+        while answer.partial and len(parts) > 1 and parts[-1].end > end:
             self._queue.put_back([parts.pop().wanted])
 
     def _take_neighbours(self, parts: deque[Part]) -> None:
@@ -320,10 +327,9 @@ def _headers(asked: Asked | None, *, fresh: bool) -> dict[str, str]:
 
 
 def _check_range(wanted: Range) -> None:
-    end = wanted.start + wanted.length
-    if wanted.start < 0 or wanted.length < 0 or (wanted.total is not None and end > wanted.total):
+    if wanted.start < 0 or wanted.length < 0 or (wanted.total is not None and wanted.run_end > wanted.total):
         raise ValueError(f"{wanted}: not within the object")
-    if wanted.whole and (wanted.start or wanted.total != wanted.length):
+    if wanted.whole and (wanted.run_end != wanted.total or (wanted.start and not wanted.run)):
         raise ValueError(f"{wanted}: whole, but not from 0 to the object's total")
 
 
