@@ -417,7 +417,7 @@ def test_json(place: Place) -> None:
         done = subprocess.run(whole, check=True, capture_output=True, text=True)
         said[command] = json.loads(done.stdout)["deltas"]
     assert said["plan"] == said["sync"]
-    assert said["sync"].keys() == {"units", "content", "failed", "declined"}
+    assert said["sync"].keys() == {"units", "content", "failed", "declined", "solid"}
     assert said["sync"]["units"] > 8
     assert said["sync"]["content"] > MIB
     assert said["sync"]["failed"] == 0
@@ -855,5 +855,5 @@ def test_memory_with_units_at_their_limits(
     report = measured(place)
     assert place.output.read_bytes() == place.images[1]
     print(json.dumps({name: report[name] for name in ("peak", "deltas", "network")}))
-    assert report["deltas"] == {"units": 4, "content": 30 * MIB, "failed": 0, "declined": 0}
+    assert report["deltas"] == {"units": 4, "content": 30 * MIB, "failed": 0, "declined": 0, "solid": 0}
     assert report["peak"] <= 256 * MIB

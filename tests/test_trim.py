@@ -172,6 +172,8 @@ def test_remains_are_gone_and_nothing_else(case: Case, tmp_path: Path) -> None:
     assert volume.problem == ""
     assert volume.files == len(case.extract(whole, tmp_path / "one")) - hard_links(case)
     assert volume.blanked_bytes >= SECRET
+    sectors = [np.frombuffer(one, dtype=np.uint8).reshape(-1, 512) for one in (before, output.read_bytes())]
+    assert volume.blanked_bytes == 512 * int((sectors[0] != sectors[1]).any(axis=1).sum())
     assert volume.free_bytes >= volume.blanked_bytes
     assert report.new_bytes <= untrimmed.new_bytes - SECRET
     case.check(whole)

@@ -248,7 +248,8 @@ class Assembler:
             _LOG.warning("deltas are left aside: %s", error)
         failed = [unit for unit in range(len(fetch.frames)) if unit not in outcome.written]
         lengths = np.bincount(fetch.wanted["frame"], weights=fetch.wanted["length"], minlength=len(fetch.frames))
-        self.made += Made(len(outcome.written), int(lengths[sorted(outcome.written)].sum()), len(failed))
+        count, made = len(outcome.written), int(lengths[sorted(outcome.written)].sum())
+        self.made += Made(count, made, len(failed), solid=count * deltas.solid)
         self._fetch_groups(plan, plan.deltas.groups(failed))
 
     def _fetch(self, plan: WindowPlan, fetch: FetchPlan) -> None:

@@ -76,6 +76,11 @@ class Lack:
 class DeltaSource(Protocol):
     """Deltas that can be used: plans which, and makes content from them."""
 
+    @property
+    def solid(self) -> bool:
+        """Whether they start from nothing."""
+        ...
+
     def plan(self, lack: Lack) -> DeltaPlan:
         """Plan what of the wanted groups is made."""
         ...

@@ -113,7 +113,7 @@ class HostDeltas:
 
     def __init__(self, delta: HostDelta, seeds: Sequence[Seed]) -> None:
         self._index, self._places = delta.index, BasePlaces(delta, seeds)
-        self._solid = not len(delta.chunks)
+        self.solid = not len(delta.chunks)
         self._at_once = threading.Semaphore(_AT_ONCE)
 
     def __repr__(self) -> str:
@@ -128,7 +128,7 @@ class HostDeltas:
         units = self._index.units(region.index)
         if units is None:
             return None
-        return frames_count_whole(units) if self._solid else fairly_priced(units, table, lacking)
+        return frames_count_whole(units) if self.solid else fairly_priced(units, table, lacking)
 
     def make(self, plan: DeltaPlan, task: FrameTask, stored: memoryview) -> bytes:
         """Return the content of a unit, not compared with the digests of its chunks yet.

@@ -230,7 +230,8 @@ class _Preview:
             self._content += window.content(resolver.seeds)
             self._needs += self._needs_of(window, old, would_write)
             made = window.deltas.fetch
-            self._made += Made(len(made.frames), int(made.wanted["length"].sum(dtype=np.int64)))
+            solid = len(made.frames) * (resolver.deltas is not None and resolver.deltas.solid)
+            self._made += Made(len(made.frames), int(made.wanted["length"].sum(dtype=np.int64)), solid=solid)
             for fetch in (window.fetch, made):
                 near, whole = saved(self._store, fetch)
                 self._bundle_bytes += near

@@ -5,7 +5,7 @@ The last word of a field is its unit where it has one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,12 +79,13 @@ class Network:
 class Made:
     """What deltas made: ``units`` of them, ``content`` in bytes (part of what was fetched); ``failed`` units, whose
     content came from plain packs after all; ``declined`` ones, which were not fetched, for they compress again: by a
-    library that does it otherwise here, or too slowly for the line."""
+    library that does it otherwise here, or too slowly for the line; ``solid`` units among them start from nothing."""
 
     units: int = 0
     content: int = 0
     failed: int = 0
     declined: int = 0
+    solid: int = 0
 
     def __add__(self, other: Made) -> Made:
         return Made(
@@ -92,11 +93,12 @@ class Made:
             self.content + other.content,
             self.failed + other.failed,
             self.declined + other.declined,
+            self.solid + other.solid,
         )
 
     def to_dict(self) -> dict[str, int]:
         """Return the fields as a JSON object."""
-        return {"units": self.units, "content": self.content, "failed": self.failed, "declined": self.declined}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

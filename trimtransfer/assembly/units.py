@@ -53,6 +53,8 @@ class Deltas:
     Safe among threads, but for planning.
     """
 
+    solid: Final = False
+
     def __init__(self, index: DeltaIndex, old: InstalledImage, *, only: bool = False) -> None:
         self._index, self._old, self._only = index, old, only
         self._at_once = threading.Semaphore(_AT_ONCE)

@@ -269,14 +269,18 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
     """Show one version of IMAGE in REPO (a repository or bundle), the newest by default: what it is and what a first
     download of it costs."""
     from trimtransfer.repository.reading import delta_bases, describe, host_profiles
+    from trimtransfer.repository.solid import solid_download
 
     store = open_repository(repository)
     details = describe(store, image, version)
+    solid = {disk.image: solid_download(store, disk) for disk in (details, *details.disks)}
     bases = delta_bases(store, image, details.version)
     profiles = host_profiles(store, image, details.version)
     facts = {**details.to_dict(), "deltas_from": bases, "deltas_from_profiles": profiles, **describe_bundle(store)}
+    facts["solid_download_bytes"] = solid[details.image]
     sources = [*bases, *map(source_text, profiles)]
-    disks = (_shown(details, sources), *(_shown(disk, bases) for disk in details.disks))
+    further = (_shown(disk, bases, solid[disk.image]) for disk in details.disks)
+    disks = (_shown(details, sources, solid[details.image]), *further)
     output.result(facts, "\n".join(disks) + bundle_text(store))
 
 
@@ -347,7 +351,8 @@ def _listed(images: list[ImageSummary]) -> str:
     return "\n".join(lines) or "no images"
 
 
-def _shown(details: VersionDetails, bases: list[str]) -> str:
+def _shown(details: VersionDetails, bases: list[str], solid: int | None) -> str:
+    by_units = f"; {size_text(solid)} by solid units" if solid is not None else ""
     newest = ", the newest version" if details.newest else ""
     lines = [
         f"{details.image} {details.version}{newest}",
@@ -359,7 +364,7 @@ def _shown(details: VersionDetails, bases: list[str]) -> str:
         f"  chunks      {details.chunks:,}",
         f"  stored in   {count_text(details.packs, 'pack')} of {size_text(details.pack_bytes)}",
         f"  download    {size_text(details.download_bytes)} with nothing at hand "
-        f"({count_text(details.frames, 'frame')}, {size_text(details.metadata_bytes)} of metadata)",
+        f"({count_text(details.frames, 'frame')}, {size_text(details.metadata_bytes)} of metadata){by_units}",
         f"  deltas      {'from ' + ', '.join(bases) if bases else 'none'}",
         f"  digest      {details.digest}",
     ]

@@ -307,8 +307,11 @@ def _bundle_lines(size: int) -> list[str]:
 def _made_lines(made: Made) -> list[str]:
     """Tell what part of the content fetched is made by deltas."""
     failed = f"; {made.failed} of them could not be used" if made.failed else ""
-    parts = f"{size_text(made.content)} by {count_text(made.units, 'delta')}{failed}"
-    lines = [f"    of these made out of what is here: {parts}"] if made.units or made.failed else []
+    if made.solid:
+        parts = f"in solid units: {size_text(made.content)} by {made.units:,}{failed}"
+    else:
+        parts = f"made out of what is here: {size_text(made.content)} by {count_text(made.units, 'delta')}{failed}"
+    lines = [f"    of these {parts}"] if made.units or made.failed else []
     if made.declined:
         lines.append(f"    {count_text(made.declined, 'delta')} left aside: to compress again fails or does not pay")
     return lines

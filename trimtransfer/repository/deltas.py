@@ -282,6 +282,7 @@ class Maker:
         if not exists:
             self._intent.add(name)
             self._written.append(name)
+            self._made.added += len(data)
         self._store.put(name, data)
 
 

@@ -22,7 +22,7 @@ class DeltaReport:
 
     ``wrapped_units`` of them look into compressed files, and make ``wrapped_bytes`` of the content; ``tool_units`` of
     these need tools (liblzma, libzstd), which take a core of a client about ``tool_seconds``. Those from host
-    files have no ``base`` but a ``profile``; ``added_bytes`` of them are stored now, the parent version has the others.
+    files have no ``base`` but a ``profile``; ``added_bytes`` of them are stored now, others were there.
     ``problem``: why there are none, if something was damaged. ``disks``: those of further disks, if there are any."""
 
     image: str
@@ -60,7 +60,8 @@ class Kept:
 
 @dataclass(slots=True)
 class Made:
-    """The units kept so far, by region, and the packs that they lie in; bytes they make, and what those take plain."""
+    """The units kept so far, by region, and the packs that they lie in; bytes they make, and what those take plain;
+    ``added`` bytes of packs that were not there."""
 
     packs: list[PackRef] = field(default_factory=list)
     units: dict[int, list[Kept]] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Made:
     tools: dict[Tool, int] = field(default_factory=dict)
     tool_units: int = 0
     tool_seconds: float = 0.0
+    added: int = 0
 
     def index(self, target: bytes, base: bytes) -> bytes:
         """Return the index of all units, of a pair of versions with these manifest digests."""

@@ -34,7 +34,7 @@ from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tree, open_profile
 from trimtransfer.repository.reading import VersionReader, folder_names, further_disks, version_names
 from trimtransfer.repository.solidreuse import joined
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore, Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")
@@ -222,7 +222,7 @@ def _report(
         stored_bytes=total("stored") + len(data),
         plain_bytes=total("plain"),
         packs=len({ref.digest for _, units in regions for ref in units.packs}),
-        added_bytes=sum(ref.length for ref in made.packs) + len(data),
+        added_bytes=made.added + len(data),
         wrapped_units=made.wrapped,
         wrapped_bytes=made.wrapped_content,
         seconds=round(time.monotonic() - started, 3),
@@ -245,7 +245,7 @@ def _check(manifest: Manifest, opened: OpenProfile) -> None:
 # ---- what a version offers
 
 
-def read_offers(store: DirectoryStore, image: str, version: str) -> list[Offer]:
+def read_offers(store: Store, image: str, version: str) -> list[Offer]:
     """Return the profiles that a version has deltas from; none where what tells of them is missing or damaged."""
     try:
         return parse_hosts(store.read(hosts_name(image, version), limit=MAX_HOSTS))

@@ -18,18 +18,19 @@ import numpy as np
 
 from trimtransfer.chunk import DIGEST_SIZE
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
+from trimtransfer.hosts import encode_hosts
 from trimtransfer.names import NOTHING, profile_name
 from trimtransfer.profile import FILE, Profile
 from trimtransfer.repository.deltas import Maker
 from trimtransfer.repository.deltasmade import DeltaReport
-from trimtransfer.repository.hostdeltas import store_units, withdraw
+from trimtransfer.repository.hostdeltas import read_offers, store_units, withdraw
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile
-from trimtransfer.repository.reading import VersionReader, further_disks
+from trimtransfer.repository.reading import VersionDetails, VersionReader, further_disks
 from trimtransfer.repository.solidcontent import SolidContent
 from trimtransfer.repository.solidreuse import ParentUnits
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore, Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")
@@ -85,6 +86,20 @@ def remove_solid(repository: str | os.PathLike[str], image: str, *, version: str
         clean_up(store)
         disks = [disk.manifest for disk in (target, *further_disks(store, target.manifest))]
         return sum(withdraw(store, disk.image, disk.version, NOTHING) for disk in disks)
+
+
+def solid_download(store: Store, details: VersionDetails) -> int | None:
+    """Return what a client with nothing at hand fetches for a disk by solid units, in bytes; None if it has none."""
+    offers = read_offers(store, details.image, details.version)
+    hosts = len(encode_hosts(offers)) if offers else 0
+    return next(
+        (
+            details.download_bytes + hosts + offer.length + offer.stored - offer.plain
+            for offer in offers
+            if offer.needs_nothing
+        ),
+        None,
+    )
 
 
 def try_solid(store: DirectoryStore, target: VersionReader, intent: Intent, **options: Any) -> DeltaReport:

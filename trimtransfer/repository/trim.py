@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from trimtransfer.errors import IntegrityError
 from trimtransfer.filesystem.contents import CLEAN, FileSystem
@@ -25,6 +26,7 @@ from trimtransfer.repository.trimmed import TrimmedSource
 from trimtransfer.watch import Watch
 
 _PIECE: Final = 4 << 20
+_SECTOR: Final = 512
 _GAP: Final = 64 << 10
 """Bytes of free space that are read rather than passed over."""
 
@@ -34,8 +36,8 @@ class TrimmedVolume:
     """What trim did to one volume, sizes and positions in bytes.
 
     ``problem`` says why it was left as it is (empty: it was trimmed). ``free_bytes`` were blanked; ``blanked_bytes`` of
-    them were data of the image file, not holes. ``files`` and ``kept_bytes`` (files and structures in use) were proven
-    to be unchanged.
+    them were not zeros before, by sectors of 512. ``files`` and ``kept_bytes`` (files and structures in use) were
+    proven to be unchanged.
     """
 
     name: str
@@ -67,7 +69,7 @@ def trim_image(source: Source, watch: Watch) -> tuple[Source, tuple[TrimmedVolum
                 after.digest,
                 "nothing may write to the image meanwhile; publish it without --trim else",
             )
-    return trimmed, tuple(_with_gain(look, source) for look in looks)
+    return trimmed, tuple(_with_gain(look, source, watch) for look in looks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,10 +152,28 @@ def _same_free(before: _Look, after: _Look) -> bool:
     return before.free.tobytes() == after.free.tobytes() and before.facts == after.facts
 
 
-def _with_gain(look: _Look, source: Source) -> TrimmedVolume:
-    """Add how much of what was blanked is data of the image file."""
+def _with_gain(look: _Look, source: Source, watch: Watch) -> TrimmedVolume:
+    """Add how much of what was blanked was not zeros before."""
     if not len(look.free):
         return look.facts
     first, last = int(look.free[0, 0]), int(look.free[-1].sum())
     data = np.array(list(source.extents(first, last - first)), dtype=np.int64).reshape(-1, 2)
-    return replace(look.facts, blanked_bytes=total(intersection(merged(data), look.free)))
+    there = intersection(merged(data), look.free)
+    done, size, blanked = 0, total(there), 0
+    watch.report("gain", done, size)
+    buffer = memoryview(bytearray(_PIECE))
+    for start, length in there.tolist():
+        for at in range(start, start + length, _PIECE):
+            piece = buffer[: min(_PIECE, start + length - at)]
+            source.read_into(piece, at)
+            blanked += _not_zero(np.frombuffer(piece, dtype=np.uint8))
+            done += len(piece)
+            watch.report("gain", done, size)
+    return replace(look.facts, blanked_bytes=blanked)
+
+
+def _not_zero(piece: NDArray[np.uint8]) -> int:
+    """Return the bytes of the sectors that hold something."""
+    whole = len(piece) // _SECTOR * _SECTOR
+    some = piece[:whole].view(np.uint64).reshape(-1, _SECTOR // 8).any(axis=1)
+    return int(some.sum()) * _SECTOR + (len(piece) - whole) * bool(piece[whole:].any())
