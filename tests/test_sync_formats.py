@@ -205,6 +205,26 @@ def test_a_first_image_has_the_published_format(place: FormatPlace, tmp_path: Pa
     assert place.sync(output=tmp_path / "third", write="in-place").format == "raw"
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "says"),
+    [
+        ("disk.img", "qcow2", "its name says raw"),
+        ("disk.QCOW2", None, "its name says qcow2"),
+        ("disk.vmdk", "vhd", "its name says vmdk"),
+        ("disk.vhdx", "vhdx", ""),
+        ("disk.img", None, ""),
+        ("disk", "vhd", ""),
+    ],
+)
+def test_a_name_that_misleads(place: FormatPlace, tmp_path: Path, name: str, format: str | None, says: str) -> None:
+    """It is told once, when the file is made."""
+    planned = plan(place.repository, "disk", version="1", output=tmp_path / name, format=format)
+    first = place.sync("1", output=tmp_path / name, format=format)
+    for warnings in (planned.warnings, first.warnings):
+        assert [says in warning for warning in warnings] == [True] * bool(says)
+    assert place.sync("2", output=tmp_path / name).warnings == ()
+
+
 def test_refused(place: FormatPlace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="qcow2"):
         sync(place.repository, "disk", output=place.output, format="vmdk")

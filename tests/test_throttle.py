@@ -323,7 +323,7 @@ def test_plan_tells_when_it_would_end(repository: tuple[Nginx, list[bytes]], tmp
     assert "limited to 1k now" in slow.stdout
     assert "MiB/s (assumed" in slow.stdout.replace("\n", " ")
     never = CliRunner().invoke(main, [*plan, "--rate-schedule", "pause"])
-    assert "not within a year under the rate schedule, limited to pause now" in never.stdout
+    assert "not within a year under the rate schedule, paused now" in never.stdout
     report = json.loads(CliRunner().invoke(main, [*plan, "--rate-schedule", "pause", "--json"]).stdout)
     assert (report["estimate_seconds"], report["rate_bytes_per_second"]) == (None, 0.0)
     later = f"{hours_around(datetime.now())} pause; otherwise 100k"

@@ -31,7 +31,7 @@ from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
-from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, misnamed, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Nowhere, Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
@@ -120,7 +120,7 @@ class _Preview:
         self._needs, self._done = Needs(), Extents.none()
         self._claims: list[Claim] = []
         self._disks: tuple[PlanReport, ...] = ()
-        self._search_warnings: tuple[str, ...] = ()
+        self._warnings: tuple[str, ...] = ()
         self._made = Made()
         self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
         self._bundles_before = bundle_stats(store).bytes
@@ -142,6 +142,7 @@ class _Preview:
         round_trip = min(round_trip, time.monotonic() - self._started - round_trip) if head else round_trip
         self._format = self._request.written_format(manifest) or "raw"
         would_write = "nothing"
+        self._warnings += misnamed(side.output, self._format) if installed is None else ()
         same_format = installed is not None and installed.disk_format == self._format
         if installed is not None and same_format and manifest.image_digest() == installed.image_digest:
             self._content = Content(unchanged=manifest.length)
@@ -212,10 +213,10 @@ class _Preview:
             line = self._judge.line(remote.measured)
             refreshed = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers, line)
             self._judge.note(refreshed.decision)
-            self._search_warnings = refreshed.warnings
+            self._warnings += refreshed.warnings
         sources.add_bundles(resolver)
         done_before = self._done.covers
-        self._search_warnings += sources.search_anywhere(resolver, windows(manifest, todo), done_before, self._judge)
+        self._warnings += sources.search_anywhere(resolver, windows(manifest, todo), done_before, self._judge)
         add_host_deltas(resolver, old, self._judge)
         self._read_seconds += sources.read_seconds
         survey = _survey(self._done, old)
@@ -298,7 +299,7 @@ class _Preview:
             bandwidth_is=known,
             estimate_seconds=estimate,
             needed_bytes=self._needs.written + self._needs.grown,
-            warnings=self._search_warnings,
+            warnings=self._warnings,
             seconds=time.monotonic() - self._started,
             made=self._made,
             bundle_bytes=self._bundle_bytes + bundle_stats(self._store).bytes - self._bundles_before,

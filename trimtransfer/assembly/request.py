@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from trimtransfer.assembly.refusal import device_behind
 from trimtransfer.assembly.side import SideDirectory, default_path
@@ -19,6 +20,8 @@ from trimtransfer.names import check_name, disk_name
 from trimtransfer.nearstore import is_offline
 from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.store import Store
+
+_SUFFIXES: Final = {".img": "raw", ".raw": "raw", ".vmdk": "vmdk", **{f".{name}": name for name in WRITABLE}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,15 @@ def make_request(
     return Request(
         image, version, directory, named_seeds, host_index, refresh_host_index, write, Path(cache), disk_format, further
     )
+
+
+def misnamed(output: Path, disk_format: str) -> tuple[str, ...]:
+    """Return a warning if a file's name belongs to another format than is in it: many programs go by names."""
+    usual = _SUFFIXES.get(output.suffix.lower())
+    if usual in (None, disk_format) or output.is_block_device():
+        return ()
+    remedy = "ask for another format with --format, or for another name with -o"
+    return (f"{output} is {disk_format}, as was asked for or published, although its name says {usual}: {remedy}",)
 
 
 def newest(store: Store, request: Request) -> Head:

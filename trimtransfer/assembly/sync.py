@@ -29,7 +29,7 @@ from trimtransfer.assembly.recovery import mark_image, record_installed
 from trimtransfer.assembly.refusal import check_outputs
 from trimtransfer.assembly.remote import REMEDY, Remote, conduct_of, offer_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
-from trimtransfer.assembly.request import Request, make_request, newer_installed, newest, wanted_manifest
+from trimtransfer.assembly.request import Request, make_request, misnamed, newer_installed, newest, wanted_manifest
 from trimtransfer.assembly.resolve import Resolver, Survey
 from trimtransfer.assembly.sources import Sources, discard_unfinished
 from trimtransfer.assembly.space import ROOM
@@ -171,6 +171,7 @@ class _Sync:
                 record_installed(side, manifest, disk_format=self._format)  # all disks are of one version
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
         self._format = self._request.written_format(manifest) or "raw"
+        self._warnings += misnamed(side.output, self._format) if installed is None else ()
         aim(side, manifest)
         if self._confirm is not None:
             self._confirm()

@@ -135,12 +135,21 @@ def estimate_text(report: PlanReport) -> str:
     bandwidth = f"{size_text(report.bandwidth_bytes_per_second)}/s"
     if report.bandwidth_is == "assumed":
         bandwidth += " (assumed; tell with --bandwidth)"
-    limit = "" if report.rate is None else f", limited to {rate_text(report.rate)} now"
+    limit = (
+        "" if report.rate is None else f", limited to {rate_text(report.rate)} now" if report.rate else ", paused now"
+    )
     if report.estimate_seconds is None:
         return f"not within a year under the rate schedule{limit}"
     now = time.time()
     end = f", at {when_text(now + report.estimate_seconds, now)}" if report.estimate_seconds >= 60 else ""
-    return f"{report.estimate_seconds:.0f} s{end} at {bandwidth}{limit}"
+    return f"{_duration_text(report.estimate_seconds)}{end} at {bandwidth}{limit}"
+
+
+def _duration_text(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _is_metered() -> bool:
