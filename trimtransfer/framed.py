@@ -84,6 +84,19 @@ def zstd_frame(data: bytes, *, most: int) -> Framed | None:
 
     ``most`` blocks are looked at. A frame that needs a dictionary is none.
     """
+    found = zstd_head(data)
+    if found is None:
+        return None
+    at, window, option, size = found
+    end, check = _zstd_end(data, at, most), 4 * bool(option & 2)
+    if end is None or end + check > len(data):
+        return None
+    return Framed(Kind.ZSTD, 0, end + check, end + check, option, window, 0, size)
+
+
+def zstd_head(data: bytes) -> tuple[int, int, int, int] | None:
+    """Return of the zstd frame at the first byte where its blocks begin, its window as a power of two, rounded down (0:
+    as its content), ``option`` and ``size`` as :class:`Framed` has them; None if there is none."""
     if len(data) < 9 or not data.startswith(ZSTD_MAGIC) or data[4] & 0b1011:
         return None
     single, checked, at = bool(data[4] & 0x20), bool(data[4] & 4), 5
@@ -91,11 +104,7 @@ def zstd_frame(data: bytes, *, most: int) -> Framed | None:
     at += not single
     width = (int(single), 2, 4, 8)[data[4] >> 6]
     size = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0) if width else -1
-    end = _zstd_end(data, at + width, most)
-    if end is None or end + 4 * checked > len(data):
-        return None
-    end += 4 * checked
-    return Framed(Kind.ZSTD, 0, end, end, bool(width) | checked << 1, window, 0, size)
+    return at + width, window, bool(width) | checked << 1, size
 
 
 def _zstd_end(data: bytes, at: int, most: int) -> int | None:

@@ -6,7 +6,9 @@ Only its stable interface is used (zstd.h, since 1.4.0). Where there is none, no
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from functools import cache
 from typing import Any, Final
@@ -20,6 +22,8 @@ _LEVEL, _SIZE, _CHECKSUM, _WORKERS = 100, 200, 201, 400
 _CONTINUE, _FLUSH, _END = 0, 1, 2
 _PIECE: Final = 1 << 17
 _LEAST: Final = 10400
+_START: Final = 6
+"""Bytes of the head of a frame that declares no size."""
 
 
 class _In(Structure):
@@ -51,9 +55,28 @@ def beginning(
     return _compressed(view[:length], level, (int(size), int(checksum), int(jobs)), _PIECE, _FLUSH, len(view))
 
 
+def compress_jobs(content: Bytes, level: int, *, before: int, ends: bool) -> bytes:
+    """Return what :func:`trimtransfer.zstdjobs.compress` does; raises what :func:`compress` does."""
+    view = memoryview(content).cast("B")
+    with _context(level, (0, 0, 1)) as (library, context):
+        if before:
+            _fed(library, context, view[:before], _FLUSH)
+        made = _fed(library, context, view[before:], _END if ends else _FLUSH)
+    return made if before else made[_START:]
+
+
 def _compressed(
     view: memoryview, level: int, options: tuple[int, int, int], piece: int, ending: int, pledged: int
 ) -> bytes:
+    with _context(level, options) as (library, context):
+        if options[0]:
+            _checked(library, library.ZSTD_CCtx_setPledgedSrcSize(context, pledged))
+        return _streamed(library, context, view, piece, ending)
+
+
+@contextlib.contextmanager
+def _context(level: int, options: tuple[int, int, int]) -> Iterator[tuple[Any, int]]:
+    """Give the library and a context that is set up, for as long as it is needed."""
     library = _library()
     if library is None:
         raise FormatError(_WHAT, 0, f"{_NAME} 1.4 or later", "none")
@@ -63,11 +86,30 @@ def _compressed(
     try:
         for parameter, value in zip((_LEVEL, _SIZE, _CHECKSUM, _WORKERS), (level, *options), strict=True):
             _checked(library, library.ZSTD_CCtx_setParameter(context, parameter, value))
-        if options[0]:
-            _checked(library, library.ZSTD_CCtx_setPledgedSrcSize(context, pledged))
-        return _streamed(library, context, view, piece, ending)
+        yield library, context
     finally:
         library.ZSTD_freeCCtx(context)
+
+
+def _fed(library: Any, context: int, view: memoryview, ending: int) -> bytes:
+    """Return what comes of a view, and of what was given before and is not written yet; only a piece of it is copied at
+    a time."""
+    room, made = ctypes.create_string_buffer(_PIECE), list[bytes]()
+
+    def step(part: _In, directive: int) -> int:
+        out = _Out(ctypes.addressof(room), _PIECE, 0)
+        left = _checked(library, library.ZSTD_compressStream2(context, byref(out), byref(part), directive))
+        made.append(ctypes.string_at(room, out.pos))
+        return left
+
+    for at in range(0, len(view), _PIECE):
+        data = bytes(view[at : at + _PIECE])
+        part = _In(ctypes.cast(c_char_p(data), c_void_p).value or 0, len(data), 0)
+        while part.pos < part.size:
+            step(part, _CONTINUE)
+    while step(_In(None, 0, 0), ending):
+        pass
+    return b"".join(made)
 
 
 def _streamed(library: Any, context: int, view: memoryview, piece: int, ending: int) -> bytes:

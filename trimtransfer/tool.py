@@ -12,7 +12,7 @@ import contextlib
 import lzma
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 from typing import Any, Final
@@ -21,7 +21,7 @@ import numpy as np
 import zstandard
 from blake3 import blake3
 
-from trimtransfer import systemzstd
+from trimtransfer import systemzstd, zstdjobs
 from trimtransfer.chunk import Bytes, object_check
 from trimtransfer.errors import FormatError
 
@@ -84,13 +84,18 @@ class Zstd(IntEnum):
     """In jobs, as by several threads: what comes of it is the same for any number of them."""
     STREAMED = 8
     """Piece by piece, of 128 KiB."""
+    JOBS = 16
+    """No frame, but some jobs of one (:mod:`trimtransfer.zstdjobs`): their blocks."""
+    ENDS = 32
+    """The last of these jobs ends its frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A compressor with its parameters. LZMA2: ``level`` is the profile, ``window`` the dictionary as xz codes it
     or ``FITTING``, ``option`` the id of a filter before it or 0, ``props`` lc + 9 * (lp + 5 * pb). zstd: ``level``,
-    ``option`` bits of :class:`Zstd`; the others are 0."""
+    ``option`` bits of :class:`Zstd`; ``window``, of jobs, that 2^window bytes of the content are what lies before them,
+    0 for those that begin a frame; else 0."""
 
     kind: Kind
     level: int
@@ -109,7 +114,7 @@ class Tool:
         if kind == Kind.LZMA2:
             good = level < len(_LZMA2) and window <= FITTING and (option == 0 or option in _BCJ) and _literals(props)
         else:
-            good = kind in (Kind.ZSTD, Kind.SYSTEM_ZSTD) and 1 <= level <= 22 and option < 16 and window == props == 0
+            good = kind in (Kind.ZSTD, Kind.SYSTEM_ZSTD) and 1 <= level <= 22 and _is_way(option, window) and not props
         if not good:
             raise FormatError(_WHAT, 0, "a tool (an unknown one needs a newer program)", stored.hex())
         return cls(Kind(kind), level, window, option, props)
@@ -123,6 +128,10 @@ class Tool:
         if self.kind is Kind.LZMA2:
             per_byte = 11.5 if self.level >= TREES else 7.5
             return int(self._dictionary(size) * per_byte) + (2 << 20)
+        if self.option & Zstd.JOBS:
+            parameters = zstandard.ZstdCompressionParameters.from_level(self.level)
+            job = zstdjobs.job_size(parameters.window_log)
+            return parameters.estimated_compression_context_size() + min(size, 3 * job) + min(size, job)
         known = size if self.option & Zstd.SIZE else 0
         parameters = zstandard.ZstdCompressionParameters.from_level(self.level, source_size=known)
         buffered = not known or self.option & (Zstd.WORKERS | Zstd.STREAMED)
@@ -153,13 +162,18 @@ class Tool:
         """Return about what it makes of the first ``size`` bytes where all of ``content`` is to follow; raises what
         :meth:`compress` raises. For ruling tools out: sizes that stand in front, and the end, are others."""
         view = memoryview(content).cast("B")
-        if self.kind is Kind.LZMA2:
-            return self.compress(view[:size])
+        if self.kind is Kind.LZMA2 or self.option & Zstd.JOBS:
+            return self.compress(view[: self.before + size])
         if self.kind is Kind.SYSTEM_ZSTD:
             return systemzstd.beginning(view, self.level, size, **self._how())
         known = len(view) if self.option & Zstd.SIZE else -1
         stream = self._compressor().compressobj(size=known)
         return stream.compress(view[:size]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+
+    @property
+    def before(self) -> int:
+        """Bytes of the content that are not made, but lie before what is."""
+        return 1 << self.window if self.kind is not Kind.LZMA2 and self.window else 0
 
     def _packed(self, view: memoryview) -> bytes:
         return lzma.compress(view, lzma.FORMAT_RAW, filters=_filters(self.option, self._lzma2(len(view))))
@@ -189,7 +203,15 @@ class Tool:
             threads=1 if self.option & Zstd.WORKERS else 0,
         )
 
+    def _jobs(self, view: memoryview) -> bytes:
+        if len(view) <= self.before:
+            raise FormatError(_WHAT, "content", f"more than {self.before} bytes", len(view))
+        make = systemzstd.compress_jobs if self.kind is Kind.SYSTEM_ZSTD else zstdjobs.compress
+        return make(view, self.level, before=self.before, ends=bool(self.option & Zstd.ENDS))
+
     def _zstd(self, view: memoryview) -> bytes:
+        if self.option & Zstd.JOBS:
+            return self._jobs(view)
         if self.kind is Kind.SYSTEM_ZSTD:
             return systemzstd.compress(view, self.level, **self._how())
         compressor, known = self._compressor(), bool(self.option & Zstd.SIZE)
@@ -213,6 +235,13 @@ def least_dictionary(size: int) -> int:
 def _literals(props: int) -> bool:
     """Tell whether liblzma takes these: LZMA2 has at most four bits of context for literals."""
     return props < 225 and props % 9 + props // 9 % 5 <= 4
+
+
+def _is_way(option: int, window: int) -> bool:
+    """Tell whether libzstd can be called in this way."""
+    if option & Zstd.JOBS:
+        return option & ~Zstd.ENDS == Zstd.JOBS and (window == 0 or 10 <= window <= zstdjobs.MAX_OVERLAP)
+    return option < Zstd.JOBS and window == 0
 
 
 def _filters(before: int, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -267,6 +296,8 @@ def probe(tool: Tool) -> bytes:
     """Return the check of what a tool makes here of the text of probes: environments that agree on it make, as far as
     one can tell in milliseconds, the same of other content. Nothing is returned if it makes nothing."""
     text = _text()[: 1 << 16] if tool.kind is Kind.LZMA2 else _text()
+    if tool.before > _PIECE:  # the text is short
+        tool = replace(tool, window=_PIECE.bit_length() - 1)
     try:
         return object_check(tool.compress(text))
     except FormatError:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer import codec, delta, native
+from trimtransfer import codec, delta, native, zstdjobs
 from trimtransfer.chunk import Bytes
 from trimtransfer.deltaindex import MAX_TARGET
 from trimtransfer.errors import FormatError
@@ -26,10 +26,21 @@ MAGIC: Final = b"TrimWrap"
 VERSION: Final = 1
 VERSION_TOOLS: Final = 2
 """Of a unit with spans of what tools made; a record that names tools may be in any."""
+VERSION_JOBS: Final = 3
+"""Of a unit of more content, or with spans of jobs of zstd frames."""
 MAX_CONTENT: Final = 12 << 20
 """Most bytes of content of a wrapped unit: with the columns of their delta they are in memory."""
 MAX_INFLATED: Final = 16 << 20
 """Most bytes that the spans of its base give together."""
+MAX_CONTENT_JOBS: Final = 20 << 20
+MAX_INFLATED_JOBS: Final = 24 << 20
+"""The same of a unit with jobs, which have up to 16 MiB of content and 2 MiB before that: who makes units several at a
+time makes such a one alone (:func:`is_large`)."""
+MAX_CONTEXT: Final = 4 << 20
+MAX_DECODED: Final = 80 << 20
+"""Bytes of content that are decoded for all spans of jobs together, those counted that lie before."""
+_JOB: Final = 4
+"""In the place of a kind: jobs."""
 MAX_UNKNOWN: Final = 1 << 15
 _MAX_SPANS: Final = 65_536
 _MAX_BODY: Final = 4 << 20
@@ -42,7 +53,9 @@ class Span:
     """Bytes that the base of a wrapped unit's delta consists of: ``pieces`` (start, length) of the chunks' bytes, one
     after the other. As they are; or, with ``blocks``, so many blocks of a deflate stream from bit ``bit`` on, of
     ``size`` bytes, with ``unknown`` bytes before them to which they may refer, and which are taken for zeros; or, with
-    a ``kind``, what a tool of that kind made of ``size`` bytes, with a filter ``before`` LZMA2."""
+    a ``kind``, what a tool of that kind made of ``size`` bytes, with a filter ``before`` LZMA2; or, with ``job``, of
+    so many blocks of a zstd frame, from a job's start on, the ``size`` bytes behind the first ``skip``: ``unknown``
+    bytes before them are taken for the last that the spans before gave, behind zeros if these are too few."""
 
     pieces: tuple[tuple[int, int], ...]
     blocks: int = 0
@@ -51,11 +64,18 @@ class Span:
     unknown: int = 0
     kind: Kind | None = None
     before: int = 0
+    job: bool = False
+    skip: int = 0
 
 
 def is_wrapped(stored: Bytes) -> bool:
     """Tell whether a stored unit is a wrapped one."""
     return bytes(memoryview(stored)[: len(MAGIC)]) == MAGIC
+
+
+def is_large(stored: Bytes) -> bool:
+    """Tell whether a stored unit is one that takes so much memory that it should be made alone."""
+    return is_wrapped(stored) and bytes(memoryview(stored)[8:10]) == VERSION_JOBS.to_bytes(2, "little")
 
 
 def make(stored: Bytes, base: Bytes, *, limit: int, compress: Compress = Tool.compress) -> bytes:
@@ -71,7 +91,10 @@ def make(stored: Bytes, base: Bytes, *, limit: int, compress: Compress = Tool.co
     if not is_wrapped(stored):
         return delta.decode(stored, base, limit=limit)
     spans, record, inner = _parse(memoryview(stored), memoryview(base).nbytes)
-    content = delta.decode(inner, inflated(spans, base), limit=MAX_CONTENT)
+    large = is_large(stored)
+    given = inflated(spans, base, large=large)
+    content = delta.decode(inner, given, limit=MAX_CONTENT_JOBS if large else MAX_CONTENT)
+    del given
     return rewrap(content, record, limit=limit, compress=compress)
 
 
@@ -90,24 +113,28 @@ def tools_of(stored: Bytes) -> tuple[Tool, ...]:
     return record_tools(view[_HEADER.size + spans :][:record], limit=MAX_TARGET)
 
 
-def inflated(spans: Sequence[Span], base: Bytes) -> memoryview:
-    """Return what spans give of these base bytes, one after the other.
+def inflated(spans: Sequence[Span], base: Bytes, *, large: bool = False) -> memoryview:
+    """Return what spans give of these base bytes, one after the other; ``large``: for a unit with jobs.
 
     Raises:
         FormatError: they give more than ``MAX_INFLATED`` bytes, or are not in the base as they say.
     """
+    most = MAX_INFLATED_JOBS if large else MAX_INFLATED
     view = memoryview(base).cast("B")
     taken = [_taken(span, len(view)) for span in spans]
     if sum(taken) > 2 * len(view):
         raise FormatError(_WHAT, "spans", f"at most {2 * len(view)} bytes of chunks", sum(taken))
     sizes = [span.size if span.blocks or span.kind else size for span, size in zip(spans, taken, strict=True)]
-    if sum(sizes) > MAX_INFLATED:
-        raise FormatError(_WHAT, "spans", f"at most {MAX_INFLATED} bytes", sum(sizes))
+    if sum(sizes) > most:
+        raise FormatError(_WHAT, "spans", f"at most {most} bytes", sum(sizes))
+    decoded = sum(span.unknown + span.skip + span.size for span in spans if span.job)
+    if decoded > MAX_DECODED:
+        raise FormatError(_WHAT, "spans", f"at most {MAX_DECODED} bytes of jobs", decoded)
     found = np.empty(sum(sizes), np.uint8)
     at = 0
     for span, size in zip(spans, sizes, strict=True):
         data = b"".join(view[start : start + length] for start, length in span.pieces)
-        found[at : at + size] = _content(span, data)
+        found[at : at + size] = _of_job(span, data, found[:at]) if span.job else _content(span, data)
         at += size
     return found.data
 
@@ -129,6 +156,13 @@ def _content(span: Span, data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
+def _of_job(span: Span, data: bytes, given: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    last = given[max(0, len(given) - span.unknown) :].tobytes()
+    context = bytes(span.unknown - len(last)) + last
+    content = zstdjobs.decode(data, span.blocks, span.skip + span.size, context)
+    return np.frombuffer(content, np.uint8)[span.skip :]
+
+
 def _inflated(span: Span, data: bytes) -> NDArray[np.uint8]:
     out = np.zeros(span.unknown + span.size, np.uint8)
     ends, _ = native.inflate_blocks(data, out, bit=span.bit, context=span.unknown, most=span.blocks)
@@ -137,19 +171,23 @@ def _inflated(span: Span, data: bytes) -> NDArray[np.uint8]:
     return out[span.unknown :]
 
 
-def wrap(spans: Sequence[Span], record: bytes, inner: bytes, *, base: int) -> bytes:
-    """Return a wrapped unit for ``base`` bytes: its spans, the record, and the delta between their contents."""
+def wrap(spans: Sequence[Span], record: bytes, inner: bytes, *, base: int, large: bool = False) -> bytes:
+    """Return a wrapped unit for ``base`` bytes: its spans, the record, and the delta between their contents; ``large``:
+    one with jobs."""
     version = VERSION_TOOLS if any(span.kind for span in spans) else VERSION
+    version = VERSION_JOBS if large else version
     body = codec.compress(b"".join((number(len(spans)), *(_stored(span, version) for span in spans))), 19)
     return b"".join((_HEADER.pack(MAGIC, version, 0, base, len(body), len(record)), body, record, inner))
 
 
 def _stored(span: Span, version: int) -> bytes:
-    kind = bytes([span.kind or 0]) if version == VERSION_TOOLS else b""
+    kind = bytes([_JOB if span.job else span.kind or 0]) if version != VERSION else b""
     head = kind + number(span.blocks) + number(len(span.pieces))
     pieces = b"".join(number(start) + number(length) for start, length in span.pieces)
     if span.kind is not None:
         return head + pieces + bytes([span.before]) + number(span.size)
+    if span.job:
+        return head + pieces + number(span.skip) + number(span.size) + number(span.unknown)
     if not span.blocks:
         return head + pieces
     return head + pieces + bytes([span.bit]) + number(span.size) + number(span.unknown)
@@ -160,8 +198,8 @@ def _parse(view: memoryview, base: int) -> tuple[list[Span], memoryview, memoryv
     if len(view) < _HEADER.size:
         raise FormatError(_WHAT, 0, f"a header of {_HEADER.size} bytes", len(view))
     magic, version, reserved, length, *sizes = _HEADER.unpack_from(view)
-    if (magic, reserved) != (MAGIC, 0) or version not in (VERSION, VERSION_TOOLS):
-        raise FormatError(_WHAT, 0, f"TrimWrap, version {VERSION} or {VERSION_TOOLS}", bytes(view[:12]))
+    if (magic, reserved) != (MAGIC, 0) or not VERSION <= version <= VERSION_JOBS:
+        raise FormatError(_WHAT, 0, f"TrimWrap, version {VERSION} to {VERSION_JOBS}", bytes(view[:12]))
     if length != base:
         raise FormatError(_WHAT, 12, f"a base of {base} bytes", length)
     if _HEADER.size + sum(sizes) > len(view):
@@ -176,16 +214,18 @@ def _spans(fields: Fields, version: int) -> Iterator[Span]:
     if count > _MAX_SPANS:
         fields.refuse(f"at most {_MAX_SPANS} spans", count)
     for _ in range(count):
-        yield _span(fields, fields.byte() if version == VERSION_TOOLS else 0)
+        yield _span(fields, fields.byte() if version != VERSION else 0, version)
     if fields.left:
         fields.refuse("the end", f"{fields.left} bytes more")
 
 
-def _span(fields: Fields, kind: int) -> Span:
+def _span(fields: Fields, kind: int, version: int) -> Span:
     blocks, count = fields.number(), fields.number()
     if count > fields.left // 2:
         fields.refuse("pieces of two bytes at least", count)
     pieces = tuple((fields.number(), fields.number()) for _ in range(count))
+    if kind == _JOB and version == VERSION_JOBS:
+        return _job_span(fields, pieces, blocks)
     if kind:
         return _made_span(fields, pieces, kind, blocks)
     if not blocks:
@@ -194,6 +234,13 @@ def _span(fields: Fields, kind: int) -> Span:
     if span.bit > 7 or blocks > MAX_INFLATED or span.unknown > MAX_UNKNOWN:
         fields.refuse(f"a bit of a byte, at most {MAX_UNKNOWN} unknown bytes", (span.bit, span.unknown))
     return span
+
+
+def _job_span(fields: Fields, pieces: tuple[tuple[int, int], ...], blocks: int) -> Span:
+    skip, size, unknown = fields.number(), fields.number(), fields.number()
+    if not blocks or not size or unknown > MAX_CONTEXT or skip + size > MAX_INFLATED:
+        fields.refuse(f"blocks of up to {MAX_INFLATED} bytes, at most {MAX_CONTEXT} before them", (skip, size, unknown))
+    return Span(pieces, blocks, size=size, unknown=unknown, job=True, skip=skip)
 
 
 def _made_span(fields: Fields, pieces: tuple[tuple[int, int], ...], kind: int, blocks: int) -> Span:

@@ -8,7 +8,6 @@ units whose base it has, chunk by chunk in any of its seeds; for all else the pl
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +20,7 @@ from trimtransfer.assembly.deltaplan import DeltaPlan, Lack, plan_units
 from trimtransfer.assembly.fetchplan import FrameTask
 from trimtransfer.assembly.plan import Mask, Numbers
 from trimtransfer.assembly.remote import Remote
+from trimtransfer.assembly.turns import Turns
 from trimtransfer.chunk import DIGEST_SIZE, chunk_digest, object_check
 from trimtransfer.deltaindex import Units
 from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound
@@ -30,7 +30,7 @@ from trimtransfer.index.seed import IndexedSeed, Seed
 from trimtransfer.manifest import Region
 from trimtransfer.names import host_delta_name, hosts_name
 from trimtransfer.table import Table
-from trimtransfer.unit import make
+from trimtransfer.unit import is_large, make
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class HostDeltas:
     def __init__(self, delta: HostDelta, seeds: Sequence[Seed]) -> None:
         self._index, self._places = delta.index, BasePlaces(delta, seeds)
         self.solid = not len(delta.chunks)
-        self._at_once = threading.Semaphore(_AT_ONCE)
+        self._turns = Turns(_AT_ONCE)
 
     def __repr__(self) -> str:
         here, all_ = len(self._places), len(self._places.chunks)
@@ -140,7 +140,7 @@ class HostDeltas:
         found = object_check(stored)
         if found != task.check:
             raise IntegrityError("delta", task.check, found)
-        with self._at_once:
+        with self._turns.taken(alone=is_large(stored)):
             return make(stored, self._base(plan.base(task.number)), limit=task.raw)
 
     def _base(self, chunks: NDArray[np.void]) -> memoryview:

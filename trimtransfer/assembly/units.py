@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from dataclasses import replace
 from typing import Final
 
@@ -22,6 +21,7 @@ from trimtransfer.assembly.installed import InstalledImage
 from trimtransfer.assembly.payoff import Decision, Line, decide_deltas, decide_tools
 from trimtransfer.assembly.remote import Remote
 from trimtransfer.assembly.trusted import Tools
+from trimtransfer.assembly.turns import Turns
 from trimtransfer.chunk import chunk_digest, object_check
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
 from trimtransfer.errors import (
@@ -35,7 +35,7 @@ from trimtransfer.manifest import Region
 from trimtransfer.names import deltas_name
 from trimtransfer.nearstore import is_offline
 from trimtransfer.table import Table
-from trimtransfer.unit import make
+from trimtransfer.unit import is_large, make
 
 _LOG: Final = logging.getLogger("trimtransfer.assembly")
 _TABLES: Final = 32
@@ -44,7 +44,8 @@ _SUMS: Final = ("raw", "plain", "stored", "work")
 _AT_ONCE: Final = 2
 """Units made at a time: each takes up to 8 MiB for what it makes, 16 MiB for its base and 24 MiB for its columns; a
 wrapped one 16 MiB for its base, 16 MiB for what is inside of that, 12 MiB for content and 36 MiB for the columns. A
-tool takes up to 104 MiB, above 24 one at a time, but when content is there, and columns and spans are not any more."""
+tool takes up to 104 MiB, above 24 one at a time, but when content is there, and columns and spans are not any more. One
+with jobs takes up to 20 MiB for content and 24 MiB for spans: it is made alone."""
 
 
 class Deltas:
@@ -57,7 +58,7 @@ class Deltas:
 
     def __init__(self, index: DeltaIndex, old: InstalledImage, *, only: bool = False) -> None:
         self._index, self._old, self._only = index, old, only
-        self._at_once = threading.Semaphore(_AT_ONCE)
+        self._turns = Turns(_AT_ONCE)
         self._tools = Tools(index.tool_checks(), none=only)
         self._known_sums: NDArray[np.int64] | None = None
 
@@ -126,7 +127,7 @@ class Deltas:
         found = object_check(stored)
         if found != task.check:
             raise IntegrityError("delta", task.check, found)
-        with self._at_once:
+        with self._turns.taken(alone=is_large(stored)):
             made = make(stored, self._base(plan.base(task.number)), limit=task.raw)
         self._tools.watch(stored, made, task)
         return made

@@ -11,21 +11,23 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import Bytes
 from trimtransfer.deltaindex import BASE, MAX_BASE
 from trimtransfer.repository.imagebytes import ImageBytes
+from trimtransfer.repository.jobs import BaseRun
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.streams import CONTEXT, Stream
 from trimtransfer.tool import Kind
-from trimtransfer.unit import MAX_INFLATED, Span
+from trimtransfer.unit import MAX_CONTEXT, MAX_DECODED, MAX_INFLATED, MAX_INFLATED_JOBS, Span
 
 
 class BaseSpans:
-    """Collects what the base of a unit consists of; ``size`` in bytes of what its spans give."""
+    """Collects what the base of a unit consists of; ``size`` in bytes of what its spans give, ``most`` at most."""
 
-    def __init__(self, chunks: ChunkReader, image: ImageBytes) -> None:
-        """Take what reads the chunks of the other version, and its image."""
+    def __init__(self, chunks: ChunkReader, image: ImageBytes, *, large: bool = False) -> None:
+        """Take what reads the chunks of the other version, and its image; ``large``: of a unit with jobs."""
+        self.most, self._decodable = MAX_INFLATED_JOBS if large else MAX_INFLATED, MAX_DECODED
         self._chunks, self._image, self.size = chunks, image, 0
         self._records: set[tuple[int, int]] = set()
         self._plain: dict[tuple[int, int], int] = {}
-        self._spans: list[tuple[list[tuple[int, int, int, int]], Span]] = []
+        self._spans: list[tuple[tuple[int, int], list[tuple[int, int, int, int]], Span]] = []
         self._room = MAX_BASE
 
     def add_chunks(self, found: Iterator[tuple[int, NDArray[np.int64]]]) -> None:
@@ -38,22 +40,43 @@ class BaseSpans:
                 self._plain[region, record] = length
                 self.size += length
 
-    def add_blocks(self, stream: Stream, first: int, end: int) -> None:
-        """Add the content of blocks of a stream, unless there is no room, or a run of zeros in them."""
-        low, high = int(stream.bits[first]) // 8, (int(stream.bits[end]) + 7) // 8
-        pieces = [piece for place in stream.places(low, high) for piece in self._image.pieces(*place)]
+    def add_blocks(self, number: int, stream: Stream, first: int, end: int) -> None:
+        """Add the content of blocks of a stream, by its number, unless there is no room, or a run of zeros in them."""
         begin, size = int(stream.contents[first]), int(stream.contents[end] - stream.contents[first])
-        if self.size + size > MAX_INFLATED or not all(piece.solid for piece in pieces):
-            return
-        if not self._take({(one.region, one.record) for one in pieces}):
-            return
         if stream.framed is None:
             span = Span((), end - first, int(stream.bits[first]) % 8, size, min(begin, CONTEXT))
         else:
             kind, before = stream.framed.kind, stream.framed.option
             span = Span((), size=size, kind=kind, before=before if kind is Kind.LZMA2 else 0)
-        self._spans.append(([(one.region, one.record, one.start, one.length) for one in pieces], span))
-        self.size += size
+        self._add(number, stream, first, end, span)
+
+    def add_run(self, stream: Stream, run: BaseRun) -> None:
+        """Add the content of blocks of a job, as far as there is room."""
+        assert stream.framed is not None
+        start, begin = int(stream.contents[run.start]), int(stream.contents[run.first])
+        unknown, skip = min(start, 1 << stream.framed.window, MAX_CONTEXT), begin - start
+        room = min(self.most - self.size, self._decodable - unknown - skip)
+        fits = int(np.searchsorted(stream.contents, begin + room, side="right")) - 1
+        end = min(run.end, fits)
+        if end <= run.first:
+            return
+        size = int(stream.contents[end]) - begin
+        span = Span((), end - run.start, size=size, unknown=unknown, job=True, skip=skip)
+        if self._add(run.stream, stream, run.start, end, span):
+            self._decodable -= unknown + skip + size
+
+    def _add(self, number: int, stream: Stream, first: int, end: int, span: Span) -> bool:
+        """Add what blocks give as a span, and tell whether that was done."""
+        low, high = int(stream.bits[first]) // 8, (int(stream.bits[end]) + 7) // 8
+        pieces = [piece for place in stream.places(low, high) for piece in self._image.pieces(*place)]
+        if self.size + span.size > self.most or not all(piece.solid for piece in pieces):
+            return False
+        if not self._take({(one.region, one.record) for one in pieces}):
+            return False
+        order = number, int(stream.contents[first]) + span.skip
+        self._spans.append((order, [(one.region, one.record, one.start, one.length) for one in pieces], span))
+        self.size += span.size
+        return True
 
     def finish(self) -> tuple[NDArray[np.void], Bytes, tuple[Span, ...]]:
         """Return the base runs, the bytes of their chunks, and the spans of these."""
@@ -68,7 +91,7 @@ class BaseSpans:
             replace(span, pieces=_joined(
                 [(starts[region, record] + start, length) for region, record, start, length in pieces]
             ))
-            for pieces, span in self._spans
+            for _, pieces, span in sorted(self._spans, key=lambda one: one[0])
         )  # fmt: skip
         return _runs(ordered), content, spans
 

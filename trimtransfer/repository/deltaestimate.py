@@ -26,7 +26,7 @@ from trimtransfer.deltaindex import BASE
 from trimtransfer.image import Source
 from trimtransfer.pack import encode_frame
 from trimtransfer.repository.deltas import encode_unit
-from trimtransfer.repository.deltaunits import Unit, open_insides, regions_to_scan, split
+from trimtransfer.repository.deltaunits import Unit, divided, open_insides, regions_to_scan
 from trimtransfer.repository.inside import Insides
 from trimtransfer.repository.inventory import IN_PARENT, Inventory
 from trimtransfer.repository.places import ChunkReader
@@ -180,7 +180,7 @@ def _planned(draft: Draft, new: Mapping[int, NDArray[np.int64]], insides: Inside
     for region, records in new.items():
         table, start = draft.table(region), int(draft.starts[region])
         lengths = table.lengths[records].astype(np.int64)
-        for part in split(lengths) if insides is None else split(*insides.weights(start, table, records)):
+        for part in divided(start, table, records, insides):
             inside = insides is not None and insides.touches(start, table, records[part])
             yield _Planned(region, records[part], int(lengths[part].sum()), inside)
 

@@ -311,8 +311,9 @@ def _wrap(inside: Inside, target: Bytes, level: int) -> Encoded | None:
     if unwrapped is None:
         return None
     try:
-        delta = encode(inflated(inside.spans, inside.base), unwrapped.unwrapped.content, level=level)
-        stored = wrap(inside.spans, unwrapped.unwrapped.record, delta, base=len(inside.base))
+        given = inflated(inside.spans, inside.base, large=inside.large)
+        delta = encode(given, unwrapped.unwrapped.content, level=level)
+        stored = wrap(inside.spans, unwrapped.unwrapped.record, delta, base=len(inside.base), large=inside.large)
         compress = unwrapped.proven.compress
         made = make(stored, inside.base, limit=len(target), compress=compress)
         return Encoded(stored, unwrapped.tools, unwrapped.seconds) if made == target else None

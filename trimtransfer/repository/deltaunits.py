@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes
-from trimtransfer.deltaindex import BASE, MAX_BASE
+from trimtransfer.deltaindex import BASE, MAX_BASE, MAX_TARGET
 from trimtransfer.manifest import Manifest
 from trimtransfer.repository.imagebytes import ImageBytes
 from trimtransfer.repository.inside import Inside, Insides
@@ -121,8 +121,7 @@ class NewContent:
         for index, records in self._records.items():
             table, places = self._target.region(index)
             plain, start = plain_cost(table, places), int(self._target.reader.manifest.starts[index])
-            lengths = table.lengths[records].astype(np.int64)
-            for part in split(lengths) if insides is None else split(*insides.weights(start, table, records)):
+            for part in divided(start, table, records, insides):
                 chosen = records[part]
                 content = bytearray(int(table.lengths[chosen].sum(dtype=np.int64)))
                 self._target.read(index, chosen.tolist(), memoryview(content))
@@ -199,6 +198,23 @@ def plain_cost(table: Table, places: Places) -> NDArray[np.float64]:
     frame = places.frames[places.frame[located]]
     cost[located] = table.lengths[located] * (frame["stored"] / frame["raw"])
     return cost
+
+
+def divided(start: int, table: Table, records: NDArray[np.int64], insides: Insides | None) -> Iterator[slice]:
+    """Yield slices of records of a region at ``start`` that are a unit each: jobs of large frames by themselves."""
+    if insides is None:
+        yield from split(table.lengths[records].astype(np.int64))
+        return
+    weights, within = insides.weights(start, table, records)
+    raw = table.lengths[records].astype(np.int64)
+    at = 0
+    for jobs in (*insides.jobs(start, table, records), slice(len(records), len(records))):
+        for weight, part in ((weights, slice(at, jobs.start)), (raw, jobs)):
+            if part.start < part.stop:
+                kept = int(raw[part].sum()) <= MAX_TARGET and weight is raw
+                pieces = (slice(0, part.stop - part.start),) if kept else split(weight[part], within[part])
+                yield from (slice(part.start + one.start, part.start + one.stop) for one in pieces)
+        at = jobs.stop
 
 
 def split(

@@ -22,13 +22,14 @@ from trimtransfer.native import anchors
 from trimtransfer.recompress import gzip_check
 from trimtransfer.repository.basespans import BaseSpans
 from trimtransfer.repository.imagebytes import ImageBytes
+from trimtransfer.repository.jobs import BaseRun, Jobs, runs_of_jobs
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.similar import CHUNK, Anchored
 from trimtransfer.repository.streams import CONTEXT, Stream, Streams
-from trimtransfer.repository.toolfinder import Member, Proven, ToolFinder, sort_of
+from trimtransfer.repository.toolfinder import Member, Proven, ToolFinder, makes, sort_of
 from trimtransfer.table import Table
-from trimtransfer.tool import Tool
-from trimtransfer.unit import MAX_CONTENT, MAX_INFLATED, Span
+from trimtransfer.tool import Kind, Tool, Zstd
+from trimtransfer.unit import MAX_CONTENT, MAX_CONTENT_JOBS, Span
 from trimtransfer.wrapped import Slice, Unwrapped, Unwrapping, compressor_of
 
 _SHRUNK: Final = 2
@@ -59,7 +60,7 @@ class Place(NamedTuple):
 class Take:
     """What is taken out of a unit's bytes from ``start`` to ``end``: a slice; a member whole, whose deflate stream
     begins at ``body``, ``zipped`` if it is an entry of a zip file; made by ``compressor``, if that is known. Or what a
-    tool made of a ``member``, behind the first ``skip`` bytes."""
+    tool made of a ``member``, behind the first ``skip`` bytes; a certain ``tool``, of jobs."""
 
     start: int
     end: int
@@ -69,17 +70,24 @@ class Take:
     zipped: bool = False
     member: Member | None = None
     skip: int = 0
+    tool: Tool | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inside:
-    """How a unit's bytes are unwrapped, and what of the base resembles the content: spans of the bytes of its runs."""
+    """How a unit's bytes are unwrapped, and what of the base resembles the content: spans of the bytes of its runs;
+    ``large`` if it has jobs."""
 
     takes: tuple[Take, ...]
     runs: NDArray[np.void]
     base: Bytes
     spans: tuple[Span, ...]
     tools: ToolFinder
+
+    @property
+    def large(self) -> bool:
+        """Whether it has jobs of large frames."""
+        return any(take.tool for take in self.takes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +104,15 @@ class UnwrappedUnit:
 def unwrap_unit(target: Bytes, inside: Inside) -> UnwrappedUnit | None:
     """Return a unit's bytes as content and record; None if nothing can be taken out of them. Only what tools make is
     proven yet."""
-    opened, proven = Unwrapping(memoryview(target).cast("B"), limit=MAX_CONTENT), Proven()
+    most = MAX_CONTENT_JOBS if inside.large else MAX_CONTENT
+    opened, proven = Unwrapping(memoryview(target).cast("B"), limit=most), Proven()
     tools, seconds = set[Tool](), 0.0
     for take in inside.takes:
         if take.member is not None:
-            tool = inside.tools.find(take.member)
+            if take.tool is not None:
+                tool = take.tool if makes(take.tool, take.member) else None
+            else:
+                tool = inside.tools.find(take.member)
             if tool and opened.take_made(take.start, take.end, take.member.content, tool, skip=take.skip):
                 proven.add(tool, take.member)
                 tools.add(tool)
@@ -111,6 +123,8 @@ def unwrap_unit(target: Bytes, inside: Inside) -> UnwrappedUnit | None:
             opened.likely = take.compressor or opened.likely
             opened.take(take.body, None if take.zipped else gzip_check, stop=take.end)
     made = opened.finish()
+    if inside.large and not any(tool.option & Zstd.JOBS for tool in tools if tool.kind is not Kind.LZMA2):
+        return None  # who knows no jobs must not get their spans
     return None if made is None else UnwrappedUnit(made, frozenset(tools), seconds, proven)
 
 
@@ -124,7 +138,7 @@ class Insides:
         """Read the content of ``bases``, streams of the version that ``base`` reads; ``plain`` knows its chunks."""
         self._targets, self._bases, self._base, self._plain = targets, bases, base, plain
         self._image, self._compressors = ImageBytes(base), dict[int, bytes]()
-        self._tools = ToolFinder()
+        self._tools, self._jobs = ToolFinder(), Jobs(targets)
         self._placed = _placed(targets)
         self._blocks = Anchored(directory, total=bases.size)
         for number in _distinct(bases):
@@ -149,10 +163,21 @@ class Insides:
         )
         for row, place in self._pieces(start, table, records):
             stream = self._targets[place.stream]
+            if stream.jobs is not None and self._jobs.tool(place.stream) is None:
+                continue
             low, high = np.interp((8 * place.low, 8 * place.high), stream.bits, stream.contents)
             inside[row] += float(high - low)
             within[row] |= stream.framed is not None and place.low > 0 and place.at == ats[row]
         return np.maximum(lengths, (inside / shrunk).astype(np.int64)), within
+
+    def jobs(self, start: int, table: Table, records: NDArray[np.int64]) -> Iterator[slice]:
+        """Yield which of these records of a region at ``start`` should be a unit each: jobs of large frames."""
+        pieces = [(row, place.stream, place.low, place.high) for row, place in self._pieces(start, table, records)]
+        last = 0
+        for low, high in self._jobs.rows(pieces):
+            if high > max(low, last):
+                yield slice(max(low, last), high)
+                last = high
 
     def touches(self, start: int, table: Table, records: NDArray[np.int64]) -> bool:
         """Tell whether any of these records of a region at ``start`` lies in a stream."""
@@ -166,7 +191,8 @@ class Insides:
         """
         takes, content, at = list[Take](), list[Bytes](), 0
         places = list(_merged(self._pieces(start, table, records)))
-        room = MAX_CONTENT - len(target) + sum(place.high - place.low for place in places)
+        most = MAX_CONTENT_JOBS if any(self._jobs.tool(place.stream) for place in places) else MAX_CONTENT
+        room = most - len(target) + sum(place.high - place.low for place in places)
         for place in places:
             made = self._take(place, room) if place.at >= at else None
             if made is None:
@@ -197,6 +223,8 @@ class Insides:
     def _take(self, place: Place, room: int) -> tuple[Take, Bytes] | None:
         """Return what is taken of a place, and its content, of at most ``room`` bytes."""
         stream = self._targets[place.stream]
+        if stream.jobs is not None:
+            return self._take_jobs(place, room)
         if stream.framed is not None:
             return self._take_framed(stream, place, room)
         if stream.whole and (place.low, place.high) == (0, stream.size) and stream.contents[-1] <= room:
@@ -222,6 +250,14 @@ class Insides:
         member = Member(stream.framed, self._targets.read(stream, stream.head, stream.size), content)
         start, end = place.at + low - place.low, place.at + high - place.low
         return Take(start, end, b"", member=member, skip=low - stream.head), content
+
+    def _take_jobs(self, place: Place, room: int) -> tuple[Take, Bytes] | None:
+        """Return the same of jobs."""
+        found = self._jobs.take(place.stream, place.low, place.high, room)
+        if found is None:
+            return None
+        start, end = (place.at + edge - place.low for edge in (found.low, found.high))
+        return Take(start, end, b"", member=found.member, skip=found.skip, tool=found.tool), found.member.content
 
     def _slice(self, stream: Stream, low: int, high: int, room: int) -> tuple[int, int, Slice] | None:
         """Return what of the bytes ``low`` to ``high`` of a stream can be made of whole blocks, and these."""
@@ -272,14 +308,21 @@ class Insides:
     def _inside(self, takes: tuple[Take, ...], content: list[Bytes], target: Bytes) -> Inside:
         """Return the takes with a base that resembles their content, and what else there is."""
         rest, whole = _rest(target, takes), b"".join(content)
-        base = BaseSpans(self._base, self._image)
+        large = any(take.tool for take in takes)
+        base, runs = BaseSpans(self._base, self._image, large=large), list[BaseRun]()
         if len(rest) >= _PLAIN:
             base.add_chunks(self._plain.find(rest, most=MAX_BASE // 2))
-        for number, blocks in self._blocks.find(whole, most=MAX_INFLATED - base.size, share=_SHARE):
-            for first, end in _runs_of_blocks(self._bases[number].contents, blocks):
-                base.add_blocks(self._bases[number], first, end)
+        for number, blocks in self._blocks.find(whole, most=base.most - base.size, share=_SHARE):
+            stream = self._bases[number]
+            if stream.jobs is not None:
+                runs += runs_of_jobs(number, stream, blocks) if large else ()
+                continue
+            for first, end in _runs_of_blocks(stream.contents, blocks):
+                base.add_blocks(number, stream, first, end)
+        for run in sorted(runs, key=lambda run: run.first - run.end):
+            base.add_run(self._bases[run.stream], run)
         if base.size < len(whole) // 4:
-            base.add_chunks(self._plain.find(whole, most=min(MAX_BASE // 2, MAX_INFLATED - base.size)))
+            base.add_chunks(self._plain.find(whole, most=min(MAX_BASE // 2, base.most - base.size)))
         return Inside(takes, *base.finish(), self._tools)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -24,6 +24,7 @@ from trimtransfer.errors import FormatError
 from trimtransfer.filesystem.volumes import find_file_systems
 from trimtransfer.framed import MAX_HEAD, XZ_MAGIC, ZSTD_MAGIC, Framed, xz_block, zip_content, zstd_frame
 from trimtransfer.native import Ended
+from trimtransfer.repository.largeframes import read_large_frame
 from trimtransfer.spill import Flat
 from trimtransfer.tool import Kind, decompress
 from trimtransfer.unit import MAX_CONTENT
@@ -59,7 +60,8 @@ class Stream:
     reaches its end. Of two with the same ``key`` the contents are taken for equal; there is none if it is empty.
 
     Of a deflate stream, in a gzip member or, ``zipped``, an entry of a zip file, blocks are told apart; what is
-    ``framed`` can only be decoded and made whole, and counts as one block.
+    ``framed`` can only be decoded and made whole, and counts as one block; unless it has ``jobs`` (int64, (jobs + 1,)):
+    these can be decoded and made each by itself, which begin with blocks of these numbers, and end with the last one.
 
     ``extents``: offset in it, place in the image, length (int64, (n, 3)), in order, without gaps. ``bits`` and
     ``contents`` (int64, (blocks + 1,)): where blocks begin and the last one ends, in bits from the member's first byte
@@ -78,6 +80,7 @@ class Stream:
     key: bytes
     zipped: bool = False
     framed: Framed | None = None
+    jobs: NDArray[np.int64] | None = None
 
     def places(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield place in the image and length of the bytes from ``low`` to ``high``."""
@@ -179,11 +182,11 @@ class Streams:
 
     def _framed(self, extents: NDArray[np.int64], check: int | None) -> tuple[Stream | None, int, int | None]:
         """Return what is framed at the beginning of extents, as :meth:`_member` does."""
-        found = self._opened(extents, check)
+        beginning, found = extents, self._opened(extents, check)
         if found is None and (following := self._fragments.following(int(extents[0, 1]))) is not None:
             extents, found = following, self._opened(following, check)
         if found is None:
-            return None, 0, None
+            return (None, 0, None) if check is not None else self._large(beginning)
         frame, stored, check, content = found
         bits = 8 * np.array((frame.head, frame.end), dtype=np.int64)
         contents, types = np.array((0, len(content)), dtype=np.int64), np.zeros(1, dtype=np.int64)
@@ -192,6 +195,26 @@ class Streams:
         key = object_check(stored)
         stream = Stream(extents, frame.head, frame.end, bits, contents, types, first, True, key, framed=frame)
         return stream, frame.following, check
+
+    def _large(self, extents: NDArray[np.int64]) -> tuple[Stream | None, int, int | None]:
+        """Return a zstd frame at the beginning of extents that is too large for a unit, as :meth:`_member` does."""
+        stream = self._with_jobs(extents)
+        if stream is not None and stream.whole:
+            return stream, stream.size, None
+        following = self._fragments.following(int(extents[0, 1])) if stream is not None else None
+        other = self._with_jobs(following) if following is not None else None
+        return other or stream, other.size if other is not None and other.whole else 0, None
+
+    def _with_jobs(self, extents: NDArray[np.int64]) -> Stream | None:
+        first, most = len(self._content), MOST_CONTENT - len(self._content)
+        found = read_large_frame(partial(self._read, extents), self._content.append, most=most)
+        if found is None:
+            return None
+        types = np.zeros(len(found.bits) - 1, dtype=np.int64)
+        return Stream(
+            extents, int(found.bits[0]) // 8, found.size, found.bits, found.contents, types, first, found.whole, b"",
+            framed=found.framed, jobs=found.jobs,
+        )  # fmt: skip
 
     def _opened(self, extents: NDArray[np.int64], check: int | None) -> tuple[Framed, bytes, int | None, bytes] | None:
         """Return the frame at the beginning of extents, its bytes, the kind of an xz file's checks, and the content;

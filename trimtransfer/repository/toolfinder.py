@@ -20,7 +20,7 @@ from trimtransfer.recompress import Compress
 from trimtransfer.tool import FITTING, MAX_MEMORY, TREES, Kind, Tool, Zstd, least_dictionary
 
 _PROFILES: Final = (6, 8, 7, 3, 5, 4, 2, 1, 0)
-_LEVELS: Final = (3, 19, 1, 9, 15, 6, 18, 12, 10, 2, 5, 4, 7, 8, 11, 13, 14, 16, 17, 22, 20)
+LEVELS: Final = (3, 19, 1, 9, 15, 6, 18, 12, 10, 2, 5, 4, 7, 8, 11, 13, 14, 16, 17, 22, 20)
 """In the order in which they are common: kernels' modules by zstd's default, packages by 19, boot images by 1, 9, 15 or
 19, squashfs by 15."""
 _SAMPLE: Final = 1 << 18
@@ -80,7 +80,7 @@ class ToolFinder:
         for tool in _candidates(member, known, others=others):
             if tool.memory(len(member.content)) > MAX_MEMORY:
                 continue
-            if _makes(tool, member):
+            if makes(tool, member):
                 with self._lock:
                     self._right.setdefault(sort, Counter())[tool] += 1
                 return tool
@@ -113,7 +113,7 @@ def _all(member: Member) -> Iterator[Tool]:
     option, large = member.framed.option, len(member.content) > _SMALL
     ways = (Zstd.WORKERS, Zstd.STREAMED, 0) if large else (0,)
     kinds = (Kind.ZSTD, Kind.SYSTEM_ZSTD) if systemzstd.is_there() else (Kind.ZSTD,)
-    for level in _LEVELS:
+    for level in LEVELS:
         yield from (Tool(kind, level, 0, option | way) for kind in kinds for way in ways)
 
 
@@ -124,21 +124,21 @@ def _lzma2(profile: int, member: Member) -> Tool:
     return Tool(Kind.LZMA2, profile, FITTING if fits else framed.window, framed.option, framed.props)
 
 
-def _makes(tool: Tool, member: Member) -> bool:
+def makes(tool: Tool, member: Member) -> bool:
     """Tell whether a tool makes a member's bytes; one that makes others of the first of them is not asked for all."""
     try:
-        if len(member.content) > 2 * _SAMPLE and not _begins(tool, member):
+        if len(member.content) > 2 * _SAMPLE and not tool.option & Zstd.JOBS and not begins(tool, member):
             return False
         return tool.compress(member.content) == member.stored
     except FormatError:
         return False
 
 
-def _begins(tool: Tool, member: Member) -> bool:
-    """Tell whether a tool begins as a member does: a look ahead changes only the end of what it makes of a sample, and
-    the first bytes are sizes."""
-    head = tool.beginning(member.content, _SAMPLE)
-    return head[8 : len(head) // 2] == member.stored[8 : len(head) // 2]
+def begins(tool: Tool, member: Member, sample: int = _SAMPLE, *, skip: int = 8) -> bool:
+    """Tell whether a tool begins as a member does, by so much content: a look ahead changes only the end of what it
+    makes of a sample, and the first ``skip`` bytes are sizes. ``FormatError`` if it makes nothing."""
+    head = tool.beginning(member.content, sample)
+    return head[skip : len(head) // 2] == member.stored[skip : len(head) // 2]
 
 
 class Proven:
