@@ -54,8 +54,8 @@ class Span:
     after the other. As they are; or, with ``blocks``, so many blocks of a deflate stream from bit ``bit`` on, of
     ``size`` bytes, with ``unknown`` bytes before them to which they may refer, and which are taken for zeros; or, with
     a ``kind``, what a tool of that kind made of ``size`` bytes, with a filter ``before`` LZMA2; or, with ``job``, of
-    so many blocks of a zstd frame, from a job's start on, the ``size`` bytes behind the first ``skip``: ``unknown``
-    bytes before them are taken for the last that the spans before gave, behind zeros if these are too few."""
+    so many blocks of a zstd frame, from a job's start on, the ``size`` bytes behind the first ``skip``: before them lie
+    ``context`` and the last ``unknown`` bytes that the spans before gave."""
 
     pieces: tuple[tuple[int, int], ...]
     blocks: int = 0
@@ -66,6 +66,7 @@ class Span:
     before: int = 0
     job: bool = False
     skip: int = 0
+    context: bytes = b""
 
 
 def is_wrapped(stored: Bytes) -> bool:
@@ -127,7 +128,7 @@ def inflated(spans: Sequence[Span], base: Bytes, *, large: bool = False) -> memo
     sizes = [span.size if span.blocks or span.kind else size for span, size in zip(spans, taken, strict=True)]
     if sum(sizes) > most:
         raise FormatError(_WHAT, "spans", f"at most {most} bytes", sum(sizes))
-    decoded = sum(span.unknown + span.skip + span.size for span in spans if span.job)
+    decoded = sum(len(span.context) + span.unknown + span.skip + span.size for span in spans if span.job)
     if decoded > MAX_DECODED:
         raise FormatError(_WHAT, "spans", f"at most {MAX_DECODED} bytes of jobs", decoded)
     found = np.empty(sum(sizes), np.uint8)
@@ -157,8 +158,9 @@ def _content(span: Span, data: bytes) -> NDArray[np.uint8]:
 
 
 def _of_job(span: Span, data: bytes, given: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    last = given[max(0, len(given) - span.unknown) :].tobytes()
-    context = bytes(span.unknown - len(last)) + last
+    if span.unknown > len(given):
+        raise FormatError(_WHAT, "spans", f"{span.unknown} bytes before a job", len(given))
+    context = span.context + given[len(given) - span.unknown :].tobytes()
     content = zstdjobs.decode(data, span.blocks, span.skip + span.size, context)
     return np.frombuffer(content, np.uint8)[span.skip :]
 
@@ -187,7 +189,8 @@ def _stored(span: Span, version: int) -> bytes:
     if span.kind is not None:
         return head + pieces + bytes([span.before]) + number(span.size)
     if span.job:
-        return head + pieces + number(span.skip) + number(span.size) + number(span.unknown)
+        sizes = number(span.skip) + number(span.size) + number(span.unknown) + number(len(span.context))
+        return head + pieces + sizes + span.context
     if not span.blocks:
         return head + pieces
     return head + pieces + bytes([span.bit]) + number(span.size) + number(span.unknown)
@@ -237,10 +240,11 @@ def _span(fields: Fields, kind: int, version: int) -> Span:
 
 
 def _job_span(fields: Fields, pieces: tuple[tuple[int, int], ...], blocks: int) -> Span:
-    skip, size, unknown = fields.number(), fields.number(), fields.number()
-    if not blocks or not size or unknown > MAX_CONTEXT or skip + size > MAX_INFLATED:
-        fields.refuse(f"blocks of up to {MAX_INFLATED} bytes, at most {MAX_CONTEXT} before them", (skip, size, unknown))
-    return Span(pieces, blocks, size=size, unknown=unknown, job=True, skip=skip)
+    skip, size, unknown, before = fields.number(), fields.number(), fields.number(), fields.number()
+    if not blocks or not size or unknown + before > MAX_CONTEXT or skip + size > MAX_INFLATED:
+        expected = f"blocks of up to {MAX_INFLATED} bytes, at most {MAX_CONTEXT} before them"
+        fields.refuse(expected, (blocks, skip, size, unknown, before))
+    return Span(pieces, blocks, size=size, unknown=unknown, job=True, skip=skip, context=fields.raw(before))
 
 
 def _made_span(fields: Fields, pieces: tuple[tuple[int, int], ...], kind: int, blocks: int) -> Span:

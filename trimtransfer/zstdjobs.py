@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 from typing import Final
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from trimtransfer.chunk import Bytes
 from trimtransfer.errors import FormatError
@@ -92,3 +94,22 @@ def decode(stored: Bytes, count: int, size: int, context: bytes) -> bytes:
     if len(content) != size:
         raise FormatError(_WHAT, 0, f"{size} bytes of content", len(content))
     return content
+
+
+def referred(stored: Bytes, count: int, size: int, *, skip: int, reach: int) -> tuple[NDArray[np.int64], int]:
+    """Return which of the ``reach`` bytes before blocks what they contain behind ``skip`` is made of, ascending; and
+    how many, the last ones, any of their content is made of.
+
+    Found by decoding with bytes there that tell where they come from: five times. Raises what :func:`decode` raises.
+    """
+
+    def decoded(context: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.frombuffer(decode(stored, count, size, context.tobytes()), np.uint8)
+
+    copied = np.flatnonzero(decoded(np.zeros(reach, np.uint8)) != decoded(np.full(reach, 255, np.uint8)))
+    if not len(copied):
+        return copied, 0
+    found, places = np.zeros(len(copied), np.uint32), np.arange(reach, dtype=np.uint32)
+    for shift in (0, 8, 16):
+        found |= decoded((places >> np.uint32(shift)).astype(np.uint8))[copied].astype(np.uint32) << np.uint32(shift)
+    return np.unique(found[copied >= skip]).astype(np.int64), reach - int(found.min())

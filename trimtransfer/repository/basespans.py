@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import Bytes
 from trimtransfer.deltaindex import BASE, MAX_BASE
 from trimtransfer.repository.imagebytes import ImageBytes
-from trimtransfer.repository.jobs import BaseRun
+from trimtransfer.repository.jobs import BaseRun, job_span
 from trimtransfer.repository.places import ChunkReader
-from trimtransfer.repository.streams import CONTEXT, Stream
+from trimtransfer.repository.streams import CONTEXT, Stream, Streams
 from trimtransfer.tool import Kind
-from trimtransfer.unit import MAX_CONTEXT, MAX_DECODED, MAX_INFLATED, MAX_INFLATED_JOBS, Span
+from trimtransfer.unit import MAX_DECODED, MAX_INFLATED, MAX_INFLATED_JOBS, Span
+
+_CONTEXTS: Final = 3 << 20
+"""Most bytes that are told of what lies before jobs."""
 
 
 class BaseSpans:
@@ -28,6 +32,7 @@ class BaseSpans:
         self._records: set[tuple[int, int]] = set()
         self._plain: dict[tuple[int, int], int] = {}
         self._spans: list[tuple[tuple[int, int], list[tuple[int, int, int, int]], Span]] = []
+        self._jobs: dict[tuple[int, int], tuple[Streams, BaseRun]] = {}
         self._room = MAX_BASE
 
     def add_chunks(self, found: Iterator[tuple[int, NDArray[np.int64]]]) -> None:
@@ -50,20 +55,19 @@ class BaseSpans:
             span = Span((), size=size, kind=kind, before=before if kind is Kind.LZMA2 else 0)
         self._add(number, stream, first, end, span)
 
-    def add_run(self, stream: Stream, run: BaseRun) -> None:
-        """Add the content of blocks of a job, as far as there is room."""
-        assert stream.framed is not None
-        start, begin = int(stream.contents[run.start]), int(stream.contents[run.first])
-        unknown, skip = min(start, 1 << stream.framed.window, MAX_CONTEXT), begin - start
-        room = min(self.most - self.size, self._decodable - unknown - skip)
-        fits = int(np.searchsorted(stream.contents, begin + room, side="right")) - 1
-        end = min(run.end, fits)
+    def add_run(self, streams: Streams, run: BaseRun) -> None:
+        """Add the content of blocks of a job of one of these streams, as far as there is room."""
+        stream = streams[run.stream]
+        begin, before = int(stream.contents[run.first]), run.skip(stream) + run.reach(stream)
+        room = min(self.most - self.size, self._decodable - before)
+        end = min(run.end, int(np.searchsorted(stream.contents, begin + room, side="right")) - 1)
         if end <= run.first:
             return
-        size = int(stream.contents[end]) - begin
-        span = Span((), end - run.start, size=size, unknown=unknown, job=True, skip=skip)
+        cut = replace(run, end=end)
+        span = Span((), end - run.start, size=int(stream.contents[end]) - begin, job=True, skip=run.skip(stream))
         if self._add(run.stream, stream, run.start, end, span):
-            self._decodable -= unknown + skip + size
+            self._decodable -= before + span.size
+            self._jobs[run.stream, begin] = streams, cut
 
     def _add(self, number: int, stream: Stream, first: int, end: int, span: Span) -> bool:
         """Add what blocks give as a span, and tell whether that was done."""
@@ -91,9 +95,25 @@ class BaseSpans:
             replace(span, pieces=_joined(
                 [(starts[region, record] + start, length) for region, record, start, length in pieces]
             ))
-            for _, pieces, span in sorted(self._spans, key=lambda one: one[0])
+            for pieces, span in self._ordered()
         )  # fmt: skip
         return _runs(ordered), content, spans
+
+    def _ordered(self) -> Iterator[tuple[list[tuple[int, int, int, int]], Span]]:
+        """Yield spans by stream and place, those of jobs with what lies before them: what the span before gave if that
+        goes on there, and what else they refer to, as far as there is room for it."""
+        known, before, room = 0, (-1, -1), _CONTEXTS
+        for order, pieces, span in sorted(self._spans, key=lambda one: one[0]):
+            if not span.job:
+                yield pieces, span
+                continue
+            streams, run = self._jobs[order]
+            start = order[1] - span.skip
+            made = job_span(streams, run, span, known=known if before == (run.stream, start) else 0)
+            if made is not None and len(made.context) <= room:
+                room -= len(made.context)
+                known, before = span.size, (run.stream, order[1] + span.size)
+                yield pieces, made
 
     def _take(self, records: set[tuple[int, int]]) -> bool:
         """Take records if there is room for them."""

@@ -49,6 +49,8 @@ tools make only some members: so much of what its chunks take in plain frames it
 _WORKERS: Final = 4
 """Threads at most that make deltas, each with up to 200 MiB: half of it is zstd's, at level 19."""
 _AHEAD: Final = 1
+_large = threading.Lock()
+"""Units with jobs of large frames, which have up to 20 MiB of content, are made one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +309,11 @@ def encode_unit(unit: Unit, *, level: int) -> Encoded:
 
 def _wrap(inside: Inside, target: Bytes, level: int) -> Encoded | None:
     """Return a wrapped unit, proven in the same way; None if there is none that makes the target."""
+    with _large if inside.large else contextlib.nullcontext():
+        return _wrapped(inside, target, level)
+
+
+def _wrapped(inside: Inside, target: Bytes, level: int) -> Encoded | None:
     unwrapped = unwrap_unit(target, inside)
     if unwrapped is None:
         return None

@@ -320,7 +320,7 @@ class Insides:
             for first, end in _runs_of_blocks(stream.contents, blocks):
                 base.add_blocks(number, stream, first, end)
         for run in sorted(runs, key=lambda run: run.first - run.end):
-            base.add_run(self._bases[run.stream], run)
+            base.add_run(self._bases, run)
         if base.size < len(whole) // 4:
             base.add_chunks(self._plain.find(whole, most=min(MAX_BASE // 2, base.most - base.size)))
         return Inside(takes, *base.finish(), self._tools)

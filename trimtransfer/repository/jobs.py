@@ -17,6 +17,7 @@ from trimtransfer.errors import FormatError
 from trimtransfer.repository.streams import Stream, Streams
 from trimtransfer.repository.toolfinder import LEVELS, Member, begins, makes
 from trimtransfer.tool import MAX_MEMORY, Kind, Tool, Zstd
+from trimtransfer.unit import MAX_CONTEXT, Span
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")
 _SAMPLE: Final = 1 << 18
@@ -50,6 +51,15 @@ class BaseRun:
     start: int
     first: int
     end: int
+
+    def skip(self, stream: Stream) -> int:
+        """Return the bytes of content of the job before these blocks."""
+        return int(stream.contents[self.first] - stream.contents[self.start])
+
+    def reach(self, stream: Stream) -> int:
+        """Return how many bytes before the job it may refer to."""
+        assert stream.framed is not None
+        return min(int(stream.contents[self.start]), 1 << stream.framed.window, MAX_CONTEXT)
 
 
 class Jobs:
@@ -166,3 +176,24 @@ def runs_of_jobs(number: int, stream: Stream, blocks: NDArray[np.int64]) -> Iter
         runs = np.split(of_job, np.flatnonzero(gaps > _BRIDGE) + 1)
         for run in runs if len(runs) <= _RUNS else [of_job]:
             yield BaseRun(number, int(stream.jobs[job]), int(run[0]), int(run[-1]) + 1)
+
+
+def job_span(streams: Streams, run: BaseRun, span: Span, *, known: int) -> Span | None:
+    """Return a span of blocks of a job with what it needs of what lies before: its last ``known`` bytes were given by
+    the span before. None if they cannot be decoded by themselves."""
+    stream = streams[run.stream]
+    start, reach = int(stream.contents[run.start]), run.reach(stream)
+    low, high = (int(stream.bits[block]) // 8 for block in (run.start, run.end))
+    try:
+        found, before = zstdjobs.referred(
+            streams.read(stream, low, high), span.blocks, span.skip + span.size, skip=span.skip, reach=reach
+        )
+    except FormatError as error:
+        _LOG.info("blocks of a zstd frame are no job: %s", error)
+        return None
+    known = min(known, before)
+    first, end = reach - before, reach - known
+    content = np.frombuffer(streams.content(stream, start - before, start - known), np.uint8)
+    context, lacking = np.zeros(len(content), np.uint8), found[found < end] - first
+    context[lacking] = content[lacking]
+    return replace(span, unknown=known, context=context.tobytes())
