@@ -4,8 +4,8 @@
 
 The images are ext4 with a kernel's modules each (those of the tests' cache: ``old.img`` and ``new.img`` of a set). The
 modules that boot images have are put into an archive as it is for them (cpio, newc), compressed by GNU gzip -9 or as
-one says, and put into an ext4 image by mke2fs. Both images are published, deltas are made, and a client that has the first one fetches
-the second; the result is compared. For scale: the same with deltas that look into nothing.
+one says, and put into an ext4 image by mke2fs. Both images are published, deltas are made, and a client that has the
+first one fetches the second; the result is compared. For scale: the same with deltas that look into nothing.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ VERSION: Final = 1
 """Of the record and of the predictor behind it."""
 VERSION_TOOLS: Final = 2
 """Of a record that names tools, and is otherwise the same."""
+VERSION_MORE: Final = 3
+"""Of one that takes more than one piece of what a tool makes."""
 MAX_TOOLS: Final = 16
 MAX_REMADE: Final = 4096
 """Parts that tools make: each may cost the time to begin, a millisecond."""
@@ -58,6 +60,8 @@ class Part(IntEnum):
     """Some bytes of whole blocks of a deflate stream, whose content follows some that lies before it."""
     REMADE = 8
     """Some bytes of what a tool makes of content."""
+    MORE = 9
+    """Other bytes of what the last tool made."""
 
 
 Compress: TypeAlias = Callable[[Tool, Bytes], bytes]
@@ -84,7 +88,7 @@ def rewrap_pieces(content: Bytes, record: Bytes, *, limit: int, compress: Compre
         FormatError: the record breaks a rule, or the file has more than ``limit`` bytes.
     """
     written = 0
-    for piece in _Rewrapping(content, _body(record, limit), compress, tools=_version(record) == VERSION_TOOLS).pieces():
+    for piece in _Rewrapping(content, _body(record, limit), compress, version=_version(record)).pieces():
         written += len(piece)
         if written > limit:
             raise FormatError(_WHAT, "its end", f"a file of up to {limit} bytes", "more")
@@ -93,15 +97,15 @@ def rewrap_pieces(content: Bytes, record: Bytes, *, limit: int, compress: Compre
 
 def record_tools(record: Bytes, *, limit: int) -> tuple[Tool, ...]:
     """Return the tools that a record names, of a file of at most ``limit`` bytes; ``FormatError`` as :func:`rewrap`."""
-    if _version(record) != VERSION_TOOLS:
+    if _version(record) not in (VERSION_TOOLS, VERSION_MORE):
         return ()
     return _tools(Fields(_body(record, limit), _WHAT))
 
 
-def sealed(parts: Bytes, tools: Sequence[Tool] = ()) -> bytes:
+def sealed(parts: Bytes, tools: Sequence[Tool] = (), *, more: bool = False) -> bytes:
     """Return a record from its parts, compressed where that makes it shorter; those that tools make name these by their
-    numbers."""
-    version = VERSION_TOOLS if tools else VERSION
+    numbers; ``more`` if there are such parts."""
+    version = (VERSION_MORE if more else VERSION_TOOLS) if tools else VERSION
     body = b"".join((bytes([len(tools)]), *(tool.to_bytes() for tool in tools), parts)) if tools else bytes(parts)
     packed = codec.compress(body, 19)
     return bytes([version << 4 | 1]) + packed if len(packed) < len(body) else bytes([version << 4]) + body
@@ -114,8 +118,8 @@ def _version(record: Bytes) -> int:
 def _body(record: Bytes, limit: int) -> bytes:
     """Return the parts of a record; they have at most a quarter of what is rebuilt, and a little."""
     first, most = bytes(record[:1]), limit // 4 + 4096
-    if _version(record) not in (VERSION, VERSION_TOOLS) or first[0] & 15 > 1:
-        raise FormatError(_WHAT, 0, f"version {VERSION} or {VERSION_TOOLS}", first.hex() or "nothing")
+    if not VERSION <= _version(record) <= VERSION_MORE or first[0] & 15 > 1:
+        raise FormatError(_WHAT, 0, f"version {VERSION} to {VERSION_MORE}", first.hex() or "nothing")
     if first[0] & 15:
         return codec.decompress(memoryview(record)[1:], most, _WHAT)
     if len(record) > most:
@@ -181,13 +185,14 @@ def _tools(fields: Fields) -> tuple[Tool, ...]:
 class _Rewrapping(Fields):
     """Reads a record part by part and takes the content on the way."""
 
-    def __init__(self, content: Bytes, body: bytes, compress: Compress, *, tools: bool) -> None:
+    def __init__(self, content: Bytes, body: bytes, compress: Compress, *, version: int) -> None:
         super().__init__(body, _WHAT)
         self._content, self._taken, self._compress = memoryview(content).cast("B"), 0, compress
         self._stream = self._content[:0]
         """Content of the last deflate stream."""
-        self._tools = _tools(self) if tools else ()
-        self._remade = 0
+        self._tools = _tools(self) if version != VERSION else ()
+        self._remade, self._made = 0, memoryview(b"")
+        self._keeps = version == VERSION_MORE
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of all parts."""
@@ -218,7 +223,9 @@ class _Rewrapping(Fields):
         elif kind == Part.SLICE:
             yield from self._slice()
         elif kind == Part.REMADE and self._tools:
-            yield self._made()
+            yield self._remake()
+        elif kind == Part.MORE and self._keeps:
+            yield self._some(self._made)
         else:
             self.refuse("a part", kind)
 
@@ -239,16 +246,23 @@ class _Rewrapping(Fields):
         if left:
             self.refuse(f"a slice of {left} bytes more", "its end")
 
-    def _made(self) -> bytes:
+    def _remake(self) -> bytes:
         """Return what is asked for of what a tool makes."""
         number, self._remade = self.byte(), self._remade + 1
         if number >= len(self._tools) or self._remade > MAX_REMADE:
             self.refuse(f"a tool below {len(self._tools)}, at most {MAX_REMADE} times", number)
-        content, skip, size = self._take(), self.number(), self.number()
-        made = memoryview(self._compress(self._tools[number], content))[skip : skip + size]
-        if len(made) < size:
-            self.refuse(f"{size} bytes that a tool makes", len(made))
-        return bytes(made)
+        self._made = memoryview(b"")
+        made = memoryview(self._compress(self._tools[number], self._take()))
+        if self._keeps:
+            self._made = made
+        return self._some(made)
+
+    def _some(self, made: memoryview) -> bytes:
+        skip, size = self.number(), self.number()
+        some = made[skip : skip + size]
+        if len(some) < size:
+            self.refuse(f"{size} bytes that a tool makes", len(some))
+        return bytes(some)
 
     def _rebuilt(self, compressor: bytes, **options: int) -> Iterator[bytes]:
         """Yield what comes of the content that was taken last and the blocks that follow."""

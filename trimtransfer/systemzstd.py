@@ -105,10 +105,9 @@ def _fed(library: Any, context: int, view: memoryview, ending: int) -> bytes:
     for at in range(0, len(view), _PIECE):
         data = bytes(view[at : at + _PIECE])
         part = _In(ctypes.cast(c_char_p(data), c_void_p).value or 0, len(data), 0)
-        while part.pos < part.size:
-            step(part, _CONTINUE)
-    while step(_In(None, 0, 0), ending):
-        pass
+        last = at + _PIECE >= len(view)
+        while step(part, ending if last else _CONTINUE) * last or part.pos < part.size:
+            pass
     return b"".join(made)
 
 

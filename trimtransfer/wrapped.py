@@ -118,7 +118,7 @@ class Unwrapping:
         self._content: list[Bytes] = []
         self._parts = bytearray()
         self._tools: dict[Tool, int] = {}
-        self._remade = 0
+        self._remade, self._more = 0, False
         self._copied, self._left = 0, limit
 
     @property
@@ -130,7 +130,7 @@ class Unwrapping:
         """Make a part of what is left, and return all; None if no stream was taken, or it is too much."""
         if not self.streams or not self.copy_to(len(self.view)):
             return None
-        return Unwrapped(b"".join(self._content), sealed(self._parts, tuple(self._tools)))
+        return Unwrapped(b"".join(self._content), sealed(self._parts, tuple(self._tools), more=self._more))
 
     def copy_to(self, end: int) -> bool:
         """Make a part of the bytes up to ``end`` that are in none yet; False if it is too much."""
@@ -208,6 +208,16 @@ class Unwrapping:
         self._copied = self.at = end
         self._remade += 1
         self.streams += 1
+        return True
+
+    def take_more(self, start: int, end: int, *, skip: int) -> bool:
+        """Take the bytes from ``start`` to ``end``, which are others of what the tool made that was named last, behind
+        the first ``skip`` of that. Not proven here. False if what lies before them is too much."""
+        if not self._remade or not self.copy_to(start):
+            return False
+        self._parts += bytes([Part.MORE]) + number(skip) + number(end - start)
+        self._copied = self.at = end
+        self._more = True
         return True
 
     def _add(

@@ -28,9 +28,9 @@ from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, PACK_MAGIC, PackBuilder, pack_name
 from trimtransfer.repository.deltasmade import DeltaReport, Kept, Made
 from trimtransfer.repository.deltaunits import NewContent, Unit, runs_of
-from trimtransfer.repository.inside import Inside, unwrap_unit
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.reading import VersionReader, further_disks
+from trimtransfer.repository.takes import Inside, unwrap_unit
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
 from trimtransfer.tool import Tool
 from trimtransfer.unit import inflated, is_wrapped, make, wrap

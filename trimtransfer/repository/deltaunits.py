@@ -16,13 +16,14 @@ from trimtransfer.chunk import Bytes
 from trimtransfer.deltaindex import BASE, MAX_BASE, MAX_TARGET
 from trimtransfer.manifest import Manifest
 from trimtransfer.repository.imagebytes import ImageBytes
-from trimtransfer.repository.inside import Inside, Insides
+from trimtransfer.repository.inside import Insides
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.places import ChunkReader, Places
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.similar import Similar, VersionContent
 from trimtransfer.repository.starts import new_starts
 from trimtransfer.repository.streams import Streams, Whole
+from trimtransfer.repository.takes import Inside
 from trimtransfer.table import Table
 from trimtransfer.watch import Watch
 

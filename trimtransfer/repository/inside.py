@@ -9,7 +9,6 @@ are searched by anchors as chunks are, with blocks of a stream in the place of c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,18 +18,17 @@ from numpy.typing import NDArray
 from trimtransfer.chunk import Bytes
 from trimtransfer.deltaindex import MAX_BASE
 from trimtransfer.native import anchors
-from trimtransfer.recompress import gzip_check
 from trimtransfer.repository.basespans import BaseSpans
 from trimtransfer.repository.imagebytes import ImageBytes
-from trimtransfer.repository.jobs import BaseRun, Jobs, runs_of_jobs
+from trimtransfer.repository.jobs import BaseRun, Jobs, Wanted, runs_of_jobs
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.similar import CHUNK, Anchored
 from trimtransfer.repository.streams import CONTEXT, Stream, Streams
-from trimtransfer.repository.toolfinder import Member, Proven, ToolFinder, makes, sort_of
+from trimtransfer.repository.takes import Inside, Take
+from trimtransfer.repository.toolfinder import Member, ToolFinder, sort_of
 from trimtransfer.table import Table
-from trimtransfer.tool import Kind, Tool, Zstd
-from trimtransfer.unit import MAX_CONTENT, MAX_CONTENT_JOBS, Span
-from trimtransfer.wrapped import Slice, Unwrapped, Unwrapping, compressor_of
+from trimtransfer.unit import MAX_CONTENT, MAX_CONTENT_JOBS
+from trimtransfer.wrapped import Slice, compressor_of
 
 _SHRUNK: Final = 2
 """A unit makes so many times as much content as bytes of other chunks."""
@@ -54,78 +52,6 @@ class Place(NamedTuple):
     stream: int
     low: int
     high: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Take:
-    """What is taken out of a unit's bytes from ``start`` to ``end``: a slice; a member whole, whose deflate stream
-    begins at ``body``, ``zipped`` if it is an entry of a zip file; made by ``compressor``, if that is known. Or what a
-    tool made of a ``member``, behind the first ``skip`` bytes; a certain ``tool``, of jobs."""
-
-    start: int
-    end: int
-    compressor: bytes
-    slice: Slice | None = None
-    body: int = 0
-    zipped: bool = False
-    member: Member | None = None
-    skip: int = 0
-    tool: Tool | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Inside:
-    """How a unit's bytes are unwrapped, and what of the base resembles the content: spans of the bytes of its runs;
-    ``large`` if it has jobs."""
-
-    takes: tuple[Take, ...]
-    runs: NDArray[np.void]
-    base: Bytes
-    spans: tuple[Span, ...]
-    tools: ToolFinder
-
-    @property
-    def large(self) -> bool:
-        """Whether it has jobs of large frames."""
-        return any(take.tool for take in self.takes)
-
-
-@dataclass(frozen=True, slots=True)
-class UnwrappedUnit:
-    """A unit's bytes as content and record; the ``tools`` that the record names, the ``seconds`` that these take on a
-    core, and what they are proven to make."""
-
-    unwrapped: Unwrapped
-    tools: frozenset[Tool]
-    seconds: float
-    proven: Proven
-
-
-def unwrap_unit(target: Bytes, inside: Inside) -> UnwrappedUnit | None:
-    """Return a unit's bytes as content and record; None if nothing can be taken out of them. Only what tools make is
-    proven yet."""
-    most = MAX_CONTENT_JOBS if inside.large else MAX_CONTENT
-    opened, proven = Unwrapping(memoryview(target).cast("B"), limit=most), Proven()
-    tools, seconds = set[Tool](), 0.0
-    for take in inside.takes:
-        if take.member is not None:
-            if take.tool is not None:
-                tool = take.tool if makes(take.tool, take.member) else None
-            else:
-                tool = inside.tools.find(take.member)
-            if tool and opened.take_made(take.start, take.end, take.member.content, tool, skip=take.skip):
-                proven.add(tool, take.member)
-                tools.add(tool)
-                seconds += tool.seconds(len(take.member.content))
-        elif take.slice is not None:
-            opened.take_slice(take.start, take.end, take.slice, take.compressor)
-        elif opened.copy_to(take.start):
-            opened.likely = take.compressor or opened.likely
-            opened.take(take.body, None if take.zipped else gzip_check, stop=take.end)
-    made = opened.finish()
-    if inside.large and not any(tool.option & Zstd.JOBS for tool in tools if tool.kind is not Kind.LZMA2):
-        return None  # who knows no jobs must not get their spans
-    return None if made is None else UnwrappedUnit(made, frozenset(tools), seconds, proven)
 
 
 class Insides:
@@ -193,8 +119,12 @@ class Insides:
         places = list(_merged(self._pieces(start, table, records)))
         most = MAX_CONTENT_JOBS if any(self._jobs.tool(place.stream) for place in places) else MAX_CONTENT
         room = most - len(target) + sum(place.high - place.low for place in places)
+        jobs = dict[int, Wanted | None]()
         for place in places:
-            made = self._take(place, room) if place.at >= at else None
+            if place.at >= at and self._targets[place.stream].jobs is not None:
+                made = self._take_jobs(place, places, room, jobs)
+            else:
+                made = self._take(place, room) if place.at >= at else None
             if made is None:
                 room -= place.high - place.low
                 continue
@@ -223,8 +153,6 @@ class Insides:
     def _take(self, place: Place, room: int) -> tuple[Take, Bytes] | None:
         """Return what is taken of a place, and its content, of at most ``room`` bytes."""
         stream = self._targets[place.stream]
-        if stream.jobs is not None:
-            return self._take_jobs(place, room)
         if stream.framed is not None:
             return self._take_framed(stream, place, room)
         if stream.whole and (place.low, place.high) == (0, stream.size) and stream.contents[-1] <= room:
@@ -251,13 +179,26 @@ class Insides:
         start, end = place.at + low - place.low, place.at + high - place.low
         return Take(start, end, b"", member=member, skip=low - stream.head), content
 
-    def _take_jobs(self, place: Place, room: int) -> tuple[Take, Bytes] | None:
-        """Return the same of jobs."""
-        found = self._jobs.take(place.stream, place.low, place.high, room)
+    def _take_jobs(
+        self, place: Place, places: list[Place], room: int, known: dict[int, Wanted | None]
+    ) -> tuple[Take, Bytes] | None:
+        """Return the same of jobs; those of a stream are made once for all places of a unit."""
+        more = place.stream in known
+        if not more:
+            those = [one for one in places if one.stream == place.stream]
+            low, high = min(one.low for one in those), max(one.high for one in those)
+            known[place.stream] = self._jobs.take(place.stream, low, high, room)
+        found = known[place.stream]
         if found is None:
             return None
-        start, end = (place.at + edge - place.low for edge in (found.low, found.high))
-        return Take(start, end, b"", member=found.member, skip=found.skip, tool=found.tool), found.member.content
+        low, high = max(place.low, found.begin), min(place.high, found.end)
+        if low >= high:
+            if not more:
+                del known[place.stream]  # the next one has some of them
+            return None
+        start, end = place.at + low - place.low, place.at + high - place.low
+        take = Take(start, end, b"", member=found.member, skip=low - found.begin, tool=found.tool, more=more)
+        return take, b"" if more else found.member.content
 
     def _slice(self, stream: Stream, low: int, high: int, room: int) -> tuple[int, int, Slice] | None:
         """Return what of the bytes ``low`` to ``high`` of a stream can be made of whole blocks, and these."""

@@ -33,12 +33,10 @@ _RUNS: Final = 2
 
 
 class Wanted(NamedTuple):
-    """Jobs to be made: of their bytes in the stream those from ``low`` to ``high``, behind ``skip`` that come with
-    them; as a member, and by which tool."""
+    """Jobs to be made, the bytes from ``begin`` to ``end`` of a stream: as a member, and by which tool."""
 
-    low: int
-    high: int
-    skip: int
+    begin: int
+    end: int
     member: Member
     tool: Tool
 
@@ -77,7 +75,8 @@ class Jobs:
         return self._tools[number]
 
     def take(self, number: int, low: int, high: int, room: int) -> Wanted | None:
-        """Return what of the bytes ``low`` to ``high`` of a stream jobs make with at most ``room`` bytes of content."""
+        """Return the jobs that make most of the bytes ``low`` to ``high`` of a stream with at most ``room`` bytes of
+        content; None if there are none, or not enough is wanted of them."""
         stream, tool = self._streams[number], self.tool(number)
         if tool is None or stream.jobs is None:
             return None
@@ -89,7 +88,7 @@ class Jobs:
             return None
         begin, end = (int(stream.bits[stream.jobs[job]]) // 8 for job in (first, last))
         member, tool = self._member(stream, first, last, tool)
-        return Wanted(max(low, begin), min(high, end), max(0, low - begin), member, tool)
+        return Wanted(begin, end, member, tool)
 
     def rows(self, pieces: Sequence[tuple[int, int, int, int]]) -> Iterator[tuple[int, int]]:
         """Yield first row and end of what should be a unit each, in order, of rows ``(row, stream, low, high)``, parts

@@ -201,7 +201,7 @@ class Streams:
         stream = self._with_jobs(extents)
         if stream is not None and stream.whole:
             return stream, stream.size, None
-        following = self._fragments.following(int(extents[0, 1])) if stream is not None else None
+        following = self._fragments.following(int(extents[0, 1]))
         other = self._with_jobs(following) if following is not None else None
         return other or stream, other.size if other is not None and other.whole else 0, None
 
