@@ -147,8 +147,8 @@ def test_a_program_that_knows_no_jobs(pair: Pair, tmp_path: Path, monkeypatch: p
 def test_a_probe_that_did_not_tell(
     pair: Pair,
     tmp_path: Path,
-    otherwise: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,  # noqa: F811
+    otherwise: pytest.MonkeyPatch,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Units fail, and the plain packs serve."""
     pair.sync(tmp_path / "out.img", "1")
