@@ -23,8 +23,10 @@ from vectors import make as content_of
 
 from trimtransfer import systemzstd, unit, zstdjobs
 from trimtransfer.assembly.turns import Turns
+from trimtransfer.chunk import Bytes
 from trimtransfer.delta import encode
 from trimtransfer.errors import FormatError
+from trimtransfer.recompress import Part, number, record_tools, rewrap, sealed
 from trimtransfer.repository.largeframes import LargeFrame, read_large_frame
 from trimtransfer.tool import MAX_MEMORY, Kind, Tool, Zstd, probe, usable
 from trimtransfer.unit import MAX_CONTENT, MAX_CONTENT_JOBS, MAX_INFLATED, Span, inflated, is_large, make, wrap
@@ -258,6 +260,36 @@ def test_tools_of_jobs(kind: Kind) -> None:
     assert b"" not in probes
     assert probe(tool) == probe(replace(tool, window=18))  # the text is short
     assert usable([(tool.to_bytes(), probe(tool)), (tool.to_bytes(), bytes(16))]) == 1
+
+
+def test_pieces_of_what_a_tool_makes() -> None:
+    """Bytes of jobs that lie in several places are made once."""
+    tool, content = replace(JOB, window=0), WORDS[:60_000]
+    made = tool.compress(content)
+    data = b"head" + made[5:900] + b"between" * 30 + made[900:-7] + b"tail"
+    opened = Unwrapping(memoryview(data), limit=1 << 20)
+    assert not opened.take_more(4, 899, skip=5)
+    assert opened.take_made(4, 899, content, tool, skip=5)
+    assert opened.take_more(899 + 210, len(data) - 4, skip=900)
+    unwrapped = opened.finish()
+    assert unwrapped is not None
+    assert len(unwrapped.content) == len(content) + 210
+    assert record_tools(unwrapped.record, limit=len(data)) == (tool,)
+    calls = list[int]()
+
+    def compress(tool: Tool, content: Bytes) -> bytes:
+        calls.append(len(content))
+        return tool.compress(content)
+
+    assert rewrap(unwrapped.content, unwrapped.record, limit=len(data), compress=compress) == data
+    assert calls == [len(content)]
+    remade = bytes((Part.REMADE, 0)) + number(len(content) + 1) + number(0) + number(1)
+    more = bytes([Part.MORE]) + number(len(made) - 3)
+    assert rewrap(content, sealed(remade + more + number(3), [tool], more=True), limit=99) == made[:1] + made[-3:]
+    for wrong, version in ((remade + more + number(4), True), (more + number(1) + remade, True),
+                           (remade + more + number(3), False), (remade + more, True)):  # fmt: skip
+        with pytest.raises(FormatError):
+            rewrap(content, sealed(wrong, [tool], more=version), limit=99)
 
 
 # ---- units

@@ -81,8 +81,8 @@ def decode(stored: Bytes, count: int, size: int, context: bytes) -> bytes:
         last, at = at, at + 3 + (1 if head >> 1 & 3 == 1 else head >> 3)
         if at > len(frame) or head >> 3 > _BLOCK:
             raise FormatError(_WHAT, last, f"{count} blocks within {len(stored)} bytes", head)
-    if at != len(frame):
-        raise FormatError(_WHAT, at, "the end", f"{len(frame) - at} bytes more")
+    if at != len(frame) or not count:
+        raise FormatError(_WHAT, at, "one block at least, up to the end", f"{count}, {len(frame) - at} bytes more")
     frame[last] |= 1
     known = zstandard.ZstdCompressionDict(context, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if context else None
     try:

@@ -96,7 +96,7 @@ def _blocks(read: Read, at: int, window: int) -> Iterator[tuple[bytes, bytes, bo
             head = int.from_bytes(data[place : place + 3], "little")
             size = 3 + (1 if head >> 1 & 3 == 1 else head >> 3)
             stored = data[place : place + size]
-            if size > _MAX_BLOCK or len(stored) < max(4, size) - (head >> 3 == 0):
+            if size > _MAX_BLOCK or len(stored) < size:
                 return
             yield stored, decoder.decompress(stored), bool(head & 1)
             if head & 1:
