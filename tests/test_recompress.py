@@ -517,7 +517,7 @@ def test_limits() -> None:
     with pytest.raises(FormatError, match="up to 3 bytes"):
         rewrap(b"more", bytes([VERSION << 4, Part.COPIED, 0]), limit=3)
     with pytest.raises(FormatError, match="version 1"):
-        rewrap(b"", b"\x30", limit=100)
+        rewrap(b"", b"\x40", limit=100)
     with pytest.raises(FormatError, match="version 1"):
         rewrap(b"", b"", limit=100)
     with pytest.raises(FormatError, match="number below"):
