@@ -25,7 +25,8 @@ from trimtransfer.chunk import Kind
 from trimtransfer.cli.main import main
 from trimtransfer.errors import NotFound
 from trimtransfer.repository import deltaestimate, rehearsal
-from trimtransfer.repository.estimate import EstimateReport, estimate
+from trimtransfer.repository.estimate import estimate
+from trimtransfer.repository.estimatereport import EstimateReport
 from trimtransfer.repository.publication import PublishReport
 from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import describe

@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -29,18 +29,18 @@ from trimtransfer.geometry import recognise
 from trimtransfer.head import MAX_HEAD
 from trimtransfer.image import Source
 from trimtransfer.manifest import Manifest
-from trimtransfer.names import check_name
-from trimtransfer.repository.advice import Advice
+from trimtransfer.names import MAX_DISKS, check_name, disk_name, further_disk_of
 from trimtransfer.repository.again import Deduped, choose_again
 from trimtransfer.repository.dedupe import Packs, find_known
 from trimtransfer.repository.deltaestimate import DeltaEstimate, Draft, estimate_deltas
-from trimtransfer.repository.hazards import compare, examine, shared_content
+from trimtransfer.repository.estimatereport import EstimateReport
+from trimtransfer.repository.hazards import compare, dropped_disks, examine, shared_content
 from trimtransfer.repository.inventory import IN_PARENT, NOWHERE, Inventory
 from trimtransfer.repository.metadata import MetadataWriter, Names
 from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Framer
 from trimtransfer.repository.publication import DEFAULT_LEVEL
 from trimtransfer.repository.published import PublishedImage
-from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
+from trimtransfer.repository.reading import VersionReader, further_disks, read_head, read_manifest
 from trimtransfer.repository.rehearsal import Rehearsal, Rehearsed
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
@@ -53,54 +53,12 @@ _VERSION: Final = "estimate"
 """Name of a version that will never be; its length is a usual one."""
 
 
-@dataclass(frozen=True, slots=True)
-class EstimateReport:
-    """What publishing an image would do, in bytes. Those up to ``again_bytes`` are exact and mean what they do in
-    ``PublishReport``.
-
-    ``stored_bytes``, by a sample of ``sampled_bytes``, is off by ``error_bytes`` or less in 19 of 20 cases. A client
-    with the parent fetches ``fetched_bytes`` without deltas (metadata included), and with ``deltas``, if they were
-    sampled, ``with_deltas_bytes``; one with nothing ``download_bytes``. ``trim_content_bytes`` of new content lie in
-    free space and take ``trim_bytes``: what ``trim`` would save. ``publish_seconds`` on this machine, roughly.
-    """
-
-    image: str
-    parent: str
-    length: int
-    format: str
-    kind: str
-    recognised: str
-    zero_bytes: int
-    new_bytes: int
-    known_bytes: int
-    repeated_bytes: int
-    again_bytes: int
-    stored_bytes: int
-    error_bytes: int
-    sampled_bytes: int
-    packs: int
-    metadata_bytes: int
-    fetched_bytes: int
-    with_deltas_bytes: int
-    download_bytes: int
-    trim_content_bytes: int
-    trim_bytes: int
-    publish_seconds: float
-    seconds: float
-    deltas: DeltaEstimate | None = None
-    trimmed: tuple[TrimmedVolume, ...] = ()
-    advice: tuple[Advice, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-
 def estimate(
     repository: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     image: str,
+    disks: Sequence[str | os.PathLike[str]] = (),
     parent: str | None = None,
     like: Sequence[str] = (),
     kind: Kind | None = None,
@@ -112,7 +70,8 @@ def estimate(
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> EstimateReport:
-    """Return what ``publish`` with the same arguments would store of ``path``, and what a client would then fetch.
+    """Return what ``publish`` with the same arguments would store of ``path``, and what a client would then fetch;
+    ``disks`` are further disks of the machine. What two of these have in common counts for each.
 
     ``repository`` may not exist yet. Temporary files go to the system's folder for them: some 60 bytes for each chunk.
 
@@ -124,24 +83,30 @@ def estimate(
         NoSpace: no room for temporary files.
         Cancelled: as asked.
     """
-    for name in (image, *like):
+    if len(disks) >= MAX_DISKS:
+        raise ValueError(f"{1 + len(disks)} disks: a version has at most {MAX_DISKS}")
+    for name in (image, disk_name(image, len(disks)), *like):
         check_name("image", name)
     watch = Watch(progress, cancel, "stopped")
     store = DirectoryStore(repository)
-    started = time.monotonic()
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medv-estimate-")))
-        stack.enter_context(space_errors(scratch))
-        disk = stack.enter_context(open_disk(path, format=format))
+    with ExitStack() as opened:
+        scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="medv-estimate-")))
+        opened.enter_context(space_errors(scratch))
+        sources = [opened.enter_context(open_disk(one, format=format)) for one in (path, *disks)]
         base = _parent(store, image, parent)
         others = tuple(VersionReader.open(store, name) for name in like)
-        content: Source = disk
-        trimmed: tuple[TrimmedVolume, ...] = ()
-        if trim:
-            content, trimmed = trim_image(disk, watch)
-        count = workers or len(os.sched_getaffinity(0))
-        estimation = _Estimation(store, content, image, base, others, scratch, level, count, watch, stack)
-        return estimation.run(kind, disk.format, trimmed, deltas=deltas, started=started)
+        bases = [base, *(further_disks(store, base.manifest) if base is not None else ())]
+        reports: list[EstimateReport] = []
+        for number, source in enumerate(sources):
+            started = time.monotonic()
+            with ExitStack() as stack:
+                content, trimmed = trim_image(source, watch) if trim else (source, ())
+                before = bases[number] if number < len(bases) else None
+                name, count = disk_name(image, number), workers or len(os.sched_getaffinity(0))
+                run = _Estimation(store, content, name, before, others, scratch, level, count, watch, stack)
+                reports.append(run.run(kind, source.format, trimmed, deltas=deltas, started=started))
+        dropped = dropped_disks(base.manifest, len(sources)) if base is not None else ()
+    return replace(reports[0], disks=tuple(reports[1:]), advice=(*reports[0].advice, *dropped))
 
 
 def _parent(store: DirectoryStore, image: str, version: str | None) -> VersionReader | None:
@@ -307,19 +272,24 @@ class _Estimation:
                 elif not found.zero[index]:
                     writer.add(index, self._table(found, index), inventory, self._packs)
             manifest = writer.finish()
-            return manifest, writer.stored_bytes + len(manifest.to_bytes()) + MAX_HEAD // 2
+            return manifest, writer.stored_bytes + len(manifest.to_bytes()) + _head_size(self._image)
 
 
 def _client_metadata(manifest: Manifest, found: Survey, *, updated: bool) -> int:
     """Return what a client reads of a version's metadata: one with the parent, or one with nothing."""
     rows = manifest.rows
-    size = len(manifest.to_bytes()) + MAX_HEAD // 2
+    size = len(manifest.to_bytes()) + _head_size(manifest.image)
     if not updated:
         return size + sum(int(rows[name]["length"].sum()) for name in ("full", "fresh", "rest"))
     rows = rows[~found.same[~found.zero]]
     by_difference = rows["difference"]["length"] > 0
     tables = np.where(by_difference, rows["difference"]["length"], rows["full"]["length"])
     return size + int(tables.sum()) + int(rows["fresh"]["length"].sum())
+
+
+def _head_size(image: str) -> int:
+    """Return the usual length of an image's head; further disks have none."""
+    return MAX_HEAD // 2 if further_disk_of(image) is None else 0
 
 
 def _free_space(source: Source) -> Ranges:

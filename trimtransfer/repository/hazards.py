@@ -23,6 +23,8 @@ from trimtransfer.filesystem.volume import Volume
 from trimtransfer.filesystem.volumes import Found, find_file_systems
 from trimtransfer.geometry import Geometry, Read
 from trimtransfer.image import Source
+from trimtransfer.manifest import Manifest
+from trimtransfer.names import disk_name
 from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.contentkind import is_packed, is_swap
 from trimtransfer.repository.inventory import IN_PARENT, Inventory
@@ -59,6 +61,16 @@ def examine(source: Source, geometry: Geometry, watch: Watch) -> tuple[Advice, .
         watch.check()
         advice += examiner.volume(found.pop(0))
     return tuple(advice)
+
+
+def dropped_disks(parent: Manifest, disks: int) -> tuple[Advice, ...]:
+    """Return advice on a new version that has fewer disks, ``disks``, than the one before it."""
+    gone = [disk_name(parent.image, number) for number in range(max(1, disks), 1 + len(parent.disks))]
+    if not gone:
+        return ()
+    text = f"{', '.join(gone)} of version {parent.version} would be no part of the image any more"
+    remedy = "clients keep the files as they are, and update them no more; if that is not meant, publish all disks"
+    return (Advice("dropped-disks", text, f"{remedy} together"),)
 
 
 class _Examiner:

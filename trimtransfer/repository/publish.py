@@ -28,7 +28,7 @@ from trimtransfer.names import (
 )
 from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Limits
-from trimtransfer.repository.hazards import examine
+from trimtransfer.repository.hazards import dropped_disks, examine
 from trimtransfer.repository.intent import Intent, check_target, clean_up, intended, repository_lock
 from trimtransfer.repository.mirrors import read_mirrors
 from trimtransfer.repository.profiles import open_profile
@@ -117,7 +117,8 @@ def _publish(job: Job, store: DirectoryStore, sources: Sequence[DiskSource], wat
             made.append(manifest)
             reports.append(report)
         _, report = _publish_disk(job, store, sources[0], base, made, intent, watch)
-    return replace(report, disks=tuple(reports))
+    dropped = dropped_disks(base.parent.manifest, len(sources)) if base.parent is not None else ()
+    return replace(report, disks=tuple(reports), advice=(*report.advice, *dropped))
 
 
 def _publish_disk(
