@@ -17,6 +17,8 @@ from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.sync import sync
 from trimtransfer.chunk import Kind
 from trimtransfer.cli.repo import repo
+from trimtransfer.cli.sync import medv_sync
+from trimtransfer.errors import TargetRefused
 from trimtransfer.names import MAX_DISKS
 from trimtransfer.repository.estimate import estimate
 from trimtransfer.repository.estimatereport import Estimated
@@ -98,3 +100,57 @@ def test_publishing_fewer_disks_warns(tmp_path: Path, sources: list[list[Path]])
         assert "desk.disk1 of version 1 would be no part of the image any more: clients keep" in done.stderr
     both = publish_disks(tmp_path, "3", sources[1])
     assert "dropped-disks" not in [one.code for one in both.advice]
+
+
+def sync_command(*arguments: object) -> Result:
+    return CliRunner().invoke(medv_sync, [str(one) for one in (*arguments, "--no-host-index")])
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another first disk", "the same first disk"])
+def test_a_disk_that_goes_is_told_once(tmp_path: Path, sources: list[list[Path]], same: bool) -> None:
+    output, gone = tmp_path / "client/desk.img", tmp_path / "client/desk.disk1.img"
+    output.parent.mkdir()
+    publish_disks(tmp_path, "1", sources[0])
+    sync(tmp_path / "r", "desk", output=output)
+    publish_disks(tmp_path, "2", sources[not same][:1])
+    before = gone.read_bytes()
+    for command in ("plan", "sync"):
+        done = sync_command(command, tmp_path / "r", "desk", "-o", output)
+        assert done.exit_code == 0, done.output
+        assert f"{gone} belongs to no disk of desk 2; it stays as it is" in done.stderr
+    assert gone.read_bytes() == before
+    done = sync_command(tmp_path / "r", "desk", "-o", output)
+    assert "is desk 2 already" in done.stdout
+    assert "belongs to no disk" not in done.stderr
+    gone.unlink()
+    assert CliRunner().invoke(medv_sync, ["verify", str(output)]).exit_code == 0
+
+
+def test_more_outputs_than_disks_are_refused(tmp_path: Path, sources: list[list[Path]]) -> None:
+    publish_disks(tmp_path, "1", sources[0][:1])
+    sync(tmp_path / "r", "desk", output=tmp_path / "desk.img")
+    publish_disks(tmp_path, "2", sources[1])
+    outputs = [tmp_path / name for name in ("desk.img", "b.img", "c.img")]
+    for version, named, disks in (("1", outputs[:2], "1 disk"), ("2", outputs, "2 disks")):
+        for command in ("plan", "sync"):
+            names = [part for one in named for part in ("-o", one)]
+            done = sync_command(command, tmp_path / "r", "desk", "--version", version, *names)
+            assert done.exit_code == 1
+            assert f"{named[-1]}: is one output too many: desk {version} has {disks};" in done.stderr
+    with pytest.raises(TargetRefused, match="one output too many"):  # also where nothing is to be done
+        sync(tmp_path / "r", "desk", output=tmp_path / "desk.img", disk_outputs=outputs[1:])
+    assert not (tmp_path / "b.img").exists()
+
+
+def test_show_tells_each_disks_own_deltas(tmp_path: Path, sources: list[list[Path]]) -> None:
+    changed = bytearray(sources[0][0].read_bytes())
+    for at in range(0, len(changed), 700):
+        if changed[at]:
+            changed[at] = changed[at] % 15 + 1
+    write_sparse(sources[1][0], bytes(changed))
+    publish_disks(tmp_path, "1", sources[0])
+    publish_disks(tmp_path, "2", [sources[1][0], sources[0][1]])
+    facts = json.loads(run("show", tmp_path / "r", "desk", "--json").stdout)
+    assert [one["deltas_from"] for one in (facts, *facts["disks"])] == [["1"], []]
+    text = run("show", tmp_path / "r", "desk").stdout
+    assert [line.split(None, 1)[1] for line in text.splitlines() if "deltas " in line] == ["from 1", "none"]

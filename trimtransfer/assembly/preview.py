@@ -31,7 +31,15 @@ from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
 from trimtransfer.assembly.remote import Remote, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
-from trimtransfer.assembly.request import Request, make_request, misnamed, newer_installed, newest, wanted_manifest
+from trimtransfer.assembly.request import (
+    Request,
+    left_over_warnings,
+    make_request,
+    misnamed,
+    newer_installed,
+    newest,
+    wanted_manifest,
+)
 from trimtransfer.assembly.resolve import Nowhere, Resolver, Survey, WindowPlan
 from trimtransfer.assembly.side import SideDirectory
 from trimtransfer.assembly.sources import Sources
@@ -140,6 +148,8 @@ class _Preview:
         manifest = newer_installed(self._store, self._request, head)
         manifest = manifest or wanted_manifest(self._store, self._request, head)
         round_trip = min(round_trip, time.monotonic() - self._started - round_trip) if head else round_trip
+        further = self._request.further(manifest)
+        self._warnings += left_over_warnings(side, manifest)
         self._format = self._request.written_format(manifest) or "raw"
         would_write = "nothing"
         self._warnings += misnamed(side.output, self._format) if installed is None else ()
@@ -151,7 +161,7 @@ class _Preview:
                 would_write = self._resolve(manifest, stack)
         self._claims = [self._claim(manifest, would_write)]
         report = self._report(manifest, would_write, round_trip)
-        self._disks = tuple(self._plan_disk(request) for request in self._request.further(manifest))
+        self._disks = tuple(self._plan_disk(request) for request in further)
         return report
 
     def _claim(self, manifest: Manifest, would_write: str) -> Claim:

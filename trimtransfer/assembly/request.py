@@ -12,7 +12,7 @@ from trimtransfer.assembly.refusal import device_behind
 from trimtransfer.assembly.side import SideDirectory, default_path
 from trimtransfer.assembly.ways import WriteOption
 from trimtransfer.disk.layouts import WRITABLE
-from trimtransfer.errors import NotFound
+from trimtransfer.errors import NotFound, TargetRefused
 from trimtransfer.head import Head
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import FileRef, Manifest
@@ -45,8 +45,12 @@ class Request:
         """Return what to ask for to have the further disks of a version, whose first disk's manifest this is.
 
         Raises:
-            TargetRefused: it is not known where a disk belongs.
+            TargetRefused: it is not known where a disk belongs, or there are more outputs than disks.
         """
+        for spare in self.disk_outputs[len(manifest.disks) :]:
+            disks = f"{1 + len(manifest.disks)} {'disks' if manifest.disks else 'disk'}"
+            reason = f"is one output too many: {manifest.image} {manifest.version} has {disks}"
+            raise TargetRefused(str(spare), f"{reason}; name one output for each, the first one first")
         sides = self.side.further([device_behind(one) for one in self.disk_outputs], len(manifest.disks))
         pairs = zip(manifest.disks, sides, strict=True)
         return [self._further(manifest, number, file, side) for number, (file, side) in enumerate(pairs, 1)]
@@ -114,6 +118,15 @@ def misnamed(output: Path, disk_format: str) -> tuple[str, ...]:
         return ()
     remedy = "ask for another format with --format, or for another name with -o"
     return (f"{output} is {disk_format}, as was asked for or published, although its name says {usual}: {remedy}",)
+
+
+def left_over_warnings(side: SideDirectory, manifest: Manifest) -> tuple[str, ...]:
+    """Return warnings of the disks at the output that the version of ``manifest`` does not have any more."""
+    names = (str(one.output) for one in ([] if manifest.disk else side.left_over(len(manifest.disks))))
+    reason = (
+        f"belongs to no disk of {manifest.image} {manifest.version}; it stays as it is, delete it if it is not needed"
+    )
+    return tuple(f"{name} {reason}" for name in names if os.path.lexists(name))
 
 
 def newest(store: Store, request: Request) -> Head:

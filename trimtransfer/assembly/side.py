@@ -183,6 +183,15 @@ class SideDirectory:
         data = json.dumps({"format": _FORMAT, "disks": places}, indent=1).encode("ascii") + b"\n"
         self.write(self.disks, data)
 
+    def left_over(self, disks: int) -> list[SideDirectory]:
+        """Return the further disks of the version recorded here that a version with ``disks`` of them does not have."""
+        installed = self.installed() if len(self._recorded_disks()) > disks else None
+        manifest = self.read_manifest(self.manifest, installed.manifest_digest) if installed is not None else None
+        count = len(manifest.disks) if manifest is not None else 0
+        with contextlib.suppress(TargetRefused):  # it is not known where they are
+            return self.further([], count)[disks:]
+        return []
+
     def _place(self, output: Path, number: int) -> str:
         """Return what is recorded of a disk's output: nothing for the usual one, so that a folder can be renamed."""
         with contextlib.suppress(TargetRefused):

@@ -29,7 +29,15 @@ from trimtransfer.assembly.recovery import mark_image, record_installed
 from trimtransfer.assembly.refusal import check_outputs
 from trimtransfer.assembly.remote import REMEDY, Remote, conduct_of, offer_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
-from trimtransfer.assembly.request import Request, make_request, misnamed, newer_installed, newest, wanted_manifest
+from trimtransfer.assembly.request import (
+    Request,
+    left_over_warnings,
+    make_request,
+    misnamed,
+    newer_installed,
+    newest,
+    wanted_manifest,
+)
 from trimtransfer.assembly.resolve import Resolver, Survey
 from trimtransfer.assembly.sources import Sources, discard_unfinished
 from trimtransfer.assembly.space import ROOM
@@ -148,7 +156,8 @@ class _Sync:
             installed = None
         head = newest(self._store, self._request) if self._request.version is None else None
         offer_mirrors(self._store, head)
-        alone = head is not None and not head.disks
+        left = self._request.disk_outputs or side.left_over(0)
+        alone = head is not None and not head.disks and not left
         if installed is not None and head is not None and alone and head.image_digest == installed.image_digest:
             return self._up_to_date(head.version, installed.image_digest, head.length)
         newer = newer_installed(self._store, self._request, head)
@@ -160,6 +169,7 @@ class _Sync:
             content = Content(unchanged=newer.length)
             return self._finished(newer.version, installed.image_digest, newer.length, "nothing", content, 0)
         manifest = self._known.manifest if self._known else wanted_manifest(self._store, self._request, head)
+        self._warnings += left_over_warnings(side, manifest)
         if not manifest.disk:
             requests = self._request.further(manifest)
             check_outputs([side.output, *(request.side.output for request in requests)])
@@ -167,7 +177,7 @@ class _Sync:
             self._further = [FurtherDisk(request, self._store, self._watch) for request in requests]
         if installed is not None and manifest.image_digest() == installed.image_digest:
             self._make_further()
-            if (manifest.disks or manifest.disk) and manifest.digest() != installed.manifest_digest:
+            if (manifest.disks or manifest.disk or left) and manifest.digest() != installed.manifest_digest:
                 record_installed(side, manifest, disk_format=self._format)  # all disks are of one version
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
         self._format = self._request.written_format(manifest) or "raw"

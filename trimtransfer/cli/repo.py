@@ -273,15 +273,20 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
 
     store = open_repository(repository)
     details = describe(store, image, version)
-    solid = {disk.image: solid_download(store, disk) for disk in (details, *details.disks)}
-    bases = delta_bases(store, image, details.version)
-    profiles = host_profiles(store, image, details.version)
-    facts = {**details.to_dict(), "deltas_from": bases, "deltas_from_profiles": profiles, **describe_bundle(store)}
-    facts["solid_download_bytes"] = solid[details.image]
-    sources = [*bases, *map(source_text, profiles)]
-    further = (_shown(disk, bases, solid[disk.image]) for disk in details.disks)
-    disks = (_shown(details, sources, solid[details.image]), *further)
-    output.result(facts, "\n".join(disks) + bundle_text(store))
+    facts: list[dict[str, Any]] = []
+    texts: list[str] = []
+    for disk in (details, *details.disks):
+        bases = delta_bases(store, disk.image, disk.version)
+        profiles = host_profiles(store, disk.image, disk.version)
+        told = {
+            "deltas_from": bases,
+            "deltas_from_profiles": profiles,
+            "solid_download_bytes": solid_download(store, disk),
+        }
+        facts.append({**disk.to_dict(), **told})
+        texts.append(_shown(disk, [*bases, *map(source_text, profiles)], facts[-1]["solid_download_bytes"]))
+    whole = {**facts[0], "disks": facts[1:], **describe_bundle(store)}
+    output.result(whole, "\n".join(texts) + bundle_text(store))
 
 
 repo.add_command(verify)
