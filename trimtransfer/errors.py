@@ -6,6 +6,12 @@ space passes through untouched. Every class states the exit code that the comman
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+_MOST_NAMES: Final = 20
+"""Names that a message lists."""
+
 
 class TrimTransferError(Exception):
     """Root of all errors of this package. ``exit_code`` is what a command returns for it."""
@@ -38,13 +44,15 @@ class IntegrityError(TrimTransferError):
 
 
 class NotFound(TrimTransferError):
-    """An image, version or object that the repository does not have; ``url`` is where it was looked for."""
+    """An image, version or object that the repository does not have; ``url`` is where it was looked for, ``there``
+    what else there is of the kind, as far as known."""
 
     exit_code = 4
 
-    def __init__(self, what: str, url: str) -> None:
-        self.what, self.url = what, url
-        super().__init__(f"{what} not found ({url})")
+    def __init__(self, what: str, url: str, there: Sequence[str] = ()) -> None:
+        self.what, self.url, self.there = what, url, tuple(there)
+        names = [*there[:_MOST_NAMES], *(["..."] if len(there) > _MOST_NAMES else [])]
+        super().__init__(f"{what} not found ({url})" + (f"; there is: {', '.join(names)}" if names else ""))
 
 
 class FetchError(TrimTransferError):

@@ -12,7 +12,7 @@ from trimtransfer.assembly.refusal import device_behind
 from trimtransfer.assembly.side import SideDirectory, default_path
 from trimtransfer.assembly.ways import WriteOption
 from trimtransfer.disk.layouts import WRITABLE
-from trimtransfer.errors import NotFound, TargetRefused
+from trimtransfer.errors import TargetRefused
 from trimtransfer.head import Head
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import FileRef, Manifest
@@ -130,11 +130,8 @@ def left_over_warnings(side: SideDirectory, manifest: Manifest) -> tuple[str, ..
 
 
 def newest(store: Store, request: Request) -> Head:
-    """Return the head of the wanted image; ``NotFound`` that names it, ``FormatError``."""
-    try:
-        return read_head(store, request.image)
-    except NotFound as error:
-        raise NotFound(f"image {request.image}", error.url) from error
+    """Return the head of the wanted image; ``NotFound``, ``FormatError``."""
+    return read_head(store, request.image)
 
 
 def newer_installed(store: Store, request: Request, head: Head | None) -> Manifest | None:
@@ -165,8 +162,4 @@ def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manife
             return kept
     if head is not None:
         return read_manifest(store, request.image, head.version, head=head)
-    version = request.version or ""
-    try:
-        return read_manifest(store, request.image, version, digest=digest)
-    except NotFound as error:
-        raise NotFound(f"version {version} of image {request.image}", error.url) from error
+    return read_manifest(store, request.image, request.version or "", digest=digest)

@@ -105,16 +105,13 @@ class Planner:
         return _contents(self._versions, metadata, list(self._pack_parts()))
 
     def _image(self, wanted: Wanted, files: Sequence[str | os.PathLike[str]]) -> None:
-        try:
-            head = read_head(self._store, wanted.image)
-        except NotFound as error:
-            raise NotFound(f"image {wanted.image}", error.url) from error
+        head = read_head(self._store, wanted.image)
         names = dict.fromkeys(wanted.versions or (head.version,))
-        manifests = [self._manifest(wanted.image, name, head) for name in names]
+        manifests = [read_manifest(self._store, wanted.image, name, head=head) for name in names]
         newest = max(manifests, key=lambda manifest: manifest.sequence)
         self._add_data(head_name(wanted.image), _head_of(newest).to_bytes())
         names = dict.fromkeys(wanted.bases)
-        bases = [self._manifest(wanted.image, name, head) for name in names]
+        bases = [read_manifest(self._store, wanted.image, name, head=head) for name in names]
         for manifest in manifests:
             self._versions.append(
                 BundleVersion(wanted.image, manifest.version, tuple(names), bool(files), wanted.deltas)
@@ -151,12 +148,6 @@ class Planner:
                 self.spill.fetch(parts)
                 index = self._deltas(manifest, known[0]) if deltas and known else None
                 self._find_frames(manifest, lacks, index)
-
-    def _manifest(self, image: str, version: str, head: Head) -> Manifest:
-        try:
-            return read_manifest(self._store, image, version, head=head)
-        except NotFound as error:
-            raise NotFound(f"version {version} of image {image}", error.url) from error
 
     def _base(self, manifest: Manifest, stack: ExitStack) -> Lacks:
         """Return what a machine lacks that has a version."""

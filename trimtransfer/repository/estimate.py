@@ -117,10 +117,7 @@ def _parent(store: DirectoryStore, image: str, version: str | None) -> VersionRe
         if version is None:
             return None
         raise NotFound(f"version {version} of image {image}", store.url) from None
-    try:
-        return VersionReader(store, read_manifest(store, image, version or head.version, head=head))
-    except NotFound as error:
-        raise NotFound(f"version {version} of image {image}", error.url) from error
+    return VersionReader(store, read_manifest(store, image, version or head.version, head=head))
 
 
 class _Estimation:

@@ -154,17 +154,9 @@ def _open_base(job: Job, store: DirectoryStore) -> Base:
     except NotFound:
         head = None
     name = job.parent or (head.version if head else None)
-    parent = _open_version(store, job.image, name, head) if name else None
+    parent = VersionReader(store, read_manifest(store, job.image, name, head=head)) if name else None
     like = tuple(VersionReader.open(store, image) for image in job.like)
     names = [name for name in (parent.manifest.version if job.deltas and parent else None, *job.delta_from) if name]
-    deltas = tuple(_open_version(store, job.image, name, head) for name in sorted({*names}))
+    deltas = tuple(VersionReader(store, read_manifest(store, job.image, name, head=head)) for name in sorted({*names}))
     profiles = tuple(open_profile(store, name) for name in sorted({*job.profiles}))
     return Base(parent, like, deltas, profiles, head.sequence + 1 if head else 1, read_mirrors(store))
-
-
-def _open_version(store: DirectoryStore, image: str, version: str, head: Head | None) -> VersionReader:
-    """Open a version that was named; ``NotFound`` says so in the words of whoever named it."""
-    try:
-        return VersionReader(store, read_manifest(store, image, version, head=head))
-    except NotFound as error:
-        raise NotFound(f"version {version} of image {image}", error.url) from error

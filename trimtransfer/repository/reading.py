@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,12 @@ _REMEDY: Final = "the repository is damaged: see `medv-repo verify`"
 
 
 def read_head(store: Store, image: str) -> Head:
-    """Return the head of an image; ``NotFound``, ``FormatError``."""
-    head = Head.from_bytes(store.read(head_name(image), limit=MAX_HEAD))
+    """Return the head of an image; ``NotFound`` that names the images there are, ``FormatError``."""
+    try:
+        data = store.read(head_name(image), limit=MAX_HEAD)
+    except NotFound as error:
+        raise NotFound(f"image {image}", error.url, image_names(store) if isinstance(store, Listed) else ()) from error
+    head = Head.from_bytes(data)
     if head.image != image:
         raise FormatError(f"head of {image}", "image", image, head.image)
     return head
@@ -44,13 +48,17 @@ def read_manifest(
     """Return the manifest of a version, checked against ``head`` where that names this version, and ``digest``.
 
     Raises:
-        NotFound: there is no such version.
+        NotFound: there is no such version; it names those there are.
         FormatError: not the manifest of this version.
         IntegrityError: not the manifest that the head names, or that has this digest.
     """
     if head is not None and head.version == version:
         digest = head.manifest_digest
-    data = store.read(manifest_name(image, version), limit=MAX_MANIFEST)
+    try:
+        data = store.read(manifest_name(image, version), limit=MAX_MANIFEST)
+    except NotFound as error:
+        there = version_names(store, image) if isinstance(store, Listed) else ()
+        raise NotFound(f"version {version} of image {image}", error.url, there) from error
     if digest is not None and object_digest(data) != digest:
         raise IntegrityError(f"manifest of {image} {version}", digest, object_digest(data), _REMEDY)
     manifest = Manifest.from_bytes(data)
@@ -213,6 +221,7 @@ class VersionDetails:
         return asdict(self)
 
 
+@runtime_checkable
 class Listed(Store, Protocol):
     """A store that also tells which objects it has."""
 
@@ -293,15 +302,8 @@ def describe(store: Store, image: str, version: str | None = None) -> VersionDet
         NotFound: there is no such image or version.
         FormatError, IntegrityError: it is damaged.
     """
-    try:
-        head = read_head(store, image)
-    except NotFound as error:
-        raise NotFound(f"image {image}", error.url) from error
-    version = version or head.version
-    try:
-        reader = VersionReader(store, read_manifest(store, image, version, head=head))
-    except NotFound as error:
-        raise NotFound(f"version {version} of image {image}", error.url) from error
+    head = read_head(store, image)
+    reader = VersionReader(store, read_manifest(store, image, version or head.version, head=head))
     disks = tuple(_details(disk, head, ()) for disk in further_disks(store, reader.manifest))
     return _details(reader, head, disks)
 
