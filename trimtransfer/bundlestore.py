@@ -23,7 +23,8 @@ from trimtransfer.store import Range, StoreStats, in_threads
 
 MAX_PARTS: Final = 999
 _FIRST: Final = re.compile(r"(.+)\.001\Z")
-_AGAIN: Final = "copy the bundle again, or make it again"
+AGAIN: Final = "copy the bundle again, or make it again"
+"""The remedy for a bundle that is damaged."""
 
 
 def part_paths(path: str | os.PathLike[str]) -> list[Path]:
@@ -128,7 +129,7 @@ class BundleStore:
         if object_check(data) != row["check"].tobytes():
             name = self.directory.names[int(self.directory.first.searchsorted(number, side="right")) - 1]
             place = f"byte {self.directory.positions[number]} ({name})"
-            raise FormatError(f"bundle {self.url}", place, "what was written", f"other bytes; {_AGAIN}")
+            raise FormatError(f"bundle {self.url}", place, "what was written", f"other bytes; {AGAIN}")
         return bytes(data)
 
     def read_range(self, wanted: Range) -> bytes:
@@ -196,26 +197,28 @@ class BundleStore:
         self._read_into(memoryview(data), 0)
         header = Header.from_bytes(data)
         if HEADER_SIZE + header.directory > sum(sizes):
-            raise FormatError(f"bundle {self.url}", sum(sizes), "the rest of the directory", f"its end; {_AGAIN}")
+            raise FormatError(f"bundle {self.url}", sum(sizes), "the rest of the directory", f"its end; {AGAIN}")
         data += bytes(header.directory)
         self._read_into(memoryview(data)[HEADER_SIZE:], HEADER_SIZE)
         self.directory = Directory.from_bytes(data)
         self.length = header.length
-        self._check_parts(sizes, missing)
-        if self.problem and not partial:
-            raise FormatError(f"bundle {self.url}", "its end", f"{header.length:,} bytes", f"{self.problem}; {_AGAIN}")
+        problem = self._problem(sizes, missing)
+        if problem:
+            self.problem = f"{problem} ({sum(sizes):,} of {header.length:,} bytes are there)"
+        if problem and not partial:
+            got = f"{sum(sizes):,}: {problem}; {AGAIN}"
+            raise FormatError(f"bundle {self.url}", "its end", f"{header.length:,} bytes", got)
 
-    def _check_parts(self, sizes: Sequence[int], missing: Sequence[str]) -> None:
-        """Note what is wrong with the lengths of the parts."""
+    def _problem(self, sizes: Sequence[int], missing: Sequence[str]) -> str:
+        """Return what is wrong with the lengths of the parts, or nothing."""
         count = -(-self.length // self._part) if len(sizes) > 1 else 1
         whole = [self._part] * (count - 1) + [self.length - self._part * (count - 1)]
         if len(sizes) == 1 and sizes[0] < self.length and self.parts[0].name.endswith(".001"):
             self._part = sizes[0]
-            self.problem = f"{sizes[0]:,}: parts after {self.parts[0].name} are missing"
-        elif missing or len(sizes) < count:
-            self.problem = f"{sum(sizes):,}: {', '.join(missing) or f'parts after {self.parts[-1].name}'} missing"
-        elif [*sizes[:count]] != whole:
-            self.problem = f"{sum(sizes):,}: cut off, or mixed up with another"
+            return f"parts after {self.parts[0].name} are missing"
+        if missing or len(sizes) < count:
+            return f"{', '.join(missing) or f'parts after {self.parts[-1].name}'} missing"
+        return "cut off, or mixed up with another" if [*sizes[:count]] != whole else ""
 
     def _number(self, name: str) -> int:
         number = self.directory.find(name)
@@ -247,7 +250,7 @@ class BundleStore:
             room = min(len(buffer) - done, self._part - at)
             count = self._read_part(number, buffer[done : done + room], at)
             if count == 0:
-                raise FormatError(f"bundle {self.url}", position + done, "more bytes", f"its end; {_AGAIN}")
+                raise FormatError(f"bundle {self.url}", position + done, "more bytes", f"its end; {AGAIN}")
             done += count
 
     def _read_part(self, number: int, buffer: memoryview, at: int) -> int:

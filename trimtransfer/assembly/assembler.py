@@ -24,7 +24,7 @@ from trimtransfer.assembly.elsewhere import Place, other_places
 from trimtransfer.assembly.fetchplan import FetchPlan, FrameTask, PackRange, frame_tasks, pieces_of
 from trimtransfer.assembly.plan import RUN_BYTES, SEEDS, SELF, ZERO, Numbers, Run, runs
 from trimtransfer.assembly.rawfile import Piece
-from trimtransfer.assembly.remote import REMEDY
+from trimtransfer.assembly.remote import remedy_for
 from trimtransfer.assembly.report import Made
 from trimtransfer.assembly.resolve import Resolver, WindowPlan
 from trimtransfer.assembly.verify import UNREADABLE, read_pieces
@@ -263,7 +263,9 @@ class Assembler:
             frame = fetch.frames[min(worse)]
             name = pack_name(fetch.packs[int(frame["pack"])].digest)
             expected, got = worse[min(worse)]
-            raise IntegrityError(f"{name}, frame at byte {int(frame['offset'])}", expected, got, REMEDY)
+            raise IntegrityError(
+                f"{name}, frame at byte {int(frame['offset'])}", expected, got, remedy_for(self._store)
+            )
 
     def _fetch_ranges(
         self, fetch: FetchPlan, ranges: Sequence[PackRange], decode: Decode, outcome: _Outcome, *, again: bool

@@ -53,7 +53,7 @@ def with_bundles(
             bundle.close()
             continue
         if bundle.problem:
-            _LOG.warning("the bundle %s is damaged; what is intact serves: %s", bundle.url, bundle.problem)
+            _LOG.warning("the bundle %s: %s; what is intact in it serves", bundle.url, bundle.problem)
         _LOG.info("the bundle %s serves", bundle.url)
         store = NearStore(bundle, store)
     return store

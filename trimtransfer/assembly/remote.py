@@ -18,7 +18,7 @@ import numpy as np
 
 from trimtransfer.assembly.plan import coalesce
 from trimtransfer.assembly.tablefile import TableFile
-from trimtransfer.bundlestore import BundleStore, part_paths
+from trimtransfer.bundlestore import AGAIN, BundleStore, part_paths
 from trimtransfer.chunk import object_check
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.fetch.manners import Conduct, Manners
@@ -26,11 +26,11 @@ from trimtransfer.head import Head
 from trimtransfer.joint import JointDifference, is_joint
 from trimtransfer.location import Locations
 from trimtransfer.manifest import Manifest, Region, StoredRef
-from trimtransfer.nearstore import behind_bundles
+from trimtransfer.nearstore import behind_bundles, is_offline
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full, encode_full
 
-REMEDY: Final = "the repository changed or is damaged; try again later, or have it checked with `medv-repo verify`"
+_REMEDY: Final = "the repository changed or is damaged; try again later, or have it checked with `medv-repo verify`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Remote:
         for item in damaged:
             if item.ref not in found:
                 where = f"{item.name}, byte {item.ref.offset}, {item.ref.length} bytes"
-                raise IntegrityError(where, item.ref.check, bytes(len(item.ref.check)), REMEDY)
+                raise IntegrityError(where, item.ref.check, bytes(len(item.ref.check)), remedy_for(self.store))
         return found
 
     def _add_whole(self, region: Region, data: bytes, found: dict[int, Table]) -> None:
@@ -209,6 +209,11 @@ def open_store(
             return BundleStore(text, connections=connections, on_bytes=on_bytes)
         raise NotFound("the repository", text)
     return _CountedDirectory(text, connections, on_bytes)
+
+
+def remedy_for(store: Store) -> str:
+    """Return what can be done where a version turns out to be damaged in a store."""
+    return f"the bundle is damaged: {AGAIN}" if is_offline(store) else _REMEDY
 
 
 @runtime_checkable

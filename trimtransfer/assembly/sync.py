@@ -27,7 +27,7 @@ from trimtransfer.assembly.payoff import Judge
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import mark_image, record_installed
 from trimtransfer.assembly.refusal import check_outputs
-from trimtransfer.assembly.remote import REMEDY, Remote, conduct_of, offer_mirrors, open_store
+from trimtransfer.assembly.remote import Remote, conduct_of, offer_mirrors, open_store, remedy_for
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import (
     Request,
@@ -276,7 +276,9 @@ class _Sync:
             wrong = self._find_wrong(manifest, choice.way, wrong)
         if wrong:
             region = manifest.region(wrong[0])
-            raise IntegrityError(f"{self._side.output}, byte {region.start}", region.content, bytes(32), REMEDY)
+            raise IntegrityError(
+                f"{self._side.output}, byte {region.start}", region.content, bytes(32), remedy_for(self._store)
+            )
 
     def _write(self, resolver: Resolver, way: Way, numbers: Sequence[int], survey: Survey) -> Content:
         """Write regions, some at a time; return where their content came from."""

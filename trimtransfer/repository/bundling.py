@@ -297,7 +297,10 @@ def _partial(path: Path) -> Path:
 
 
 def _check_output(path: Path) -> None:
-    """Refuse to write over something that is no bundle."""
+    """Refuse to write over something that is no bundle, or where there is no directory."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise TargetRefused(str(path), f"there is no directory {folder}; make it first")
     for one in (path, part_path(path, 1)):
         if (one.exists() or one.is_symlink()) and (one.is_symlink() or not one.is_file() or not is_bundle(one)):
             raise TargetRefused(str(one), "exists and is no bundle; choose another name, or delete it")
