@@ -178,7 +178,7 @@ def edit(path: Path, at: int, form: str, value: int | bytes) -> None:
     [
         (1024 + 96, "<I", 0x2C6, "journal must be recovered"),
         (1024 + 58, "<H", 3, "errors were found"),
-        (1024 + 58, "<H", 0, "not unmounted"),
+        (1024 + 58, "<H", 0, "not unmounted; unmount it (shut its guest down), or run e2fsck"),
         (1024 + 232, "<I", 12, "still to be released"),
         (1024 + 100, "<I", 0x1046B, "still to be released"),
         (1024 + 12, "<I", 1234, "free blocks"),
@@ -192,10 +192,17 @@ def test_what_is_not_clean(tmp_path: Path, at: int, form: str, value: int, reaso
     assert reason in ExtFileSystem(whole(path)).state
 
 
-@pytest.mark.parametrize("feature", ["bigalloc", "mmp"])
-def test_unknown_features_are_refused(tmp_path: Path, feature: str) -> None:
+@pytest.mark.parametrize(("feature", "bit"), [("bigalloc", "0x200"), ("mmp", "0x100")])
+def test_unknown_features_are_refused_by_name(tmp_path: Path, feature: str, bit: str) -> None:
     path = make(tmp_path / "image", f"-t ext4 -O {feature}")
-    with pytest.raises(FormatError, match="features that are known"):
+    with pytest.raises(FormatError, match=rf"features that are known here, got {feature} \({bit}\)"):
+        ExtFileSystem(whole(path))
+
+
+def test_features_without_a_name_are_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "image", "-t ext4")
+    edit(path, 1024 + 100, "<I", 0x4200_0200)
+    with pytest.raises(FormatError, match=r"bigalloc \(0x200\), unknown ones \(0x2000000\), unknown ones \(0x40"):
         ExtFileSystem(whole(path))
 
 

@@ -47,6 +47,7 @@ _HOLES: Final = (0, 1, 2, 3, 5)  # not present, undefined, zero, unmapped, unmap
 _MAX_ENTRIES: Final = 2047
 _MAX_PLACE: Final = 1 << 62
 _WINDOW: Final = 1 << 12  # blocks mapped at once
+_CUT: Final = "the file is cut short; copy it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Vhdx:
                 self._name, f"entry of block {first + at}", "a block that is there, or not", f"{int(entries[at]):#x}"
             )
         if stored.any() and int(places[stored].max()) + self.unit > self._pages.size:
-            raise FormatError(self._name, "end", "blocks that are whole", f"{self._pages.size:,} bytes: cut short")
+            raise FormatError(self._name, "end", "blocks that are whole", f"{self._pages.size:,} bytes: {_CUT}")
         states = np.where(stored, STORED, ZERO).astype(np.uint8)
         return join(first * self.unit, self.unit, states, places).clip(offset, length)
 
@@ -161,8 +162,11 @@ def _known_regions(data: bytes, count: int, file_size: int, name: str) -> dict[b
             if required & 1:
                 raise SourceRefused(name, f"needs a region that is not known here ({UUID(bytes_le=kind)})")
             continue
-        if kind in found or offset < MIB or offset % MIB or offset + length > file_size:
-            raise FormatError(name, f"region {number}", f"one aligned region within {file_size:,} bytes", offset)
+        if kind in found or offset < MIB or offset % MIB:
+            raise FormatError(name, f"region {number}", "one region of its kind, at a whole MiB", offset)
+        if offset + length > file_size:
+            got = f"{file_size:,}: {_CUT}"
+            raise FormatError(name, "end", f"at least {offset + length:,} bytes, as its region table says", got)
         found[kind] = (offset, length)
     if len(found) != 2:
         raise FormatError(name, REGION_OFFSETS[0], "regions of block table and metadata", f"{len(found)} of them")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.errors import IntegrityError
 from trimtransfer.filesystem.contents import CLEAN, FileSystem
+from trimtransfer.filesystem.marks import encryption
 from trimtransfer.filesystem.ranges import Ranges, intersection, joined, merged, no_ranges, total
 from trimtransfer.filesystem.volumes import Found, find_file_systems
 from trimtransfer.image import Source
@@ -29,6 +30,8 @@ _PIECE: Final = 4 << 20
 _SECTOR: Final = 512
 _GAP: Final = 64 << 10
 """Bytes of free space that are read rather than passed over."""
+_WITHOUT_FREE_SPACE: Final = ("swap", "ISO 9660")
+_ZEROS: Final = "; zeros in its free space cost nothing (fstrim on a disk that discards, or a program that writes them)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def _look(source: Source, watch: Watch, phase: str) -> list[_Look]:
 def _look_at(found: Found, source: Source, watch: Watch, phase: str) -> _Look:
     facts = TrimmedVolume(found.volume.name, found.kind, found.volume.start, found.volume.length, found.problem)
     if found.file_system is None:
-        return _Look(facts, no_ranges(), b"")
+        return _Look(replace(facts, problem=f"{found.problem}; {_without(found)}"), no_ranges(), b"")
     facts = replace(facts, file_system=found.file_system.kind)
     watch.check()
     state = found.file_system.state
@@ -104,6 +107,13 @@ def _look_at(found: Found, source: Source, watch: Watch, phase: str) -> _Look:
     files = _hash_listing(found.file_system, hasher)
     kept = _hash_content(merged(found.file_system.reached()), source, hasher, watch, phase)
     return _Look(replace(facts, files=files, kept_bytes=kept, free_bytes=total(free)), free, hasher.digest())
+
+
+def _without(found: Found) -> str:
+    """Return what happens to a volume whose free space cannot be told, and what would help."""
+    if encryption(found.volume, found.kind):
+        return "it is published whole; decrypt it, or open it and publish what is inside"
+    return f"it is published whole{'' if found.kind in _WITHOUT_FREE_SPACE else _ZEROS}"
 
 
 def _hash_listing(file_system: FileSystem, hasher: blake3) -> int:

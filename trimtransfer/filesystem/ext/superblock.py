@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,7 +58,12 @@ _READ_ONLY: Final = {
     0x8000: "verity",
     ORPHANS_PRESENT: "orphan_present",
 }
-"""Features that this reader knows; any other (bigalloc and shared_blocks among them) is refused."""
+"""Features that this reader knows; any other is refused."""
+_UNREAD_INCOMPATIBLE: Final = {0x1: "compression", 0x8: "journal_dev", 0x100: "mmp", 0x1000: "dirdata"}
+_UNREAD: Final = {0x80: "has_snapshot", 0x200: "bigalloc", 0x800: "replica", 0x4000: "shared_blocks"}
+"""Names of features that are refused, for messages."""
+_MOUNTED: Final = "it is mounted, or was not unmounted"
+_UNMOUNT: Final = "unmount it (shut its guest down), or run e2fsck"
 _FIELDS: Final = struct.Struct("<7I")
 _MAX_GROUPS: Final = 1 << 20
 """128 TiB with blocks of 4 KiB; the descriptors then take 64 MiB."""
@@ -129,12 +135,12 @@ class Superblock:
         at = volume.start + OFFSET
         if magic != 0xEF53:
             raise FormatError(WHAT, at + 56, "the mark 0xef53", hex(magic))
-        for known, got, name in (
-            (_READ_INCOMPATIBLE, self.incompatible, "incompatible"),
-            (_READ_ONLY, self.read_only, "read-only compatible"),
+        for where, known, names, got in (
+            (96, _READ_INCOMPATIBLE, _UNREAD_INCOMPATIBLE, self.incompatible),
+            (100, _READ_ONLY, _UNREAD, self.read_only),
         ):
             if unknown := got & ~sum(known):
-                raise FormatError(WHAT, at + 96, f"{name} features that are known", f"{unknown:#x} besides")
+                raise FormatError(WHAT, at + where, "features that are known here", _feature_names(unknown, names))
         size = self.block_size
         rules = (
             (1024 <= size <= 65536, "block size"),
@@ -180,9 +186,9 @@ class Superblock:
     def doubt(self) -> str:
         """Return why the superblock says that the file system is not clean, or nothing."""
         reasons = (
-            (self.incompatible & RECOVER, "its journal must be recovered (it is mounted, or was not unmounted)"),
+            (self.incompatible & RECOVER, f"its journal must be recovered ({_MOUNTED}); {_UNMOUNT}"),
             (self.state & 2, "errors were found in it; run e2fsck"),
-            (not self.state & 1, "it is mounted, or was not unmounted"),
+            (not self.state & 1, f"{_MOUNTED}; {_UNMOUNT}"),
             (self.state & 4 or self.last_orphan, "deleted files of it are still to be released; run e2fsck"),
             (self.read_only & ORPHANS_PRESENT, "deleted files of it are still to be released; run e2fsck"),
         )
@@ -204,6 +210,12 @@ class Superblock:
             return np.ones(len(groups), dtype=np.bool_)
         powers = [base**exponent for base in (3, 5, 7) for exponent in range(1, 64) if base**exponent < 1 << 40]
         return np.isin(groups, (0, 1, *powers))
+
+
+def _feature_names(bits: int, names: Mapping[int, str]) -> str:
+    """Return features by their names, as far as they have one."""
+    single = (1 << number for number in range(bits.bit_length()) if bits >> number & 1)
+    return ", ".join(f"{names[bit]} ({bit:#x})" if bit in names else f"unknown ones ({bit:#x})" for bit in single)
 
 
 class _reader:

@@ -122,9 +122,9 @@ class FatFileSystem(FileSystem):
 
     def _doubt(self) -> str:
         if self._boot.dirty & 1:
-            return "it is mounted, or was not unmounted"
+            return "it is mounted, or was not unmounted; unmount it (shut its guest down), or run chkdsk or fsck.fat"
         if self._boot.dirty & 2:
-            return "disk errors were met; run a check"
+            return "disk errors were met; run chkdsk or fsck.fat"
         return self._table.doubt() or self._summary_doubt()
 
     def _summary_doubt(self) -> str:

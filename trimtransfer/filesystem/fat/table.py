@@ -47,10 +47,14 @@ class AllocationTable:
         """Return why the table says that the volume is not clean, or nothing."""
         marks = _CLEAN_MARKS[self._boot.bits]
         if int(self._next[1]) & marks != marks:
-            return "it is mounted, or was not unmounted, or disk errors were met"
+            return "it is mounted, or was not unmounted, or disk errors were met; unmount it, or run chkdsk or fsck.fat"
         length = -(-(self._boot.clusters + 2) * self._boot.bits // 8)
         copies = {bytes(self._copy(number, length)) for number in range(self._boot.compared)}
-        return "the copies of its table differ" if self._boot.compared > 1 and len(copies) > 1 else ""
+        return (
+            "the copies of its table differ; run chkdsk or fsck.fat"
+            if self._boot.compared > 1 and len(copies) > 1
+            else ""
+        )
 
     def free(self) -> Ranges:
         """Return the free clusters, merged: first cluster and number."""

@@ -20,7 +20,10 @@ _MARK: Final = 0xFEEDBABE
 _UNMOUNT: Final = 0x20
 _PIECE: Final = 4 << 20
 _HEAD_COVERS: Final = 32768
-_DIRTY: Final = "its log must be recovered (it is mounted, or was not unmounted)"
+_DIRTY: Final = (
+    "its log must be recovered (it is mounted, or was not unmounted); unmount it (shut its guest down), or mount and "
+    "unmount it once"
+)
 _MAX_LOG: Final = 2 << 30
 
 
