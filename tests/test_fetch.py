@@ -462,9 +462,17 @@ def test_TR6_patience_ends_with_the_cause(opened: Opener) -> None:
 
 
 def test_TR6_a_closed_port(opened: Opener) -> None:
-    with pytest.raises(FetchError, match="refused") as caught:
-        opened(f"http://127.0.0.1:{free_port()}").read(NAME, limit=SIZE)
+    port = free_port()
+    with pytest.raises(FetchError, match=f"no server listens at 127.0.0.1:{port}; check the address") as caught:
+        opened(f"http://127.0.0.1:{port}").read(NAME, limit=SIZE)
     assert caught.value.retryable
+
+
+def test_TR6_a_closed_port_is_given_up_soon(opened: Opener) -> None:
+    begun = time.monotonic()
+    with pytest.raises(FetchError, match="no server listens at localhost"):
+        opened(f"http://localhost:{free_port()}", FetchOptions()).read(NAME, limit=SIZE)
+    assert 2 < time.monotonic() - begun < 12
 
 
 def test_TR6_an_unknown_host(opened: Opener) -> None:

@@ -111,6 +111,13 @@ def test_patience_ends_with_the_budget(proven: bool, last: float) -> None:
     assert "no progress in 1 attempts" in decision.reason
 
 
+def test_where_nobody_listens_patience_is_short_until_a_server_has_answered() -> None:
+    failure = Failed(Cause.NOBODY, "x")
+    assert attempts().failed(failure, now=6, jitter=0, proven=False).give_up
+    assert not attempts().failed(failure, now=3, jitter=0, proven=False).give_up
+    assert not attempts().failed(failure, now=800, jitter=0).give_up
+
+
 def test_a_wrong_answer_is_refreshed_once_even_with_progress_between() -> None:
     history = attempts()
     assert history.failed(Failed(Cause.WRONG_RANGE, "x"), now=1, jitter=0).refresh

@@ -24,7 +24,7 @@ from trimtransfer.errors import FetchError
 from trimtransfer.fetch.answer import REMEDIES, content_length
 from trimtransfer.fetch.crew import Stopped
 from trimtransfer.fetch.line import Line
-from trimtransfer.fetch.reach import Reach
+from trimtransfer.fetch.reach import NobodyListens, Reach
 from trimtransfer.fetch.retry import Cause, Failed
 from trimtransfer.fetch.site import follow, shown
 
@@ -256,6 +256,8 @@ def _shut(sock: socket.socket) -> None:
 def _failed(error: httpx.HTTPError, *, body: bool) -> Failed:
     """Return the cause of what httpx reports; ``body`` tells whether the answer's head had arrived."""
     for link in _chain(error):
+        if isinstance(link, NobodyListens):
+            return Failed(Cause.NOBODY, str(link))
         if isinstance(link, ssl.SSLCertVerificationError):
             return Failed(Cause.CERTIFICATE, _certificate_detail(link))
         if isinstance(link, ssl.SSLError) and link.reason in _NOT_TLS:

@@ -18,6 +18,10 @@ FIRST_ROUND: Final = 2.0
 """Seconds for each address in the first round, if there are several: enough for one lost packet to be sent again."""
 
 
+class NobodyListens(httpcore.ConnectError):
+    """Every address of a server refuses connections at once: the machine is there, a server is not."""
+
+
 class Reach(httpcore.SyncBackend):
     """Connects for all connections of a store. Safe among threads."""
 
@@ -38,11 +42,12 @@ class Reach(httpcore.SyncBackend):
         """Connect to the first address that accepts, those without failures first.
 
         Raises:
-            httpcore.ConnectError, httpcore.ConnectTimeout: none does.
+            NobodyListens: all refuse; httpcore.ConnectError, httpcore.ConnectTimeout: none accepts.
         """
         addresses = self._in_order(_resolve(host, port))
         short = FIRST_ROUND if timeout is None else min(FIRST_ROUND, timeout)
         failure: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
+        refused = bool(addresses)
         for limit in (short, timeout) if len(addresses) > 1 else (timeout,):
             silent = []
             for address in addresses:
@@ -51,10 +56,15 @@ class Reach(httpcore.SyncBackend):
                 except httpcore.ConnectTimeout as error:
                     silent.append(address)
                     failure = failure or error
+                    refused = False
                 except httpcore.ConnectError as error:
                     failure = error
+                    refused = refused and isinstance(error.__cause__, ConnectionRefusedError)
                 self.distrust(address)
             addresses = silent
+        if refused:
+            place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise NobodyListens(f"no server listens at {place}; check the address") from failure
         raise failure or httpcore.ConnectError(f"{host} has no address")
 
     def distrust(self, address: str) -> bool:

@@ -37,6 +37,8 @@ class FetchOptions:
     """Give up after so long without progress."""
     first_budget: float = 30.0
     """The same while the server has never answered: then the address is more likely wrong than the network."""
+    refused_budget: float = 5.0
+    """The same where connections are refused at once: a server that is being started anew is back by then."""
     attempts: int = 40
     """Give up after so many failures in a row without progress."""
     refreshes: int = 1
@@ -65,6 +67,7 @@ class Cause(Enum):
     TOO_LARGE = "too large without ranges"
     BUSY = "busy"
     SERVER = "server error"
+    NOBODY = "nobody listens"
     CONNECTION = "connection"
     STALL = "stall"
     CUT = "cut"
@@ -99,6 +102,7 @@ RULES: Final[Mapping[Cause, Action]] = {
     Cause.TOO_LARGE: Action.FATAL,
     Cause.BUSY: Action.WAIT,
     Cause.SERVER: Action.BACKOFF,
+    Cause.NOBODY: Action.BACKOFF,
     Cause.CONNECTION: Action.BACKOFF,
     Cause.STALL: Action.BACKOFF,
     Cause.CUT: Action.BACKOFF,
@@ -200,11 +204,18 @@ class Attempts:
             if self._refreshes > self._options.refreshes:
                 return Decision(give_up=True, reason=f"{self._refreshes} times in a row")
         delay = self._delay(failure, jitter)
-        budget = self._options.budget if proven else self._options.first_budget
+        budget = self._options.budget if proven else self._first_budget(failure)
         if self._failures >= self._options.attempts or now + delay - self._since > budget:
             reason = f"no progress in {self._failures} attempts, {now - self._since:.0f} seconds"
             return Decision(give_up=True, reason=reason)
         return Decision(delay, refresh=action is Action.REFRESH, slower=action is Action.WAIT)
+
+    def _first_budget(self, failure: Failed) -> float:
+        """Return the seconds for a server that has never answered."""
+        options = self._options
+        return (
+            min(options.first_budget, options.refused_budget) if failure.cause is Cause.NOBODY else options.first_budget
+        )
 
     def _delay(self, failure: Failed, jitter: float) -> float:
         """Return the seconds to wait: a doubling delay less up to its half, or what the server asks for, capped."""
