@@ -444,7 +444,9 @@ def test_the_repository_names_mirrors(tmp_path: Path, rng: np.random.Generator) 
     assert "https://a/x" in runner.invoke(main, ["repo", "mirrors", str(repository)]).output
     publish_all(repository, images[1:], image="third")
     assert named("third") == ("https://a/x", "http://b")
-    assert runner.invoke(main, ["repo", "mirrors", str(repository), "ftp://x"]).exit_code == 6
+    done = runner.invoke(main, ["repo", "mirrors", str(repository), "ftp://x"])
+    assert done.exit_code == 2
+    assert "'ftp://x' cannot be named: URL must be http:// or https://" in done.output
     done = runner.invoke(main, ["repo", "mirrors", str(repository), "--none", "--json"])
     assert json.loads(done.output) == {"mirrors": [], "images": 3}
     assert named("disk") == ()

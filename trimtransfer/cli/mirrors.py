@@ -25,12 +25,19 @@ def mirrors(output: Output, repository: str, urls: tuple[str, ...], none: bool) 
       medv-repo mirrors /srv/images                       (shows them)
       medv-repo mirrors /srv/images --none
     """
+    from trimtransfer.errors import FormatError
+    from trimtransfer.head import check_mirrors
     from trimtransfer.repository.mirrors import read_mirrors, set_mirrors
     from trimtransfer.repository.reading import require_repository
     from trimtransfer.store import DirectoryStore
 
     if none and urls:
         raise click.UsageError("--none stands alone")
+    urls = tuple(dict.fromkeys(url.rstrip("/") for url in urls))
+    try:
+        check_mirrors(urls)
+    except FormatError as error:
+        raise click.UsageError(f"{error.got} cannot be named: {error.where} must be {error.expected}") from None
     if none or urls:
         images = set_mirrors(repository, urls)
         named = read_mirrors(DirectoryStore(repository))

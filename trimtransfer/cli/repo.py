@@ -228,6 +228,8 @@ def delta(
         raise click.UsageError("name either --from V, or --profile NAME (with --tree where it was moved), or --solid")
     if remove and not solid:
         raise click.UsageError("--remove goes with --solid; the deltas of a profile go with `profile --remove`")
+    if base is not None and base == options["version"]:
+        raise click.UsageError(f"--from and --to are both {base}: name two versions")
     options = {"progress": output.progress, "level": level or _LEVEL, **options}
     if solid:
         from trimtransfer.cli.solid import make_or_remove
