@@ -514,6 +514,28 @@ def test_a_sync_with_mirrors(
 
 
 @pytest.mark.net
+def test_who_asks_for_a_version_learns_of_mirrors_too(nginx: Nginx, tmp_path: Path, rng: np.random.Generator) -> None:
+    images = make_images(rng)
+    publish_all(nginx.root, images)
+    packs = {str(path.relative_to(nginx.root)): path.read_bytes() for path in nginx.root.glob("packs/*/*.bin")}
+    options: dict[str, Any] = {"version": "1", "ca_cert": nginx.ca_cert, "cache": tmp_path / "cache"}
+    with BadServer(packs) as mirror:
+        url = f"https://localhost:{mirror.port}"
+        set_mirrors(nginx.root, [url])
+        report = sync(nginx.url, "disk", output=tmp_path / "a.img", manners=Manners(), **options)
+        assert [server.url for server in report.conduct.servers] == [nginx.url, url]
+        requests = report.network.requests
+        manners = Manners(offered_mirrors=False)
+        report = sync(nginx.url, "disk", output=tmp_path / "b.img", manners=manners, **options)
+        assert [server.url for server in report.conduct.servers] == [nginx.url]
+    assert (tmp_path / "a.img").read_bytes() == (tmp_path / "b.img").read_bytes() == images[0]
+    (nginx.root / "images/disk/head.json").unlink()
+    sync(nginx.url, "disk", output=tmp_path / "c.img", manners=Manners(), **options)
+    assert (tmp_path / "c.img").read_bytes() == images[0]
+    assert requests
+
+
+@pytest.mark.net
 def test_mirrors_from_the_command(nginx: Nginx, tmp_path: Path, rng: np.random.Generator) -> None:
     images = make_images(rng)
     publish_all(nginx.root, images)

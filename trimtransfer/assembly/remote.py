@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -20,13 +21,14 @@ from trimtransfer.assembly.plan import coalesce
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.bundlestore import AGAIN, BundleStore, part_paths
 from trimtransfer.chunk import object_check
-from trimtransfer.errors import FormatError, IntegrityError, NotFound
+from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound
 from trimtransfer.fetch.manners import Conduct, Manners
 from trimtransfer.head import Head
 from trimtransfer.joint import JointDifference, is_joint
 from trimtransfer.location import Locations
 from trimtransfer.manifest import Manifest, Region, StoredRef
 from trimtransfer.nearstore import behind_bundles, is_offline
+from trimtransfer.repository.reading import read_head
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full, encode_full
 
@@ -225,6 +227,11 @@ class Servers(Protocol):
         """How the run has behaved towards them."""
         ...
 
+    @property
+    def takes_mirrors(self) -> bool:
+        """Whether mirrors that a repository names are used."""
+        ...
+
     def offer(self, mirrors: Sequence[str]) -> None:
         """Take mirrors that the repository names."""
         ...
@@ -235,6 +242,14 @@ def offer_mirrors(store: Store, head: Head | None) -> None:
     store = behind_bundles(store)
     if head is not None and head.mirrors and isinstance(store, Servers):
         store.offer(head.mirrors)
+
+
+def learn_mirrors(store: Store, image: str) -> None:
+    """Have a store read the head of an image for the mirrors alone, in one small request, if it can use them."""
+    servers = behind_bundles(store)
+    if isinstance(servers, Servers) and servers.takes_mirrors:
+        with suppress(NotFound, FormatError, FetchError):
+            offer_mirrors(store, read_head(servers, image))
 
 
 def conduct_of(store: Store) -> Conduct:

@@ -27,7 +27,7 @@ from trimtransfer.assembly.payoff import Judge
 from trimtransfer.assembly.rawfile import free_bytes
 from trimtransfer.assembly.recovery import mark_image, record_installed
 from trimtransfer.assembly.refusal import check_outputs
-from trimtransfer.assembly.remote import Remote, conduct_of, offer_mirrors, open_store, remedy_for
+from trimtransfer.assembly.remote import Remote, conduct_of, learn_mirrors, offer_mirrors, open_store, remedy_for
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import (
     Request,
@@ -183,6 +183,8 @@ class _Sync:
         self._format = self._request.written_format(manifest) or "raw"
         self._warnings += misnamed(side.output, self._format) if installed is None else ()
         aim(side, manifest)
+        if head is None and not manifest.disk:
+            learn_mirrors(self._store, self._request.image)
         if self._confirm is not None:
             self._confirm()
             self._confirm = None

@@ -15,7 +15,7 @@ from trimtransfer.cli.output import Output, count_text, output_options
 def mirrors(output: Output, repository: str, urls: tuple[str, ...], none: bool) -> None:
     """Name the mirrors of the repository REPO: servers that hold a copy of its directory `packs`. Or show them.
 
-    Clients learn of them when they look for the newest version, and take content from whichever serves them best; all
+    Clients learn of them whenever they sync, and take content from whichever serves them best; all
     else comes from the repository's own server. Everything is verified, so a mirror cannot do harm; it sees which
     packs a client lacks. One that lags behind, fails or lies is passed over. At most 4, https if the repository is.
 

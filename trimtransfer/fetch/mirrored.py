@@ -144,10 +144,15 @@ class MirroredStore:
         served = tuple(server.report() for server in self._servers)
         return Conduct(self._throttle.rate, self._throttle.paused_seconds, served)
 
+    @property
+    def takes_mirrors(self) -> bool:
+        """Whether mirrors that the repository names are used."""
+        return self._manners.offered_mirrors
+
     def offer(self, mirrors: Iterable[str]) -> None:
         """Take mirrors that the repository names; none that would do without the encryption that its own server has."""
         encrypted = urlsplit(self.url).scheme == "https"
-        for mirror in mirrors if self._manners.offered_mirrors else ():
+        for mirror in mirrors if self.takes_mirrors else ():
             if encrypted and urlsplit(mirror).scheme != "https":
                 _LOG.info("%s: a mirror without encryption is not used for a repository with it", mirror)
                 continue
