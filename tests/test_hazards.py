@@ -50,6 +50,40 @@ def ext(path: Path, tree: Path, *options: object, size: int = 96 * MIB) -> Path:
     return path
 
 
+CONTAINERS = (
+    ("parallels", "Parallels disk"),
+    ("qed", "QED disk"),
+    ("vdi", "VirtualBox disk (VDI)"),
+)
+
+
+@pytest.mark.parametrize(("format", "name"), CONTAINERS)
+def test_containers_that_are_not_read(format: str, name: str, tmp_path: Path, rnd: random.Random) -> None:
+    run("qemu-img", "convert", "-f", "raw", "-O", format, filled(tmp_path / "raw", MIB, rnd), tmp_path / "disk")
+    found = advice(tmp_path / "disk")["unread-container"]
+    assert found.text == f"the file is a {name}, which is not read here: it is published as a file, not as a disk"
+    assert found.remedy == "convert it first: qemu-img convert -O qcow2"
+    assert "unread-container" not in advice(tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "name"),
+    [
+        (b"EVF\x09\x0d\x0a\xff\0", b"", "EnCase"),
+        (b"EVF2\x0d\x0a\x81\0", b"", "EnCase"),
+        (b"x", b"koly" + bytes(508), "Apple"),
+        (b"Bochs Virtual HD Image", b"", "Bochs"),
+        (b"VMA\0", b"", "Proxmox"),
+        (b"partclone-image", b"", "Partclone"),
+    ],
+)
+def test_containers_by_their_marks(start: bytes, end: bytes, name: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(start.ljust(2048, b"\1") + end)
+    assert f"the file is a{'n' if name[0] in 'AE' else ''} {name}" in advice(tmp_path / "disk")["unread-container"].text
+    (tmp_path / "short").write_bytes(b"V")
+    assert "unread-container" not in advice(tmp_path / "short")
+
+
 def filled(path: Path, size: int, rnd: random.Random) -> Path:
     """Make a file of noise."""
     path.write_bytes(rnd.randbytes(size))

@@ -4,7 +4,7 @@ Nothing but advice depends on it, so marks are believed without checksums.
 
 Sources: the layouts of ext4 and squashfs (Linux, Documentation/filesystems), btrfs (btrfs.readthedocs.io, "On-disk
 format"), EROFS, cramfs and swap (Linux headers), XFS (Algorithms and Data Structures), NTFS and FAT (boot sectors),
-LUKS 1.2.3 and LUKS2, BitLocker (libbde, "BitLocker Drive Encryption format").
+LUKS 1.2.3 and LUKS2, BitLocker (libbde, "BitLocker Drive Encryption format"), containers (QEMU, block/; libewf).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _SQUASHFS_PLAIN: Final = 0x0002
 _BTRFS_FLAGS: Final = ((0x08, "lzo"), (0x10, "zstd"))
 _EROFS_PACKED: Final = 0x1
 _COMPRESSORS: Final = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_CONVERT: Final = "qemu-img convert -O qcow2"
 _PLACES: Final[dict[str, tuple[int, int]]] = {
     "ext2": (_EXT + 104, 16),
     "ext3": (_EXT + 104, 16),
@@ -111,6 +112,26 @@ def packed_file(start: bytes) -> str:
         (b"MSCF", "cabinet"),
     )
     return next((name for mark, name in marks if start.startswith(mark)), "")
+
+
+def container(start: bytes, end: bytes) -> tuple[str, str]:
+    """Return which disk container a file is, of those that are not read here, and what makes a disk image of it;
+    nothing for others. ``start`` and ``end`` are its first and last 512 bytes."""
+    marks = (
+        (start[64:68] == b"\x7f\x10\xda\xbe", "a VirtualBox disk (VDI)", _CONVERT),
+        (start.startswith((b"WithoutFreeSpace", b"WithouFreSpacExt")), "a Parallels disk", _CONVERT),
+        (start.startswith(b"QED\0"), "a QED disk", _CONVERT),
+        (start.startswith(b"Bochs Virtual HD Image"), "a Bochs disk", _CONVERT),
+        (end.startswith(b"koly"), "an Apple disk image (DMG)", _CONVERT),
+        (
+            start.startswith((b"EVF\x09\x0d\x0a\xff\0", b"EVF2\x0d\x0a\x81\0")),
+            "an EnCase image (EWF)",
+            "ewfexport -f raw",
+        ),
+        (start.startswith(b"VMA\0"), "a Proxmox archive (VMA)", "vma extract"),
+        (start.startswith(b"partclone-image"), "a Partclone image", "partclone.restore"),
+    )
+    return next(((name, way) for found, name, way in marks if found), ("", ""))
 
 
 def _read(volume: Volume, offset: int, length: int) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 from trimtransfer.chunk import BLOCK_SIZE
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.filesystem.contents import CLEAN, FileSystem
-from trimtransfer.filesystem.marks import Identity, compression, encryption, identity, packed_file, sleeps
+from trimtransfer.filesystem.marks import Identity, compression, container, encryption, identity, packed_file, sleeps
 from trimtransfer.filesystem.ranges import Column, Ranges, intersection, merged, ranges_of, total
 from trimtransfer.filesystem.volume import Volume
 from trimtransfer.filesystem.volumes import Found, find_file_systems
@@ -83,6 +83,12 @@ class _Examiner:
 
     def whole(self, found: Sequence[Found]) -> Iterator[Advice]:
         """Yield advice on the image as a whole: a file that is compressed."""
+        if self._geometry.name == "file":
+            end = self._source.read(max(0, self._source.size - 512), 512)
+            name, way = container(self._source.read(0, 512), end)
+            if name:
+                text = f"the file is {name}, which is not read here: it is published as a file, not as a disk"
+                yield Advice("unread-container", text, f"convert it first: {way}", self._source.size)
         how = packed_file(self._source.read(0, 64)) if self._geometry.name == "file" else ""
         if how and self._source.size >= _LEAST:
             remedy = "unpack it and publish what is in it: of what is compressed as a whole, a small change changes all"
