@@ -97,7 +97,7 @@ def test_publishing_fewer_disks_warns(tmp_path: Path, sources: list[list[Path]])
     publish_disks(tmp_path, "1", sources[0])
     arguments = [tmp_path / "r", sources[1][0], "--image", "desk", "--level", 1, "--kind", "disk"]
     for done in (run("estimate", *arguments), run("publish", *arguments, "--version", "2")):
-        assert "desk.disk1 of version 1 would be no part of the image any more: clients keep" in done.stderr
+        assert "desk.disk1 of version 1 is not among the disks of this version: clients keep" in done.stderr
     both = publish_disks(tmp_path, "3", sources[1])
     assert "dropped-disks" not in [one.code for one in both.advice]
 

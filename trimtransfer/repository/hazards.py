@@ -68,9 +68,9 @@ def dropped_disks(parent: Manifest, disks: int) -> tuple[Advice, ...]:
     gone = [disk_name(parent.image, number) for number in range(max(1, disks), 1 + len(parent.disks))]
     if not gone:
         return ()
-    text = f"{', '.join(gone)} of version {parent.version} would be no part of the image any more"
-    remedy = "clients keep the files as they are, and update them no more; if that is not meant, publish all disks"
-    return (Advice("dropped-disks", text, f"{remedy} together"),)
+    text = f"{', '.join(gone)} of version {parent.version} is not among the disks of this version"
+    remedy = "clients keep their files of it as they are, and update them no more; if that is not meant, name all disks"
+    return (Advice("dropped-disks", text, remedy),)
 
 
 class _Examiner:
