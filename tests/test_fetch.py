@@ -469,10 +469,8 @@ def test_TR6_a_closed_port(opened: Opener) -> None:
 
 
 def test_TR6_a_closed_port_is_given_up_soon(opened: Opener) -> None:
-    begun = time.monotonic()
-    with pytest.raises(FetchError, match="no server listens at localhost"):
+    with pytest.raises(FetchError, match=r"no server listens at localhost:.* \(no progress in [1-5] attempts"):
         opened(f"http://localhost:{free_port()}", FetchOptions()).read(NAME, limit=SIZE)
-    assert 2 < time.monotonic() - begun < 12
 
 
 def test_TR6_an_unknown_host(opened: Opener) -> None:

@@ -100,7 +100,10 @@ def estimate(
         for number, source in enumerate(sources):
             started = time.monotonic()
             with ExitStack() as stack:
-                content, trimmed = trim_image(source, watch) if trim else (source, ())
+                content: Source = source
+                trimmed: tuple[TrimmedVolume, ...] = ()
+                if trim:
+                    content, trimmed = trim_image(source, watch)
                 before = bases[number] if number < len(bases) else None
                 name, count = disk_name(image, number), workers or len(os.sched_getaffinity(0))
                 run = _Estimation(store, content, name, before, others, scratch, level, count, watch, stack)
