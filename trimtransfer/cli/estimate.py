@@ -130,8 +130,8 @@ def _sums(report: EstimateReport, sums: Estimated) -> Iterator[str]:
 
 def _deltas(report: EstimateReport, sums: Estimated) -> str:
     if sums is not report:
-        sampled = any(disk.deltas for disk in (report, *report.disks))
-        return f", with deltas {size_text(sums.with_deltas_bytes)}" if sampled else ""
+        any_sampled = any(disk.deltas for disk in (report, *report.disks))
+        return f", with deltas {size_text(sums.with_deltas_bytes)}" if any_sampled else ""
     sampled = report.deltas
     if sampled is None:
         return ""
