@@ -37,8 +37,8 @@ class PackRange(NamedTuple):
 
 
 PIECE_BYTES: Final = 1 << 18
-"""Frames of so many bytes are handed over together as they arrive: so much of each connection is lost at most when a
-process dies, or a machine is switched off, however slow the line is."""
+"""Frames of so many bytes, or one that is longer, are handed over together as they arrive: so much of each connection
+is lost at most when a process dies, or a machine is switched off, however slow the line is."""
 WANTED: Final = np.dtype([("frame", "<u4"), ("start", "<u4"), ("length", "<u4"), ("group", "<i8")])
 """A chunk that a frame is fetched for: ``length`` bytes from ``start`` of the frame's content; its group."""
 WRITE: Final = np.dtype([("frame", "<u4"), ("start", "<u4"), ("length", "<u4"), ("offset", "<i8")])
@@ -84,7 +84,7 @@ def pieces_of(fetch: FetchPlan, part: PackRange) -> Iterator[PackRange]:
     ends = offsets + fetch.frames["stored"][part.first : part.last]
     first, start = 0, part.start
     while first < len(offsets):
-        last = min(int(np.searchsorted(ends, start + PIECE_BYTES)) + 1, len(offsets))
+        last = max(first + 1, int(np.searchsorted(ends, start + PIECE_BYTES, side="right")))
         end = int(offsets[last]) if last < len(offsets) else part.end
         yield PackRange(part.pack, start, end, part.whole, part.first + first, part.first + last)
         first, start = last, end

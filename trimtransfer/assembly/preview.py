@@ -218,7 +218,9 @@ class _Preview:
         manifest = remote.manifest
         written = WrittenIndex(scratch, kind=int(manifest.kind))
         from_parent = comes_from_parent(manifest, old)
-        resolver = Resolver(remote, seeds, written, Nowhere(), from_parent=from_parent, deltas=deltas)
+        resolver = Resolver(
+            remote, seeds, written, Nowhere(), from_parent=from_parent, deltas=deltas, resumed=self._done.size > 0
+        )
         if host is not None and refresh:
             line = self._judge.line(remote.measured)
             refreshed = sources.add_host(host, resolver, windows(manifest, todo), self._done.covers, line)

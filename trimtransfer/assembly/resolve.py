@@ -119,7 +119,8 @@ class Resolver:
 
     ``seeds`` in the order in which they are asked, the previous version (an :class:`InstalledImage`) first if there is
     one; ``written`` indexes what earlier windows have fetched; with ``from_parent`` the previous version is the one
-    that this version's fresh locations leave out.
+    that this version's fresh locations leave out. ``resumed``: an interrupted run has fetched the beginning of packs,
+    none of which is fetched whole for a part then: else whoever is always interrupted early would never get further.
     """
 
     def __init__(
@@ -131,10 +132,11 @@ class Resolver:
         *,
         from_parent: bool,
         deltas: DeltaSource | None = None,
+        resumed: bool = False,
     ) -> None:
         self.remote, self.written, self.output, self.deltas = remote, written, output, deltas
         self.seeds: tuple[Seed, ...] = tuple(seeds)
-        self._from_parent = from_parent
+        self._from_parent, self._resumed = from_parent, resumed
 
     def add(self, seed: Seed) -> None:
         """Ask one more seed, after the others."""
@@ -268,7 +270,7 @@ class Resolver:
     def _plan_fetch(self, plan: WindowPlan, chosen: Mask) -> FetchPlan:
         parts = [plan.located[key] for key in sorted(plan.located)]
         near = isinstance(self.remote.store, NearStore | BundleStore)  # what these have is read frame by frame
-        whole = 1.0 if near else WHOLE_SHARE
+        whole = 1.0 if near or self._resumed else WHOLE_SHARE
         return plan_fetch(plan.window, plan.groups, chosen, plan.placed, parts, whole=whole)
 
 

@@ -259,8 +259,11 @@ class _Sync:
         manifest = remote.manifest
         written = WrittenIndex(self._side.path, kind=int(manifest.kind))
         from_parent = use_old and comes_from_parent(manifest, old)
-        resolver = Resolver(remote, seeds, written, choice.way.target, from_parent=from_parent, deltas=deltas)
-        done = choice.way.target.done.covers
+        target = choice.way.target
+        resolver = Resolver(
+            remote, seeds, written, target, from_parent=from_parent, deltas=deltas, resumed=target.done.size > 0
+        )
+        done = target.done.covers
         if host is not None and refresh:
             refreshed = sources.add_host(
                 host, resolver, windows(manifest, todo), done, self._judge.line(remote.measured)
