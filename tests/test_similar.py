@@ -256,7 +256,7 @@ def test_what_many_chunks_have_tells_nothing(tmp_path: Path, rnd: random.Random,
 
 def test_regions_that_are_asked_for(tmp_path: Path, rng: np.random.Generator) -> None:
     """Of an image of five regions; what is found comes by regions, in order."""
-    (data,) = make_images(rng, versions=1)
+    (data,) = make_images(rng, versions=1, pieces=40)
     version = Version(tmp_path, data)
     starts, lengths = version.reader.manifest.starts, version.reader.manifest.lengths
     target = data

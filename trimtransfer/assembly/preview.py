@@ -29,7 +29,7 @@ from trimtransfer.assembly.payoff import ASSUMED_BANDWIDTH, Judge
 from trimtransfer.assembly.plan import Mask, Window
 from trimtransfer.assembly.rawfile import RawFile
 from trimtransfer.assembly.redo import read_header, read_records
-from trimtransfer.assembly.remote import Remote, open_store
+from trimtransfer.assembly.remote import Remote, learn_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
 from trimtransfer.assembly.request import (
     Request,
@@ -194,6 +194,8 @@ class _Preview:
         self._content = untouched(manifest, right | manifest.zero)
         self._changed = len(todo)
         remote = Remote(self._store, manifest, tables)
+        if self._request.version is not None and not manifest.disk:
+            learn_mirrors(self._store, self._request.image)
         began = time.monotonic()
         would_write = self._would_write(remote, old, right)
         self._read_seconds = time.monotonic() - began
