@@ -95,6 +95,14 @@ def test_spans_of_members_are_bounded() -> None:
             inflated([wrong], packed)
 
 
+def with_spans(body: str, like: Span, monkeypatch: pytest.MonkeyPatch, *, large: bool = False) -> bytes:
+    """Return a wrapped unit of the format that ``like`` asks for, with these bytes in the place of its spans."""
+    real = unit.codec.compress
+    with monkeypatch.context() as patch:
+        patch.setattr(unit.codec, "compress", lambda _, level: real(bytes.fromhex(body), level))
+        return wrap([like], b"\x10", encode(b"", b"", level=1), base=0, large=large)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -108,10 +116,7 @@ def test_spans_of_members_are_bounded() -> None:
     ],
 )
 def test_bodies_that_break_a_rule(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = unit.codec.compress
-    with monkeypatch.context() as patch:
-        patch.setattr(unit.codec, "compress", lambda _, level: real(bytes.fromhex(body), level))
-        stored = wrap([Span((), kind=Kind.ZSTD)], b"\x10", encode(b"", b"", level=1), base=0)
+    stored = with_spans(body, Span((), kind=Kind.ZSTD), monkeypatch)
     with pytest.raises(FormatError):
         make(stored, b"", limit=100)
 

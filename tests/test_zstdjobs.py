@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_inside import MIB, programs
 from test_similar import edited
+from test_unit_tools import with_spans
 from vectors import make as content_of
 
 from trimtransfer import systemzstd, unit, zstdjobs
@@ -365,10 +366,7 @@ def test_spans_of_jobs_are_bounded() -> None:
     ],
 )
 def test_bodies_that_break_a_rule(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = unit.codec.compress
-    with monkeypatch.context() as patch:
-        patch.setattr(unit.codec, "compress", lambda _, level: real(bytes.fromhex(body), level))
-        stored = wrap([Span((), 1, job=True, size=1)], b"\x10", encode(b"", b"", level=1), base=0, large=True)
+    stored = with_spans(body, Span((), 1, job=True, size=1), monkeypatch, large=True)
     with pytest.raises(FormatError):
         make(stored, b"", limit=100)
 
