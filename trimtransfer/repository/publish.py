@@ -75,7 +75,7 @@ def publish(
     of host ``profiles``; with ``solid``, units for first downloads hold all of it once more. ``workers`` threads
     compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks, 5 MiB
     per worker; before that 200 bytes per file of clean file systems; then for deltas 200 MiB, and as much for each of
-    at most four workers, with a profile 160 bytes a chunk; where jobs of large zstd frames are made again, up to 900 MiB.
+    at most four workers, with a profile 160 bytes a chunk; where jobs of large zstd frames are looked into, 900.
 
     Raises:
         FormatError: a name that is none; a damaged repository or disk image.
