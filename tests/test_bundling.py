@@ -471,12 +471,18 @@ def test_a_prestaged_version_serves_the_next_one(place: Place, nginx: Nginx) -> 
     shutil.copytree(place.repository, nginx.root, dirs_exist_ok=True)
     stick = place.bundle("two", versions=("2",))
     alone = place.sync(nginx.url, "alone.img", ca_cert=nginx.ca_cert)
+    before = len(nginx.served())
     report = place.sync(nginx.url, seeds=[stick], ca_cert=nginx.ca_cert)
     assert place.output().read_bytes() == place.images[2]
     assert (report.version, report.content.size) == ("3", report.length)
     assert report.network.bytes < 0.7 * alone.network.bytes
     # What both versions have is not fetched: nothing else is in between, no pack for the sake of its last frames.
-    assert report.network.bytes + report.bundle_bytes < alone.network.bytes + 50_000
+    fetched = [one for one in nginx.served()[before:] if one.uri.startswith("/packs/")]
+    assert fetched
+    with closing(BundleStore(stick)) as bundle:
+        for one in fetched:
+            first, last = one.range.removeprefix("bytes=").split("-") if one.range != "-" else ("0", str(one.bytes - 1))
+            assert bundle.held(Range(one.uri[1:], int(first), int(last) - int(first) + 1)) == [], one
 
 
 @pytest.mark.parametrize("hurt", [False, True])

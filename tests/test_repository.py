@@ -274,6 +274,16 @@ def test_each_flipped_bit_is_found(copy: DirectoryStore, rnd: random.Random) -> 
     assert audit(copy).damage == ()
 
 
+def test_each_bit_of_a_head_counts(copy: DirectoryStore) -> None:
+    path = copy.path / head_name("b")
+    original = path.read_bytes()
+    for at in range(8 * len(original)):
+        changed = bytearray(original)
+        changed[at // 8] ^= 1 << at % 8
+        path.write_bytes(changed)
+        assert json_equal(original, bytes(changed)) or audit(copy, image="b", quick=True).damage, at
+
+
 def json_equal(one: bytes, other: bytes) -> bool:
     """Whether a changed head still means the same: white space, or a field that nobody reads."""
     try:

@@ -248,9 +248,10 @@ class _Metadata:
 def _check_head(head: Head, manifest: Manifest) -> None:
     if manifest.image_digest() != head.image_digest:
         raise IntegrityError("head", manifest.image_digest(), head.image_digest)
-    found = (head.sequence, head.length)
-    if (manifest.sequence, manifest.length) != found:
-        raise FormatError("head", "sequence, length", (manifest.sequence, manifest.length), found)
+    told = (head.sequence, head.length, head.disks, head.manifest_length)
+    true = (manifest.sequence, manifest.length, len(manifest.disks), len(manifest.to_bytes()))
+    if told != true:
+        raise FormatError("head", "sequence, length, disks, manifest_length", true, told)
 
 
 def _unreferenced(store: DirectoryStore, used: Collection[bytes]) -> tuple[str, ...]:
