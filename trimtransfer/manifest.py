@@ -242,7 +242,7 @@ class Manifest:
             nothing = (NO_REF, NO_REF, NO_REF, NO_REF)
             return Region(index, start, length, True, zero_region_digest(length), b"", *nothing)
         row = self.rows[self._row_of[index]]
-        refs = (_stored_ref(row[name]) for name in REFS)
+        refs = (stored_ref(row[name]) for name in REFS)
         return Region(index, start, length, False, row["content"].tobytes(), row["table"].tobytes(), *refs)
 
     @property
@@ -355,7 +355,8 @@ def _file_ref(reader: FrontReader) -> FileRef:
     return FileRef(kind, reader.ascii(size), length, digest)
 
 
-def _stored_ref(ref: np.void) -> StoredRef:
+def stored_ref(ref: np.void) -> StoredRef:
+    """Return a reference (dtype ``REF``) as a value."""
     return StoredRef(int(ref["file"]), int(ref["offset"]), int(ref["length"]), ref["check"].tobytes())
 
 

@@ -57,6 +57,16 @@ def head_name(image: str) -> str:
     return f"images/{check_name('image', image)}/head.json"
 
 
+def catalogue_name(image: str) -> str:
+    """Return the store name of an image's catalogue."""
+    return f"images/{check_name('image', image)}/catalogue.json"
+
+
+def channel_name(image: str, channel: str) -> str:
+    """Return the store name of what a channel of an image points to."""
+    return f"images/{check_name('image', image)}/channel-{check_name('channel', channel)}.json"
+
+
 def version_name(image: str, version: str, file: str) -> str:
     """Return the store name of a file of a version."""
     return f"images/{check_name('image', image)}/{check_name('version', version)}/{file}"
