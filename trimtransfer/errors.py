@@ -108,7 +108,7 @@ class VersionExists(TrimTransferError):
 
     def __init__(self, image: str, version: str) -> None:
         self.image, self.version = image, version
-        super().__init__(f"{image} {version} is published already; choose another version name")
+        super().__init__(f"{image} {version} is published already, or was; choose another version name")
 
 
 class TargetRefused(TrimTransferError):

@@ -8,6 +8,7 @@ collected, not raised, and named by object, with who needs it and what can be do
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,9 @@ from trimtransfer.head import Head
 from trimtransfer.manifest import KEYS, REFS, Manifest, Region
 from trimtransfer.names import further_disk_of, head_name, manifest_name
 from trimtransfer.pack import pack_name
-from trimtransfer.repository.contents import ContentCheck, Damage, Expected, PackCheck
+from trimtransfer.repository.cataloguecheck import check_catalogue
+from trimtransfer.repository.catalogues import kept_names
+from trimtransfer.repository.contents import ContentCheck, Damage, Expected, PackCheck, Sample
 from trimtransfer.repository.deltacheck import DeltaCheck
 from trimtransfer.repository.hostcheck import HostCheck
 from trimtransfer.repository.intent import pending
@@ -48,7 +51,8 @@ class AuditReport:
     """What was checked, and the damage found; ``regions`` and ``packs`` are how many different ones there are.
 
     ``unreferenced`` packs are of no use and no harm. ``not_made`` are indexes of deltas from host files whose units
-    could not all be made, for the files of their profile are not here.
+    could not all be made, for the files of their profile are not here. ``sample`` per cent of packs, contents and
+    deltas were looked at, chosen by ``seed``.
     """
 
     images: int
@@ -63,6 +67,8 @@ class AuditReport:
     unreferenced: tuple[str, ...]
     damage: tuple[Damage, ...]
     not_made: tuple[str, ...] = ()
+    sample: float = 100.0
+    seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -75,27 +81,26 @@ def audit(
     image: str | None = None,
     version: str | None = None,
     sample: float = 100.0,
+    seed: int | None = None,
     quick: bool = False,
     workers: int = 2,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> AuditReport:
     """Check all images, or one, or one version of it.
 
-    ``sample``: only that many per cent of packs and of regions' contents, picked at random. ``quick``: of packs only
-    that they are there and how long they are, of contents nothing.
+    ``sample``: only that many per cent of packs, of regions' contents and of deltas, picked at random: by ``seed``,
+    which the report tells, the same ones as long as the repository is the same. ``quick``: of packs only that they are
+    there and how long they are, of contents nothing. Memory: a pack and its content for each of ``workers`` threads;
+    what is known of chunks lies in temporary files once it is large.
 
-    Memory: a pack and its content for each of ``workers`` threads; what is known of chunks lies in temporary files
-    once it is large.
-
-    Raises:
-        NotFound: there is nothing of this image, or version.
-        Cancelled: as asked.
+    Raises ``NotFound`` if there is nothing of this image, or version, ``Cancelled`` as asked.
     """
     images = folder_names(store)
     if image is not None:
         _require(store, image, version, images)
         images = [name for name in images if image in (name, further_disk_of(name))]
-    deltas = DeltaCheck(store, sample=sample, quick=quick, watch=watch)
+    some = Sample(sample, secrets.randbits(32) if seed is None else seed)
+    deltas = DeltaCheck(store, sample=some, quick=quick, watch=watch)
     with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory, HostCheck(store, deltas) as hosts:
         keys = KeyCheck(store)
         metadata = _Metadata(store, Path(directory), keys, deltas, hosts, watch)
@@ -110,7 +115,7 @@ def audit(
         if quick:
             packs.look()
         else:
-            checked, rebuilt = packs.run(sample, workers), contents.run(sample, workers)
+            checked, rebuilt = packs.run(some, workers), contents.run(some, workers)
         wrong_keys = [Damage(name, problem, KEYS_REMEDY) for name, problem in keys.problems.items()]
         damage = (*metadata.damage, *packs.damage(), *contents.damage(), *wrong_keys, *deltas.damage)
         used = {*expected.packs, *deltas.packs}
@@ -127,6 +132,8 @@ def audit(
             unreferenced=_unreferenced(store, used) if image is None and not damage else (),
             damage=damage,
             not_made=tuple(hosts.not_made),
+            sample=sample,
+            seed=some.seed,
         )
 
 
@@ -176,6 +183,7 @@ class _Metadata:
         first = further_disk_of(image)
         whole = first or image
         names = [name for name in version_names(self._store, image) if (whole, name) != self._pending]
+        names = self._kept(whole, names, further=first is not None)
         if not names and self._pending and self._pending[0] == whole:
             return  # its first version is being published
         head = None
@@ -193,11 +201,21 @@ class _Metadata:
         if head is not None and head.version in found:
             with self._noting(head_name(image)):
                 _check_head(head, found[head.version])
+        if first is None:
+            self.damage += check_catalogue(self._store, image, found)
         for manifest in sorted(found.values(), key=lambda manifest: manifest.sequence):
             if version in (None, manifest.version) and (head is None or manifest.sequence <= head.sequence):
                 self._version(manifest, found.get(manifest.parent))
                 self._deltas.run(manifest, found)
                 self._hosts.run(manifest)
+
+    def _kept(self, whole: str, names: list[str], *, further: bool) -> list[str]:
+        """Leave out versions that were removed, and add those that ought to be there; of further disks, which not every
+        version has, nothing is added."""
+        if not further:
+            return kept_names(self._store, whole, names)
+        kept = kept_names(self._store, whole, version_names(self._store, whole))
+        return [name for name in names if name in kept]
 
     def _version(self, manifest: Manifest, parent: Manifest | None) -> None:
         self.expected.versions.append(manifest)

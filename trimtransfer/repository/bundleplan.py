@@ -22,13 +22,13 @@ from trimtransfer.chunk import CHECK_SIZE, Kind
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex, Units
 from trimtransfer.disk.source import open_disk
 from trimtransfer.errors import FormatError, NotFound
-from trimtransfer.head import Head
 from trimtransfer.index.disk import seed_from_disk
 from trimtransfer.location import Locations, PackRef
 from trimtransfer.manifest import KEYS, REFS, Manifest
 from trimtransfer.names import deltas_name, head_name, manifest_name
 from trimtransfer.pack import PACK_MAGIC, pack_name
 from trimtransfer.repository.bundleparts import Part, Span, Spill
+from trimtransfer.repository.catalogues import head_of
 from trimtransfer.repository.inventory import Inventory
 from trimtransfer.repository.reading import further_disks, read_head, read_manifest
 from trimtransfer.spill import Rows
@@ -109,7 +109,7 @@ class Planner:
         names = dict.fromkeys(wanted.versions or (head.version,))
         manifests = [read_manifest(self._store, wanted.image, name, head=head) for name in names]
         newest = max(manifests, key=lambda manifest: manifest.sequence)
-        self._add_data(head_name(wanted.image), _head_of(newest).to_bytes())
+        self._add_data(head_name(wanted.image), head_of(newest).to_bytes())
         names = dict.fromkeys(wanted.bases)
         bases = [read_manifest(self._store, wanted.image, name, head=head) for name in names]
         for manifest in manifests:
@@ -249,20 +249,6 @@ class Planner:
 
     def _add_data(self, name: str, data: bytes) -> None:
         self._objects[name] = Part.of(name, data)
-
-
-def _head_of(manifest: Manifest) -> Head:
-    data = manifest.to_bytes()
-    return Head(
-        manifest.image,
-        manifest.version,
-        manifest.sequence,
-        manifest.digest(),
-        len(data),
-        manifest.image_digest(),
-        manifest.length,
-        len(manifest.disks),
-    )
 
 
 def _metadata(manifest: Manifest, *, refs: Sequence[str] = REFS, keys: bool = True) -> Iterator[Part]:

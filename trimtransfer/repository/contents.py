@@ -68,6 +68,26 @@ class Damage:
     needed: Needed = field(default_factory=dict)
 
 
+class Sample:
+    """``share`` per cent of things, picked at random: the same ones each time the same things are asked for with the
+    same ``seed``, so what was found can be looked at again."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self.share, self.seed = share, seed
+        self._random = random.Random(seed)
+
+    def of(self, items: Sequence[T]) -> list[T]:
+        """Return some of the items, at least one, in order."""
+        if self.share >= 100 or not items:
+            return list(items)
+        count = min(len(items), max(1, round(len(items) * self.share / 100)))
+        return [items[number] for number in sorted(self._random.sample(range(len(items)), count))]
+
+    def takes(self) -> bool:
+        """Tell whether the next thing is among them."""
+        return self.share >= 100 or self._random.random() < self.share / 100
+
+
 class Expected:
     """What metadata say about content: packs, and chunks in them; and one region for each different content."""
 
@@ -121,12 +141,12 @@ class PackCheck:
             except (TrimTransferError, OSError) as error:
                 self.damaged[ref.digest] = str(error)
 
-    def run(self, sample: float, workers: int) -> int:
-        """Check ``sample`` per cent of the packs; return how many."""
+    def run(self, sample: Sample, workers: int) -> int:
+        """Check a sample of the packs; return how many."""
         self._rows, self._ends = self._group()
-        chosen = _sample(range(len(self._packs)), sample)
+        chosen = sample.of(range(len(self._packs)))
         total, done = sum(self._packs[number].length for number in chosen), 0
-        for number, outcome in _in_parallel(self._check, chosen, workers):
+        for number, outcome in in_parallel(self._check, chosen, workers):
             if isinstance(outcome, Exception):
                 self.damaged[self._packs[number].digest] = str(outcome)
             done += self._packs[number].length
@@ -184,11 +204,11 @@ class ContentCheck:
         self._keys = keys
         self._wrong: dict[bytes, tuple[tuple[int, int], str, str]] = {}
 
-    def run(self, sample: float, workers: int) -> int:
-        """Check ``sample`` per cent of the contents; return how many."""
-        chosen = _sample(self._expected.regions, sample)
+    def run(self, sample: Sample, workers: int) -> int:
+        """Check a sample of the contents; return how many."""
+        chosen = sample.of(self._expected.regions)
         total, done = sum(self._expected.region(place).length for place in chosen), 0
-        for place, outcome in _in_parallel(self._rebuild, chosen, workers):
+        for place, outcome in in_parallel(self._rebuild, chosen, workers):
             region = self._expected.region(place)
             if isinstance(outcome, Exception):
                 self._wrong[content_key(region)] = place, str(outcome), RESTORE
@@ -229,7 +249,7 @@ def content_key(region: Region) -> bytes:
     return region.content + region.table
 
 
-def _in_parallel(
+def in_parallel(
     function: Callable[[T], R], items: Sequence[T], workers: int
 ) -> Iterator[tuple[T, R | TrimTransferError | OSError]]:
     """Yield each item, in order, with what ``function`` returned or raised for it; a few at a time."""
@@ -256,14 +276,6 @@ def _ended(pending: deque[tuple[T, Future[R]]]) -> tuple[T, R | TrimTransferErro
         return item, job.result()
     except (TrimTransferError, OSError) as error:
         return item, error
-
-
-def _sample(items: Sequence[T], share: float) -> list[T]:
-    """Return ``share`` per cent of the items, picked at random, at least one, in order."""
-    if share >= 100 or not items:
-        return list(items)
-    count = min(len(items), max(1, round(len(items) * share / 100)))
-    return [items[number] for number in sorted(random.sample(range(len(items)), count))]
 
 
 def _title(manifest: Manifest) -> str:

@@ -65,6 +65,13 @@ def find_known(
         watch.report("reuse", done, total)
 
 
+def used_packs(inventory: Inventory) -> list[int]:
+    """Return the numbers of the packs in which an inventory's chunks lie."""
+    parts = [np.unique(inventory.pack[part]) for part in inventory.slices()]
+    used = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))
+    return [number for number in used.tolist() if number != NOWHERE]
+
+
 def _find_region(inventory: Inventory, packs: Packs, reader: VersionReader, index: int, mark: int) -> None:
     table = reader.table(index)
     numbers = inventory.find(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Final, TypeVar
@@ -16,7 +15,7 @@ from trimtransfer.errors import Cancelled, FormatError, IntegrityError, NotFound
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import deltas_name
 from trimtransfer.pack import MAX_PACK, check_pack, pack_name
-from trimtransfer.repository.contents import Damage
+from trimtransfer.repository.contents import Damage, Sample
 from trimtransfer.repository.places import ChunkReader
 from trimtransfer.repository.reading import VersionReader, delta_bases
 from trimtransfer.store import DirectoryStore
@@ -33,10 +32,10 @@ class DeltaCheck:
     """Checks deltas. ``packs`` are the digests of their packs, ``read`` of those that were read; ``units`` counts what
     was made."""
 
-    def __init__(self, store: DirectoryStore, *, sample: float, quick: bool, watch: Watch) -> None:
-        """``sample`` per cent of the units are made, picked at random; with ``quick`` none."""
+    def __init__(self, store: DirectoryStore, *, sample: Sample, quick: bool, watch: Watch) -> None:
+        """A sample of the units is made; with ``quick`` none."""
         self._store, self._watch = store, watch
-        self._share = 0.0 if quick else sample / 100
+        self._sample, self._quick = sample, quick
         self.packs: set[bytes] = set()
         self.read: set[bytes] = set()
         self.damage: list[Damage] = []
@@ -44,18 +43,25 @@ class DeltaCheck:
         self._pack = b"", b""  # the one read last, by its digest: units of a region lie in few
 
     def run(self, target: Manifest, versions: Mapping[str, Manifest]) -> None:
-        """Check all deltas that make ``target``; ``versions`` of its image by name. One that starts from a version that
-        is not there is of no use and no harm."""
+        """Check all deltas that make ``target``; ``versions`` of its image by name. Of those that start from a version
+        that was removed only the index is looked at: they serve clients that have it still."""
         for version in delta_bases(self._store, target.image, target.version):
             name = deltas_name(target.image, target.version, version)
             try:
                 index = DeltaIndex(self._store.read(name, limit=MAX_INDEX))
                 if version in versions:
                     self._check(index, target, versions[version])
+                else:
+                    self._note_packs(index)
             except Cancelled:
                 raise
             except (TrimTransferError, OSError) as error:
                 self.damage.append(Damage(name, str(error), _REMEDY))
+
+    def _note_packs(self, index: DeltaIndex) -> None:
+        for number in index.regions.tolist():
+            units = index.units(number)
+            self.packs.update(ref.digest for ref in (units.packs if units is not None else ()))
 
     def _check(self, index: DeltaIndex, target: Manifest, base: Manifest) -> None:
         for what, manifest, found in (("target", target, index.target), ("base", base, index.base)):
@@ -125,7 +131,7 @@ class DeltaCheck:
         """Yield units to be made, with their base runs."""
         ends = np.cumsum(units.units["bases"], dtype=np.int64)
         for number, end in enumerate(ends.tolist()):
-            if random.random() < self._share:
+            if not self._quick and self._sample.takes():
                 yield number, units.bases[end - int(units.units["bases"][number]) : end]
 
 

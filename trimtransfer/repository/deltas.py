@@ -159,6 +159,7 @@ def replace_index(store: DirectoryStore, intent: Intent, name: str, data: bytes)
     """Store an index in the place of the one before; where there is nothing to store there is none any more."""
     if data:
         intent.add(name)
+        intent.secure()
         store.put(name, data)
     else:
         store.delete(name)
@@ -277,6 +278,7 @@ class Maker:
         digest, data = self._builder.finish()
         self._builder = PackBuilder()
         self._made.packs.append(PackRef(digest, len(data)))
+        self._intent.rely_on(self._made.packs[-1:])
         name = pack_name(digest)
         exists = self._store.exists(name)
         if exists and self._store.size(name) == len(data) and self._store.read(name, limit=len(data)) == data:

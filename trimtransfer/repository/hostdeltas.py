@@ -183,6 +183,7 @@ def store_units(
         made = maker.run()
         regions = _together([*made.regions(), *kept])
         data, used = _encode(manifest, opened, files, regions)
+        intent.rely_on(ref for _, units in regions for ref in units.packs)
         replace_index(store, intent, host_delta_name(image, version, opened.name), data)
         new_bytes = new.size + sum(int(units.units["raw"].sum(dtype=np.int64)) for _, units in kept)
         begun = DeltaReport(image, version, "", new_bytes=new_bytes, profile=opened.name)

@@ -5,6 +5,9 @@ removed. If the process dies before, the next one finds the intent, deletes what
 nothing that another version refers to is ever named in an intent, because packs that exist already are not.
 
 Deltas that are added to versions later have an intent without a version: only what it names is undone.
+
+Packs that exist already and are used again may be old and of no use to anybody else, about to be deleted: so right
+before a commit they are taken out of quarantine and looked at once more.
 """
 
 from __future__ import annotations
@@ -15,12 +18,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from trimtransfer.errors import FormatError, Locked, NotFound, TargetRefused
 from trimtransfer.head import MAX_HEAD, Head
+from trimtransfer.location import PackRef
 from trimtransfer.names import head_name, keys_name, locations_name, manifest_name, tables_name
+from trimtransfer.pack import pack_name
+from trimtransfer.repository.catalogues import settle
+from trimtransfer.repository.quarantine import rescue
 from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
 
 _LOCK: Final = "lock"
@@ -70,6 +77,7 @@ class Intent:
     def __init__(self, store: DirectoryStore, image: str, version: str | None) -> None:
         self._path = store.private(_INTENT)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._store, self._needs = store, dict[str, int]()
         self.add(json.dumps([image, version]))
         sync_directory(self._path.parent)
 
@@ -77,6 +85,22 @@ class Intent:
         """Note the name of a pack or a delta index, durably, before it appears."""
         os.write(self._descriptor, line.encode() + b"\n")
         os.fsync(self._descriptor)
+
+    def rely_on(self, packs: Iterable[PackRef]) -> None:
+        """Note packs that what is being written refers to; :meth:`secure` looks after them."""
+        self._needs.update((pack_name(ref.digest), ref.length) for ref in packs)
+
+    def secure(self) -> None:
+        """Right before something is committed: what it relies on is there, and nobody is about to delete it.
+
+        Raises:
+            FormatError, NotFound: a pack has another length, or is gone.
+        """
+        rescue(self._store, self._needs)
+        for name, length in self._needs.items():
+            found = self._store.size(name)
+            if found != length:
+                raise FormatError(name, "its end", f"{length:,} bytes", f"{found:,}")
 
     def close(self) -> None:
         """Close the file; it stays until the publish is settled by :func:`clean_up` or committed by :meth:`done`."""
@@ -109,12 +133,23 @@ def clean_up(store: DirectoryStore) -> list[str]:
     """
     store.clear_temporary()
     lines = _read(store)
-    if lines is None:
-        return []
-    begun = len(lines) > 1  # else it died while it wrote the first line, before it did anything
-    deleted = _undo(store, lines) if begun and not _is_committed(store, lines[0]) else []
-    store.private(_INTENT).unlink()
+    deleted = list[str]()
+    if lines is not None:
+        begun = len(lines) > 1  # else it died while it wrote the first line, before it did anything
+        deleted = _undo(store, lines) if begun and not _is_committed(store, lines[0]) else []
+    settle(store)
+    if lines is not None:
+        store.private(_INTENT).unlink()
     return deleted
+
+
+def intended_names(store: DirectoryStore) -> frozenset[str]:
+    """Return the names of objects that are being written, or were when their writer died."""
+    lines = _read(store) or [b""]
+    names = [line.decode("ascii", "replace") for line in lines[1:-1]]
+    if len(lines) < 2 or (version := _parse(lines[0])[1]) is None:
+        return frozenset(names)
+    return frozenset((*names, *_own_names(_parse(lines[0])[0], version)))
 
 
 def pending(store: DirectoryStore) -> tuple[str, str] | None:
@@ -153,8 +188,12 @@ def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
     image, version = _parse(lines[0])
     names = [line.decode("ascii", "replace") for line in lines[1:-1]]
     if version is not None:
-        names += [name(image, version) for name in (manifest_name, tables_name, locations_name, keys_name)]
+        names += _own_names(image, version)
     return [name for name in names if store.delete(name)]
+
+
+def _own_names(image: str, version: str) -> list[str]:
+    return [name(image, version) for name in (manifest_name, tables_name, locations_name, keys_name)]
 
 
 def _parse(line: bytes) -> tuple[str, str | None]:

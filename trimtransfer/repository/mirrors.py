@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Final
 
 from trimtransfer.errors import FormatError
-from trimtransfer.head import check_mirrors
+from trimtransfer.head import MAX_HEAD, Head, check_mirrors
 from trimtransfer.names import head_name
+from trimtransfer.repository.catalogues import channel_files
 from trimtransfer.repository.intent import clean_up, repository_lock
 from trimtransfer.repository.reading import image_names, read_head, require_repository
 from trimtransfer.store import DirectoryStore, space_errors, sync_directory
@@ -65,4 +66,7 @@ def set_mirrors(repository: str | os.PathLike[str], urls: Sequence[str]) -> int:
             head = read_head(store, image)
             if head.mirrors != mirrors:
                 store.put(head_name(image), replace(head, mirrors=mirrors).to_bytes())
+            for name in channel_files(store, image):
+                head = Head.from_bytes(store.read(name, limit=MAX_HEAD))
+                store.put(name, replace(head, mirrors=mirrors).to_bytes())
         return len(images)

@@ -255,7 +255,7 @@ class Packer:
         name = pack_name(digest)
         exists = self._store.exists(name)
         if exists and self._store.size(name) == len(data) and self._store.read(name, limit=len(data)) == data:
-            self.stored.kept_packs += 1
+            self.stored.kept_packs += 1  # the publication relies on it, as on all packs that it refers to
             return False
         if not exists:
             self._intent.add(name)

@@ -16,7 +16,6 @@ from typing import Any, Final
 from trimtransfer.chunk import Kind, object_digest
 from trimtransfer.errors import FormatError
 from trimtransfer.geometry import Geometry
-from trimtransfer.head import Head
 from trimtransfer.image import Source
 from trimtransfer.manifest import DISK, FileRef, Manifest
 from trimtransfer.names import (
@@ -29,7 +28,8 @@ from trimtransfer.names import (
 )
 from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.again import Deduped, Limits, choose_again
-from trimtransfer.repository.dedupe import Packs, find_known
+from trimtransfer.repository.catalogues import head_of
+from trimtransfer.repository.dedupe import Packs, find_known, used_packs
 from trimtransfer.repository.deltas import try_deltas
 from trimtransfer.repository.deltasmade import DeltaReport
 from trimtransfer.repository.hazards import compare, shared_content
@@ -134,6 +134,8 @@ class Job:
             check_name("image", name)
         for name in (self.version, *self.delta_from):
             check_name("version", name)
+        if self.version.endswith(".json"):
+            raise FormatError("version name", "name", "one that does not end like those of heads", self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ class Publication:
         deduped = choose_again(inventory, self._packs, self._store, found.same, self._directory, job.limits)
         stored = self._store_chunks(found, inventory, deduped)
         self._source.check_unchanged()
+        self._intent.rely_on(self._packs[number] for number in used_packs(inventory))
         manifest, metadata = self._store_metadata(found, inventory, deduped)
         deltas = self._make_deltas(manifest)
         metadata += self._commit(manifest)
@@ -281,17 +284,8 @@ class Publication:
         self._store.put(manifest_name(manifest.image, manifest.version), data)
         if manifest.disk:
             return len(data)
-        head = Head(
-            image=manifest.image,
-            version=manifest.version,
-            sequence=manifest.sequence,
-            manifest_digest=manifest.digest(),
-            manifest_length=len(data),
-            image_digest=manifest.image_digest(),
-            length=manifest.length,
-            disks=len(manifest.disks),
-            mirrors=self._base.mirrors,
-        ).to_bytes()
+        head = head_of(manifest, mirrors=self._base.mirrors).to_bytes()
+        self._intent.secure()
         self._store.put(head_name(manifest.image), head)
         return len(data) + len(head)
 

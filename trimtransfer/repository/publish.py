@@ -6,20 +6,24 @@ Here is the order of work for all disks of a version; ``publication.py`` does it
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
-from trimtransfer.chunk import Kind
+from trimtransfer.catalogue import Catalogue, Entry
+from trimtransfer.chunk import DIGEST_SIZE, Kind
 from trimtransfer.disk.source import DiskSource, open_disk
-from trimtransfer.errors import NotFound, VersionExists
+from trimtransfer.errors import NotFound, TrimTransferError, VersionExists
 from trimtransfer.geometry import recognise
 from trimtransfer.head import Head
 from trimtransfer.image import Source
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import (
+    deltas_name,
     disk_name,
     keys_name,
     locations_name,
@@ -28,6 +32,7 @@ from trimtransfer.names import (
 )
 from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Limits
+from trimtransfer.repository.catalogues import Wishes, current, enrol, record_wishes
 from trimtransfer.repository.hazards import dropped_disks, examine
 from trimtransfer.repository.intent import Intent, check_target, clean_up, intended, repository_lock
 from trimtransfer.repository.mirrors import read_mirrors
@@ -37,6 +42,8 @@ from trimtransfer.repository.reading import VersionReader, read_head, read_manif
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
 from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.watch import Progress, Watch
+
+_LOG: Final = logging.getLogger("trimtransfer.repository")
 
 
 def publish(
@@ -57,6 +64,9 @@ def publish(
     profiles: Sequence[str] = (),
     solid: bool = False,
     trim: bool = False,
+    labels: Sequence[str] = (),
+    note: str = "",
+    channels: Sequence[str] = (),
     workers: int | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
@@ -72,25 +82,23 @@ def publish(
     further images whose content is not stored again. ``kind`` None: recognised. ``level`` is zstd's (1 to 22). ``flat``
     adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file systems mark free, see ``trim_image``; else
     every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from`` and the files
-    of host ``profiles``; with ``solid``, units for first downloads hold all of it once more. ``workers`` threads
-    compress (all cores by default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks, 5 MiB
-    per worker; before that 200 bytes per file of clean file systems; then for deltas 200 MiB, and as much for each of
-    at most four workers, with a profile 160 bytes a chunk; where jobs of large zstd frames are looked into, 900.
+    of host ``profiles``; with ``solid``, units for first downloads hold all of it once more. It gets ``labels`` and a
+    ``note``, and ``channels`` stand for it. ``workers`` threads compress (all cores by default). Memory: two regions of
+    64 MiB, 4 MiB a column for what is known of chunks, 5 MiB per worker; before that 200 bytes per file of clean file
+    systems; then for deltas 200 MiB, and as much for each of at most four workers, with a profile 160 bytes a chunk;
+    where jobs of large zstd frames are looked into, 900.
 
     Raises:
-        FormatError: a name that is none; a damaged repository or disk image.
-        SourceRefused: a disk image that cannot be read with certainty.
-        VersionExists: versions never change.
-        NotFound: no such parent, ``like`` image or profile.
-        Locked: another process writes to the repository.
-        SourceChanged: the file changed meanwhile.
-        NoSpace: the repository's disk is full. Nothing was published, and nothing is left over.
-        TargetRefused: the directory holds other things than a repository.
-        Cancelled: as asked; nothing was published.
+        FormatError: a name that is none, or taken; a damaged repository or disk image.
+        SourceRefused: a disk image that cannot be read with certainty. SourceChanged: it changed meanwhile.
+        VersionExists: versions never change. NotFound: no such parent, ``like`` image or profile. Locked: see there.
+        NoSpace: the repository's disk is full. TargetRefused: the directory holds other things than a repository.
+        Cancelled: as asked. Nothing was published then, and nothing is left over.
     """
     named = tuple(like), kind, level, flat, deltas, tuple(delta_from), tuple(profiles), solid, trim
     job = Job(image, version, parent, *named, workers or len(os.sched_getaffinity(0)), _pack_limit, _limits)
     job.check(1 + len(disks))
+    wishes = Wishes(tuple(labels), note, tuple(channels))
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with contextlib.ExitStack() as opened, space_errors(store.path):
@@ -98,15 +106,19 @@ def publish(
         check_target(store)
         with repository_lock(store, f"publishing {image} {version}"):
             clean_up(store)
-            return _publish(job, store, sources, watch)
+            return _publish(job, store, sources, wishes, watch)
 
 
-def _publish(job: Job, store: DirectoryStore, sources: Sequence[DiskSource], watch: Watch) -> PublishReport:
+def _publish(
+    job: Job, store: DirectoryStore, sources: Sequence[DiskSource], wishes: Wishes, watch: Watch
+) -> PublishReport:
     """Publish the further disks, which nobody knows of yet, then the first, which names them."""
-    base = _open_base(job, store)
+    base = _open_base(job, store, len(sources), wishes)
     made: list[Manifest] = []
     reports: list[PublishReport] = []
     with intended(store, job.image, job.version) as intent:
+        if wishes != Wishes():
+            record_wishes(store, job.image, job.version, wishes, int(time.time()))
         for number, source in enumerate(sources[1:], 1):
             further = replace(job, image=disk_name(job.image, number))
             for name in (manifest_name, tables_name, locations_name, keys_name):
@@ -116,9 +128,21 @@ def _publish(job: Job, store: DirectoryStore, sources: Sequence[DiskSource], wat
             )
             made.append(manifest)
             reports.append(report)
-        _, report = _publish_disk(job, store, sources[0], base, made, intent, watch)
+        manifest, report = _publish_disk(job, store, sources[0], base, made, intent, watch)
+        _enrol(store, manifest, wishes)
     dropped = dropped_disks(base.parent.manifest, len(sources)) if base.parent is not None else ()
     return replace(report, disks=tuple(reports), advice=(*report.advice, *dropped))
+
+
+def _enrol(store: DirectoryStore, manifest: Manifest, wishes: Wishes) -> None:
+    """Enter the version, which is published, into its catalogue. If that fails nothing is lost: it is made up for by
+    whatever writes next; but who has wishes is told."""
+    try:
+        enrol(store, manifest)
+    except (TrimTransferError, OSError) as error:
+        if wishes != Wishes():
+            raise
+        _LOG.warning("published, but the catalogue was not written: %s; the next command that writes does it", error)
 
 
 def _publish_disk(
@@ -145,18 +169,41 @@ def _publish_disk(
         publication.close()
 
 
-def _open_base(job: Job, store: DirectoryStore) -> Base:
-    """Find parent and alike images; raise ``VersionExists`` or ``NotFound``."""
-    if store.exists(manifest_name(job.image, job.version)):
-        raise VersionExists(job.image, job.version)
+def _open_base(job: Job, store: DirectoryStore, disks: int, wishes: Wishes) -> Base:
+    """Find parent and alike images; raise ``VersionExists`` or ``NotFound``, and what wishes that cannot be granted
+    raise."""
     try:
         head: Head | None = read_head(store, job.image)
+        catalogue = current(store, job.image)
     except NotFound:
-        head = None
+        head, catalogue = None, Catalogue(job.image)
+    _check_free(job, store, disks, catalogue)
+    sequence = 1 + max(head.sequence if head else 0, catalogue.sequence)
+    wishes.granted(catalogue.with_version(Entry(job.version, sequence, "", bytes(DIGEST_SIZE), 0, 0)), job.version, 0)
     name = job.parent or (head.version if head else None)
-    parent = VersionReader(store, read_manifest(store, job.image, name, head=head)) if name else None
+    parent = _open_version(store, catalogue, name, head) if name else None
     like = tuple(VersionReader.open(store, image) for image in job.like)
     names = [name for name in (parent.manifest.version if job.deltas and parent else None, *job.delta_from) if name]
-    deltas = tuple(VersionReader(store, read_manifest(store, job.image, name, head=head)) for name in sorted({*names}))
+    deltas = tuple(_open_version(store, catalogue, name, head) for name in sorted({*names}))
     profiles = tuple(open_profile(store, name) for name in sorted({*job.profiles}))
-    return Base(parent, like, deltas, profiles, head.sequence + 1 if head else 1, read_mirrors(store))
+    return Base(parent, like, deltas, profiles, sequence, read_mirrors(store))
+
+
+def _check_free(job: Job, store: DirectoryStore, disks: int, catalogue: Catalogue) -> None:
+    """Raise ``VersionExists`` for a version that is there, or was: later versions may refer to its files, or have
+    deltas from it."""
+    images = [disk_name(job.image, number) for number in range(disks)]
+    own = [name(image, job.version) for image in images for name in (manifest_name, tables_name, locations_name)]
+    later = [deltas_name(job.image, entry.version, job.version) for entry in catalogue.versions]
+    if any(store.exists(name) for name in (*own, *(keys_name(image, job.version) for image in images), *later)):
+        raise VersionExists(job.image, job.version)
+
+
+def _open_version(store: DirectoryStore, catalogue: Catalogue, version: str, head: Head | None) -> VersionReader:
+    """Open a version that was named; ``NotFound`` says so in the words of whoever named it. What a version that was
+    removed consists of may be deleted any time: nothing is built upon it."""
+    entry = catalogue.find(version)
+    if entry is None:
+        there = [one.version for one in catalogue.versions]
+        raise NotFound(f"version {version} of image {catalogue.image}", store.url, there)
+    return VersionReader(store, read_manifest(store, catalogue.image, entry.version, head=head))

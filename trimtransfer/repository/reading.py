@@ -1,4 +1,4 @@
-"""Reading a repository: heads, manifests, and the tables and locations of a version; what ``ls`` and ``show`` tell.
+"""Reading a repository: heads, manifests, and the tables and locations of a version; what ``show`` tells.
 
 Everything read is checked against what refers to it: a manifest against the head where there is one, stored pieces
 against their checks, tables against their digests.
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import object_check, object_digest
-from trimtransfer.errors import FormatError, IntegrityError, NotFound, TrimTransferError
+from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.head import MAX_HEAD, Head
 from trimtransfer.joint import JointDifference, is_joint
 from trimtransfer.keys import KeyFile
@@ -153,34 +153,7 @@ class VersionReader:
         yield from np.flatnonzero(~self.manifest.zero).tolist()
 
 
-# ---- what ls and show tell
-
-
-@dataclass(frozen=True, slots=True)
-class VersionSummary:
-    """A version as ``ls`` shows it; sizes in bytes, ``created`` in seconds since 1970. ``problem``: cannot be read."""
-
-    version: str
-    parent: str = ""
-    sequence: int = 0
-    created: int = 0
-    length: int = 0
-    digest: str = ""
-    newest: bool = False
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSummary:
-    """An image with its versions in order of publication."""
-
-    image: str
-    newest: str
-    versions: tuple[VersionSummary, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+# ---- what show tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,37 +235,6 @@ def _named_files(store: Listed, image: str, version: str, kind: str) -> list[str
     prefix = f"images/{check_name('image', image)}/{check_name('version', version)}"
     names = (name.rpartition("/")[2] for name, _ in store.list(prefix))
     return sorted(name[len(kind) : -4] for name in names if name.startswith(kind) and name.endswith(".bin"))
-
-
-def list_images(store: Listed) -> list[ImageSummary]:
-    """Return all images with their versions. What cannot be read is listed with its problem."""
-    return [_summarise(store, image) for image in image_names(store)]
-
-
-def _summarise(store: Listed, image: str) -> ImageSummary:
-    try:
-        head = read_head(store, image)
-    except TrimTransferError as error:
-        return ImageSummary(image, "", (VersionSummary("", problem=str(error)),))
-    versions = [_summarise_version(store, image, version, head) for version in version_names(store, image)]
-    kept = [version for version in versions if version.sequence <= head.sequence]  # else of a publish not committed
-    return ImageSummary(image, head.version, tuple(sorted(kept, key=lambda version: version.sequence)))
-
-
-def _summarise_version(store: Listed, image: str, version: str, head: Head) -> VersionSummary:
-    try:
-        manifest = read_manifest(store, image, version, head=head)
-    except TrimTransferError as error:
-        return VersionSummary(version, problem=str(error))
-    return VersionSummary(
-        version=version,
-        parent=manifest.parent,
-        sequence=manifest.sequence,
-        created=manifest.created,
-        length=manifest.length,
-        digest=manifest.image_digest().hex(),
-        newest=version == head.version,
-    )
 
 
 def describe(store: Store, image: str, version: str | None = None) -> VersionDetails:
