@@ -77,10 +77,11 @@ def object_name(raw_path: bytes) -> tuple[str, ...]:
 
 
 def cache_control(name: tuple[str, ...]) -> str:
-    """Return the ``Cache-Control`` of an object: packs never change, what names the newest version always may."""
+    """Return the ``Cache-Control`` of an object: packs never change, heads, also of channels, and catalogues always
+    may."""
     if name[0] == "packs":
         return IMMUTABLE
-    if name[-1] == "head.json" or name[0] == "metadata":
+    if name[-1].endswith(".json") or name[0] == "metadata":
         return "no-cache"
     return "public, max-age=3600"
 

@@ -39,9 +39,10 @@ from trimtransfer.repository.bundlecheck import check_bundle
 from trimtransfer.repository.bundleplan import Wanted
 from trimtransfer.repository.bundling import make_bundle
 from trimtransfer.repository.deltas import add_deltas
+from trimtransfer.repository.listing import list_images
 from trimtransfer.repository.publication import PublishReport
 from trimtransfer.repository.publish import publish
-from trimtransfer.repository.reading import describe, list_images, read_head, read_manifest
+from trimtransfer.repository.reading import describe, read_head, read_manifest
 from trimtransfer.store import DirectoryStore
 
 KILLS = 12

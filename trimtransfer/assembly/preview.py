@@ -33,6 +33,7 @@ from trimtransfer.assembly.remote import Remote, learn_mirrors, open_store
 from trimtransfer.assembly.report import Content, Made, Network, PlanReport, estimate_seconds
 from trimtransfer.assembly.request import (
     Request,
+    going_back_from,
     left_over_warnings,
     make_request,
     misnamed,
@@ -66,6 +67,7 @@ def plan(
     output: str | os.PathLike[str] | None = None,
     disk_outputs: Sequence[str | os.PathLike[str]] = (),
     version: str | None = None,
+    channel: str | None = None,
     seeds: Sequence[str | os.PathLike[str]] = (),
     host_index: HostIndex | None = None,
     refresh_host_index: bool = False,
@@ -89,9 +91,8 @@ def plan(
     ``sync`` raises while it reads and scans.
     """
     seeds, bundles = set_apart(seeds)
-    request = make_request(
-        image, output, version, seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
-    )
+    local = seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
+    request = make_request(image, output, version, *local, channel=channel)
     watch = Watch(progress, cancel, "stopped")
     meter = Meter("fetch", watch, paused=True)
     store = open_store(
@@ -319,6 +320,8 @@ class _Preview:
             bundle_bytes=self._bundle_bytes + bundle_stats(self._store).bytes - self._bundles_before,
             decisions=self._judge.decisions,
             rate=self._pace.rate(time.time()),
+            channel=self._request.channel or "",
+            back_from=going_back_from(self._request, manifest),
         )
 
 

@@ -109,8 +109,9 @@ class SyncReport:
     ``nothing``, ``new`` or ``in-place``; ``rejected_chunks`` counts chunks that a seed offered and that were wrong;
     ``resumed_bytes`` is the part of ``content.unchanged`` that an interrupted run had written; ``seed_seconds`` is the
     time spent on scanning seeds, part of ``seconds``; ``made``: by deltas; ``decisions``: whether local reuse paid;
-    ``bundle_bytes`` were read from bundles, not fetched; ``conduct``: towards the servers. ``disks`` are the version's
-    further disks, which all else is not about.
+    ``bundle_bytes`` were read from bundles, not fetched; ``conduct``: towards the servers. ``channel`` is the one
+    that was followed, ``back_from`` the newer version that was here. ``disks`` are the version's further disks, which
+    all else is not about.
     """
 
     image: str
@@ -134,12 +135,16 @@ class SyncReport:
     decisions: tuple[Decision, ...] = ()
     conduct: Conduct = field(default_factory=Conduct)
     disks: tuple[SyncReport, ...] = ()
+    channel: str = ""
+    back_from: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
         return {
             "image": self.image,
             "version": self.version,
+            "channel": self.channel,
+            "back_from": self.back_from,
             "digest": self.digest.hex(),
             "output": self.output,
             "length": self.length,
@@ -169,7 +174,8 @@ class PlanReport:
     ``"given"``, ``"measured"`` or ``"assumed"``, under the limits of rate; None: it takes longer than a year. ``rate``
     is the limit in force now, in bytes per second (None: none, 0: a pause). ``needed_bytes`` is the room that it takes
     on the disk, at most; ``format`` that of the file. ``decisions``: whether local reuse pays; ``bundle_bytes`` come
-    from bundles, in all. ``disks`` are the version's further disks, which all else is not about.
+    from bundles, in all. ``channel`` is the one that is followed, ``back_from`` the newer version that is here.
+    ``disks`` are the version's further disks, which all else is not about.
     """
 
     image: str
@@ -197,12 +203,16 @@ class PlanReport:
     decisions: tuple[Decision, ...] = ()
     rate: float | None = None
     disks: tuple[PlanReport, ...] = ()
+    channel: str = ""
+    back_from: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
         return {
             "image": self.image,
             "version": self.version,
+            "channel": self.channel,
+            "back_from": self.back_from,
             "digest": self.digest.hex(),
             "output": self.output,
             "length": self.length,

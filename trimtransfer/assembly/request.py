@@ -11,13 +11,15 @@ from typing import Final
 from trimtransfer.assembly.refusal import device_behind
 from trimtransfer.assembly.side import SideDirectory, default_path
 from trimtransfer.assembly.ways import WriteOption
+from trimtransfer.catalogue import Entry
 from trimtransfer.disk.layouts import WRITABLE
-from trimtransfer.errors import TargetRefused
+from trimtransfer.errors import NotFound, TargetRefused
 from trimtransfer.head import Head
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import FileRef, Manifest
 from trimtransfer.names import check_name, disk_name
 from trimtransfer.nearstore import is_offline
+from trimtransfer.repository.catalogues import read_channel_head, stored_catalogue
 from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.store import Store
 
@@ -40,6 +42,8 @@ class Request:
     disk_outputs: tuple[Path, ...] = ()
     manifest_digest: bytes | None = None
     """Of further disks, which the first one's manifest names."""
+    channel: str | None = None
+    """Whose version is wanted, if no ``version`` is named."""
 
     def further(self, manifest: Manifest) -> list[Request]:
         """Return what to ask for to have the further disks of a version, whose first disk's manifest this is.
@@ -89,11 +93,17 @@ def make_request(
     cache: str | os.PathLike[str] | None,
     disk_format: str | None = None,
     disk_outputs: Sequence[str | os.PathLike[str]] = (),
+    *,
+    channel: str | None = None,
 ) -> Request:
     """Check the arguments of a sync or plan; ``FormatError`` for a name that is none, ``ValueError`` for others."""
     check_name("image", image)
     if version is not None:
         check_name("version", version)
+    if channel is not None:
+        check_name("channel", channel)
+        if version is not None:
+            raise ValueError("a channel says which version it is: name one or the other")
     if write not in ("auto", "new", "in-place"):
         raise ValueError(f"write={write!r}: auto, new or in-place")
     if disk_format not in (None, "raw", *WRITABLE):
@@ -106,9 +116,8 @@ def make_request(
         cache = user_cache_dir("medv")
     named_seeds = tuple(seeds)
     further = tuple(Path(one) for one in disk_outputs)
-    return Request(
-        image, version, directory, named_seeds, host_index, refresh_host_index, write, Path(cache), disk_format, further
-    )
+    local = named_seeds, host_index, refresh_host_index, write, Path(cache), disk_format, further
+    return Request(image, version, directory, *local, channel=channel)
 
 
 def misnamed(output: Path, disk_format: str) -> tuple[str, ...]:
@@ -130,8 +139,13 @@ def left_over_warnings(side: SideDirectory, manifest: Manifest) -> tuple[str, ..
 
 
 def newest(store: Store, request: Request) -> Head:
-    """Return the head of the wanted image; ``NotFound``, ``FormatError``."""
-    return read_head(store, request.image)
+    """Return the head of the wanted image, or of the wanted channel; ``NotFound`` that names it, ``FormatError``."""
+    if request.channel is None:
+        return read_head(store, request.image)
+    try:
+        return read_channel_head(store, request.image, request.channel)
+    except NotFound as error:
+        raise NotFound(f"channel {request.channel} of image {request.image}", error.url) from error
 
 
 def newer_installed(store: Store, request: Request, head: Head | None) -> Manifest | None:
@@ -162,4 +176,26 @@ def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manife
             return kept
     if head is not None:
         return read_manifest(store, request.image, head.version, head=head)
-    return read_manifest(store, request.image, request.version or "", digest=digest)
+    version = request.version or ""
+    try:
+        return read_manifest(store, request.image, version, digest=digest)
+    except NotFound:
+        entry = _labelled(store, request) if digest is None else None
+        if entry is None:
+            raise
+        return read_manifest(store, request.image, entry.version, digest=entry.manifest_digest)
+
+
+def _labelled(store: Store, request: Request) -> Entry | None:
+    """Return the version that has the wanted one's name as its label; None where there is none."""
+    return stored_catalogue(store, request.image).find(request.version or "")
+
+
+def going_back_from(request: Request, manifest: Manifest) -> str:
+    """Return the name of the version that is here, if it is newer than the wanted one; else nothing."""
+    installed = request.side.believed()
+    if installed is None:
+        return ""
+    here = request.side.read_manifest(request.side.manifest, installed.manifest_digest)
+    newer = here is not None and here.image == manifest.image and here.sequence > manifest.sequence
+    return here.version if here is not None and newer else ""

@@ -31,6 +31,7 @@ from trimtransfer.assembly.remote import Remote, conduct_of, learn_mirrors, offe
 from trimtransfer.assembly.report import Content, Made, Network, SyncReport
 from trimtransfer.assembly.request import (
     Request,
+    going_back_from,
     left_over_warnings,
     make_request,
     misnamed,
@@ -64,6 +65,7 @@ def sync(
     output: str | os.PathLike[str] | None = None,
     disk_outputs: Sequence[str | os.PathLike[str]] = (),
     version: str | None = None,
+    channel: str | None = None,
     seeds: Sequence[str | os.PathLike[str]] = (),
     host_index: HostIndex | None = None,
     refresh_host_index: bool = False,
@@ -80,31 +82,31 @@ def sync(
     cancel: threading.Event | None = None,
     confirm: Callable[[], None] | None = None,
 ) -> SyncReport:
-    """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, or ``version``; return a report.
+    """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, what ``channel`` stands for, or
+    ``version`` (its name or a label); return a report.
 
     Further disks of a version become ``disk_outputs``, else what they became before, else ``IMAGE.disk1.img`` and so
     on; all are complete and verified before any takes its place, the first one last. ``url`` is a repository: http,
     https, a local directory, or a bundle. ``seeds`` are files, directory trees, devices or bundles that may hold parts
-    of the image; bundles of the image in the folder of ``output`` that are named ``*.bundle`` count without being
-    named. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``, ``qcow2``, ``vhd`` or
-    ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate`` in bytes per second;
-    ``manners``: other limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of
-    scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as
-    far as that pays. Whether local reuse pays is decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in
-    bytes per second, without it by what was measured. ``confirm`` is called before content is fetched or written; what
-    it raises ends the sync. Memory: less than 256 MiB whatever the image's size.
+    of the image; bundles of the image in the folder of ``output`` that are named ``*.bundle`` count, too. ``write``:
+    ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as
+    the image is now; of a first one, as it was published). ``limit_rate`` in bytes per second; ``manners``: other
+    limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds.
+    ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as that
+    pays: decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, else what was measured.
+    ``confirm`` is called before content is fetched or written; what it raises ends the sync. Memory: 256 MiB at most.
 
     Raises:
-        NotFound: no such image or version. Locked: another process syncs this output.
+        NotFound: no such image or version. Locked: another process syncs this output. NoSpace: the disk is full.
         TargetRefused: the output must not be written to. SourceChanged: somebody writes to it.
-        FormatError, IntegrityError: the repository is damaged or changed. NoSpace: the disk is full.
-        FetchError, AccessDenied: the repository could not be read. LimitReached: that is more than the manners allow.
+        FormatError, IntegrityError: the repository is damaged or changed.
+        FetchError, AccessDenied: it could not be read. LimitReached: that is more than the manners allow.
         Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
             set later it changes nothing.
     """
     seeds, bundles = set_apart(seeds)
     local = seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
-    request = make_request(image, output, version, *local)
+    request = make_request(image, output, version, *local, channel=channel)
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch, paused=True)
     with at_work(request.side, watch):  # before anything is asked of the network
@@ -147,6 +149,7 @@ class _Sync:
         self._format = request.written_format() or "raw"
         self._warnings: tuple[str, ...] = ()
         self._made = Made()
+        self._back_from = ""
 
     def run(self) -> SyncReport:
         """Do everything, in this order."""
@@ -169,6 +172,7 @@ class _Sync:
             content = Content(unchanged=newer.length)
             return self._finished(newer.version, installed.image_digest, newer.length, "nothing", content, 0)
         manifest = self._known.manifest if self._known else wanted_manifest(self._store, self._request, head)
+        self._back_from = going_back_from(self._request, manifest)
         self._warnings += left_over_warnings(side, manifest)
         if not manifest.disk:
             requests = self._request.further(manifest)
@@ -359,4 +363,6 @@ class _Sync:
             decisions=self._judge.decisions,
             conduct=conduct_of(self._store),
             disks=self._disks,
+            channel=self._request.channel or "",
+            back_from=self._back_from,
         )

@@ -1,4 +1,4 @@
-"""Commands on a repository: publish, delta, profile, bundle, diff, estimate, ls, show, verify."""
+"""Commands on a repository: publish, delta, ls and show are here, the others have modules of their own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from trimtransfer.cli.estimate import estimate
 from trimtransfer.cli.mirrors import mirrors
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 from trimtransfer.cli.profile import profile, source_text
+from trimtransfer.cli.upkeep import UPKEEP
 from trimtransfer.cli.verify import verify
+from trimtransfer.cli.versions import named, remarks
 
 if TYPE_CHECKING:
     from trimtransfer.repository.deltasmade import DeltaReport
+    from trimtransfer.repository.listing import ImageSummary
     from trimtransfer.repository.publication import PublishReport
-    from trimtransfer.repository.reading import ImageSummary, VersionDetails
+    from trimtransfer.repository.reading import VersionDetails
     from trimtransfer.repository.trim import TrimmedVolume
 
 _LEVEL: Final = 16
@@ -113,6 +116,18 @@ def repo() -> None:
     "--trim",
     is_flag=True,
     help="Blank the free blocks of clean file systems (deleted files' remains too); nothing in use changes.",
+)
+@click.option(
+    "--label", "labels", multiple=True, callback=name_of("label"), metavar="L", help="Give the version this label."
+)
+@click.option("--note", default="", metavar="TEXT", help="A note on the version, at most 1,000 characters.")
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    callback=name_of("channel"),
+    metavar="NAME",
+    help="Let this channel stand for it (see `channel`), such as test. May be given several times.",
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
 @output_options
@@ -254,7 +269,7 @@ repo.add_command(profile)
 @output_options
 def ls(output: Output, repository: str) -> None:
     """List the images of the repository (or bundle) REPO and their versions."""
-    from trimtransfer.repository.reading import list_images
+    from trimtransfer.repository.listing import list_images
 
     store = open_repository(repository)
     images = list_images(store)
@@ -268,13 +283,13 @@ def ls(output: Output, repository: str) -> None:
 @click.argument("version", metavar="[VERSION]", callback=name_of("version"), required=False)
 @output_options
 def show(output: Output, repository: str, image: str, version: str | None) -> None:
-    """Show one version of IMAGE in REPO (a repository or bundle), the newest by default: what it is and what a first
-    download of it costs."""
+    """Show one version (its name or a label) of IMAGE in REPO (a repository or bundle), the newest by default: what it
+    is and what a first download of it costs."""
     from trimtransfer.repository.reading import delta_bases, describe, host_profiles
     from trimtransfer.repository.solid import solid_download
 
     store = open_repository(repository)
-    details = describe(store, image, version)
+    details = describe(store, image, named(store, image, version))
     facts: list[dict[str, Any]] = []
     texts: list[str] = []
     for disk in (details, *details.disks):
@@ -287,17 +302,16 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
         }
         facts.append({**disk.to_dict(), **told})
         texts.append(_shown(disk, [*bases, *map(source_text, profiles)], facts[-1]["solid_download_bytes"]))
-    whole = {**facts[0], "disks": facts[1:], **describe_bundle(store)}
-    output.result(whole, "\n".join(texts) + bundle_text(store))
+    said, text = remarks(store, image, details.version)
+    whole = {**facts[0], **said, "disks": facts[1:], **describe_bundle(store)}
+    output.result(whole, "\n".join(texts) + text + bundle_text(store))
 
 
 repo.add_command(verify)
 
 
-repo.add_command(bundle)
-repo.add_command(diff)
-repo.add_command(estimate)
-repo.add_command(mirrors)
+for command in (bundle, diff, estimate, mirrors, *UPKEEP):
+    repo.add_command(command)
 
 
 def _published(report: PublishReport) -> str:

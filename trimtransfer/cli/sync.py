@@ -118,7 +118,12 @@ def source_options(function: F) -> F:
             "IMAGE.disk1.img]"
         ),
         click.option(
-            "--version", metavar="V", callback=name_of("version"), help="Version to sync.  [default: the newest]"
+            "--version", metavar="V", callback=name_of("version"),
+            help="Version to sync, by its name or a label.  [default: the newest]"
+        ),
+        click.option(
+            "--channel", metavar="NAME", callback=name_of("channel"),
+            help="Sync the version that this channel (live, pilot, ...) stands for, also if that goes back."
         ),
         click.option(
             "--seed", "seeds", multiple=True, metavar="PATH", callback=local_paths,
@@ -261,10 +266,11 @@ def _host_index(wanted: bool | None, cache: str | None, output: Output) -> HostI
 
 
 def _sync_text(report: SyncReport) -> str:
+    name = f"{report.image} {report.version}{_way_text(report)}"
     if report.wrote == "nothing":
-        return f"{report.output} is {report.image} {report.version} already ({size_text(report.network.bytes)} fetched)"
+        return f"{report.output} is {name} already ({size_text(report.network.bytes)} fetched)"
     kind = "" if report.format == "raw" else f" in {report.format}"
-    lines = [f"{report.output} is now {report.image} {report.version}{kind}, {size_text(report.length)}, verified"]
+    lines = [f"{report.output} is now {name}{kind}, {size_text(report.length)}, verified"]
     lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     network = report.network
     how = {"new": "as a new file", "in-place": "in place"}[report.wrote]
@@ -280,11 +286,19 @@ def _sync_text(report: SyncReport) -> str:
     return "\n".join(lines)
 
 
+def _way_text(report: SyncReport | PlanReport) -> str:
+    """Tell which channel leads there, and what newer version is left."""
+    parts = [f"channel {report.channel}"] * bool(report.channel)
+    parts += [f"back from {report.back_from}, which is newer"] * bool(report.back_from)
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def _plan_text(report: PlanReport) -> str:
+    name = f"{report.image} {report.version}{_way_text(report)}"
     if report.would_write == "nothing":
-        return f"{report.output} is {report.image} {report.version} already"
+        return f"{report.output} is {name} already"
     kind = "" if report.format == "raw" else f" in {report.format}"
-    lines = [f"{report.output} would become {report.image} {report.version}{kind}, {size_text(report.length)}"]
+    lines = [f"{report.output} would become {name}{kind}, {size_text(report.length)}"]
     lines += [*_content_lines(report.content, report.length), *_made_lines(report.made)]
     line = f"{size_text(report.fetch_bytes)} to fetch in about {count_text(report.fetch_requests, 'request')}"
     line += f": {estimate_text(report)}"

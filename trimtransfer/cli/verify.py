@@ -16,17 +16,29 @@ if TYPE_CHECKING:
 EXIT_DAMAGED: Final = 6
 
 
+def _percent(context: click.Context, parameter: click.Parameter, value: str) -> float:
+    """Read a share: ``5`` or ``5%``."""
+    try:
+        share = float(value.strip().removesuffix("%"))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 100:
+        raise click.BadParameter(f"{value!r}: a share above 0 and up to 100, such as 5%", context, parameter)
+    return share
+
+
 @click.command()
 @click.argument("repository", metavar="REPO", type=click.Path(path_type=str))
 @click.argument("image", metavar="[IMAGE]", callback=name_of("image"), required=False)
 @click.option("--version", callback=name_of("version"), metavar="V", help="Check one version of IMAGE only.")
 @click.option(
     "--sample",
-    type=click.FloatRange(0, 100, min_open=True),
-    default=100.0,
+    callback=_percent,
+    default="100%",
     metavar="PERCENT",
-    help="Check all metadata, but only this share of the content, picked at random.",
+    help="Check all metadata, but only this share of the content, such as 5%, picked at random.",
 )
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), metavar="N", help="Pick the sample that this number picks.")
 @click.option("--quick", is_flag=True, help="Check all metadata, and that packs are there; read no content.")
 @click.option("--workers", type=click.IntRange(1, 1024), default=2, show_default=True, help="Threads that decode.")
 @output_options
@@ -36,10 +48,14 @@ def verify(
     image: str | None,
     version: str | None,
     sample: float,
+    seed: int | None,
     quick: bool,
     workers: int,
 ) -> None:
     """Check the repository (or bundle) REPO, or one IMAGE in it: read, decode and compare everything with its digest.
+
+    With --sample, run now and then, different parts are read each time; the number told with the result picks the same
+    ones again (--seed).
 
     Metadata, packs, chunks; and the content of each region is put together from its chunks, as a client would. Damage
     is reported by name, with who needs it and what can be done; the exit code is then 6.
@@ -50,14 +66,16 @@ def verify(
 
     if version and not image:
         raise click.UsageError("--version needs an IMAGE")
-    if quick and sample < 100:
+    if quick and (sample < 100 or seed is not None):
         raise click.UsageError("--quick reads no content of which to --sample a part")
     store = open_repository(repository)
     if isinstance(store, BundleStore):
         check(output, store, quick=quick)
         return
     watch = Watch(output.progress)
-    report = audit(store, image=image, version=version, sample=sample, quick=quick, workers=workers, watch=watch)
+    report = audit(
+        store, image=image, version=version, sample=sample, seed=seed, quick=quick, workers=workers, watch=watch
+    )
     output.result(report.to_dict(), _verified(report))
     if report.damage:
         raise SystemExit(EXIT_DAMAGED)
@@ -69,6 +87,8 @@ def _verified(report: AuditReport) -> str:
         f"{count_text(report.regions, 'region')}, {report.packs_checked:,} of {count_text(report.packs, 'pack')}, "
         f"{count_text(report.deltas_made, 'delta')} ({size_text(report.read_bytes)} read)"
     ]
+    if report.sample < 100:
+        lines.append(f"A sample of {report.sample:g} % of packs, contents and deltas (--seed {report.seed})")
     if report.unreferenced:
         lines.append(f"Of no use to any version: {count_text(len(report.unreferenced), 'pack')}")
     lines += [f"Not applied, the files of its profile are not all here: {name}" for name in report.not_made]
