@@ -59,27 +59,31 @@ class Entry:
         fields["manifest_digest"] = self.manifest_digest.hex()
         fields["manifest_length"] = self.manifest_length
         fields["published"] = self.published
-        if self.labels:
-            fields["labels"] = list(self.labels)
-        if self.note:
-            fields["note"] = self.note
-        return {**fields, "pinned": True} if self.pinned else fields
+        return fields | self.remarks()
+
+    def remarks(self) -> dict[str, Any]:
+        """Return labels, note and pin as plain values for JSON; what is empty is left out."""
+        found = {"labels": list(self.labels), "note": self.note, "pinned": self.pinned}
+        return {name: value for name, value in found.items() if value}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Entry:
         """Parse one; ``FormatError``."""
         parent = fields.text("parent", "")
-        return cls(
+        bare = cls(
             check_name("version", fields.text("version")),
             fields.number("sequence"),
             check_name("version", parent) if parent else "",
             fields.digest("manifest_digest"),
             fields.number("manifest_length"),
             fields.number("published"),
-            tuple(check_name("label", label) for label in fields.texts("labels", MAX_LABELS)),
-            check_note(fields.text("note", "")),
-            fields.flag("pinned"),
         )
+        return bare.remarked(fields)
+
+    def remarked(self, fields: Fields) -> Entry:
+        """Return it with the labels, the note and the pin of some fields; ``FormatError``."""
+        labels = tuple(check_name("label", label) for label in fields.texts("labels", MAX_LABELS))
+        return replace(self, labels=labels, note=check_note(fields.text("note", "")), pinned=fields.flag("pinned"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,34 @@ class Catalogue:
             tuple(Entry.from_fields(entry) for entry in fields.objects("versions", MAX_VERSIONS)),
             tuple(Channel.from_fields(channel) for channel in fields.objects("channels", MAX_CHANNELS)),
         )
+
+    def remarks(self) -> dict[str, Any]:
+        """Return what it says beyond the versions themselves, for JSON beside another list of these."""
+        said = {entry.version: entry.remarks() for entry in self.versions}
+        return {
+            "format": FORMAT,
+            "sequence": self.sequence,
+            "versions": {version: one for version, one in said.items() if one},
+            "channels": [channel.to_dict() for channel in self.channels],
+        }
+
+    @classmethod
+    def with_remarks(cls, image: str, entries: Iterable[Entry], value: object) -> Catalogue:
+        """Return the catalogue of versions of which nothing is said yet, and of what :meth:`remarks` told.
+
+        Raises:
+            FormatError: remarks that are none, or on versions that are not there.
+        """
+        fields = Fields("remarks", value)
+        fields.format(FORMAT)
+        said = fields.mapping("versions", MAX_VERSIONS)
+        known = {entry.version: entry for entry in entries}
+        for version, one in said.items():
+            if version not in known:
+                raise FormatError("remarks", "versions", "versions that are there", version[:80])
+            known[version] = known[version].remarked(one)
+        channels = tuple(Channel.from_fields(channel) for channel in fields.objects("channels", MAX_CHANNELS))
+        return cls(image, fields.number("sequence"), tuple(known.values()), channels)
 
     def to_bytes(self) -> bytes:
         """Return the catalogue's bytes; ``FormatError`` if they would be too many."""

@@ -84,6 +84,13 @@ class Fields:
         """Return a list of at most ``most`` objects; missing: none."""
         return [Fields(f"{self.what}, {name}", value) for value in self._list(name, most, Mapping)]
 
+    def mapping(self, name: str, most: int) -> dict[str, Fields]:
+        """Return the fields of an object of at most ``most`` objects; missing: none."""
+        value = self._values.get(name, {})
+        if not isinstance(value, Mapping) or len(value) > most:
+            raise FormatError(self.what, name, f"an object of at most {most} fields", repr(value)[:80])
+        return {key: Fields(f"{self.what}, {name}", one) for key, one in value.items()}
+
     def _list(self, name: str, most: int, kind: type[Any]) -> list[Any]:
         values = self._values.get(name, [])
         if not isinstance(values, list) or len(values) > most or not all(isinstance(one, kind) for one in values):
