@@ -145,6 +145,20 @@ class LimitReached(TrimTransferError):
         )
 
 
+class Untrusted(TrimTransferError):
+    """Signed metadata that must not be believed: ``what`` it is, ``detail`` why not, which ``attack`` that looks like,
+    and the ``remedy``. An installed image stays as it is."""
+
+    exit_code = 11
+
+    def __init__(self, what: str, detail: str, attack: str, remedy: str) -> None:
+        self.what, self.detail, self.attack, self.remedy = what, detail, attack, remedy
+        super().__init__(
+            f"{what}: {detail}; it is not believed. This looks like {attack}. {remedy}. "
+            "What is installed stays as it is and can be used"
+        )
+
+
 class Cancelled(TrimTransferError):
     """Stopped on request; what is on disk can be resumed."""
 

@@ -23,6 +23,7 @@ MAX_MIRRORS: Final = 4
 MAX_MIRROR: Final = 100
 """Longest URL of a mirror in characters: four of them fit into a head beside the longest names."""
 _MIRROR: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+(?:/[A-Za-z0-9._~/%+-]*)?", re.ASCII)
+_ID: Final = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Head:
     disks: int = 0
     mirrors: tuple[str, ...] = ()
     """URLs of further servers that have the packs."""
+    signed: str = ""
+    """Id of the repository, if it has signed metadata. Of no weight for whoever cannot check these: it is a hint."""
 
     def to_bytes(self) -> bytes:
         """Return the head's bytes."""
@@ -56,6 +59,8 @@ class Head:
         }
         if self.mirrors:
             fields["mirrors"] = list(self.mirrors)
+        if self.signed:
+            fields["signed"] = self.signed
         return json.dumps(fields, indent=1).encode("ascii") + b"\n"
 
     @classmethod
@@ -77,6 +82,7 @@ class Head:
             fields.number("length", MAX_IMAGE_SIZE),
             fields.number("disks", MAX_DISKS - 1, default=0),
             check_mirrors(fields.texts("mirrors", MAX_MIRRORS)),
+            _signed(fields),
         )
 
 
@@ -89,3 +95,10 @@ def check_mirrors(urls: Sequence[str]) -> tuple[str, ...]:
             expected = f"http:// or https:// and at most {MAX_MIRROR} characters, without credentials and query"
             raise FormatError("mirrors", "URL", expected, repr(url)[:80])
     return tuple(urls)
+
+
+def _signed(fields: Fields) -> str:
+    value = fields.text("signed", "")
+    if value and not _ID.fullmatch(value):
+        raise FormatError("head", "signed", "the id of a repository", repr(value)[:80])
+    return value
