@@ -187,7 +187,7 @@ def read_offers(remote: Remote) -> Sequence[Offer]:
     Raises what fetching raises, unless it only says that there is none.
     """
     name = hosts_name(remote.manifest.image, remote.manifest.version)
-    return _read(lambda: parse_hosts(remote.store.read(name, limit=MAX_HOSTS))) or ()
+    return _read(lambda: parse_hosts(remote.read(name, limit=MAX_HOSTS))) or ()
 
 
 def open_host_deltas(remote: Remote, offer: Offer, seeds: Sequence[Seed]) -> HostDeltas | None:
@@ -197,7 +197,7 @@ def open_host_deltas(remote: Remote, offer: Offer, seeds: Sequence[Seed]) -> Hos
     """
     manifest = remote.manifest
     name = host_delta_name(manifest.image, manifest.version, offer.profile)
-    delta = _read(lambda: HostDelta(remote.store.read(name, limit=MAX_HOST_DELTA)))
+    delta = _read(lambda: HostDelta(remote.read(name, limit=MAX_HOST_DELTA)))
     if delta is None:
         return None
     if delta.index.target != manifest.digest():

@@ -72,7 +72,7 @@ def opened(request: Request, store: Store, manifest: Manifest, tables: TableFile
         old = open_old(side, tables)
         if old is not None:
             stack.callback(old.source.close)
-        remote = Remote(store, manifest, tables)
+        remote = Remote(store, manifest, tables, request.signed)
         choose_way = partial(
             choose,
             request.write,

@@ -39,6 +39,7 @@ from trimtransfer.assembly.request import (
     misnamed,
     newer_installed,
     newest,
+    vouched,
     wanted_manifest,
 )
 from trimtransfer.assembly.resolve import Nowhere, Resolver, Survey, WindowPlan
@@ -54,6 +55,7 @@ from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
 from trimtransfer.nearstore import bundle_stats
 from trimtransfer.store import Store
+from trimtransfer.trust.options import NOBODY, Trusting
 from trimtransfer.watch import Progress, Watch
 
 _LEAST_MEASURED = 1 << 20
@@ -78,6 +80,7 @@ def plan(
     connections: int = 4,
     ca_cert: str | None = None,
     manners: Manners | None = None,
+    trusting: Trusting = NOBODY,
     side: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -92,7 +95,7 @@ def plan(
     """
     seeds, bundles = set_apart(seeds)
     local = seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
-    request = make_request(image, output, version, *local, channel=channel)
+    request = make_request(image, output, version, *local, channel=channel, trusting=trusting)
     watch = Watch(progress, cancel, "stopped")
     meter = Meter("fetch", watch, paused=True)
     store = open_store(
@@ -130,7 +133,7 @@ class _Preview:
         self._claims: list[Claim] = []
         self._disks: tuple[PlanReport, ...] = ()
         self._warnings: tuple[str, ...] = ()
-        self._made = Made()
+        self._made, self._offered_by = Made(), ""
         self._before = Network(store.stats.bytes, store.stats.requests, store.stats.retries)
         self._bundles_before = bundle_stats(store).bytes
 
@@ -143,8 +146,11 @@ class _Preview:
     def _one(self) -> PlanReport:
         """Do so for one disk, and for those that follow; warnings of room apart."""
         side = self._request.side
+        if self._request.manifest_digest is None:
+            self._request, self._warnings = vouched(self._store, self._request)
         installed = side.believed()
         head = newest(self._store, self._request) if self._request.version is None else None
+        self._offered_by = head.signed if head is not None and self._request.signed is None else ""
         round_trip = time.monotonic() - self._started
         manifest = newer_installed(self._store, self._request, head)
         manifest = manifest or wanted_manifest(self._store, self._request, head)
@@ -194,8 +200,8 @@ class _Preview:
         todo = np.flatnonzero(~(right | manifest.zero)).tolist()
         self._content = untouched(manifest, right | manifest.zero)
         self._changed = len(todo)
-        remote = Remote(self._store, manifest, tables)
-        if self._request.version is not None and not manifest.disk:
+        remote = Remote(self._store, manifest, tables, self._request.signed)
+        if self._request.version is not None and not manifest.disk and self._request.signed is None:
             learn_mirrors(self._store, self._request.image)
         began = time.monotonic()
         would_write = self._would_write(remote, old, right)
@@ -322,6 +328,8 @@ class _Preview:
             rate=self._pace.rate(time.time()),
             channel=self._request.channel or "",
             back_from=going_back_from(self._request, manifest),
+            signed_by=self._request.signed.repository if self._request.signed is not None else "",
+            offered_by=self._offered_by,
         )
 
 

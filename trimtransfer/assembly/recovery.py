@@ -45,13 +45,19 @@ def mark_image(path: Path, manifest: Manifest) -> None:
     os.utime(path, ns=(now, mtime))
 
 
-def record_installed(side: SideDirectory, manifest: Manifest, *, disk_format: str = "raw") -> Installed:
-    """Record that the image holds this version as it looks now; return what was recorded."""
+def record_installed(
+    side: SideDirectory, manifest: Manifest, *, disk_format: str = "raw", repository: str | None = None
+) -> Installed:
+    """Record that the image holds this version as it looks now; return what was recorded. ``repository`` vouched for it
+    ("": nobody; None: whoever did so for the image before)."""
+    if repository is None:
+        before = side.installed()
+        repository = before.repository if before is not None else ""
     data = manifest.to_bytes()
     side.write(side.manifest, data)
     found = FileState.of(os.stat(side.output))
     digests = manifest.digest(), manifest.image_digest()
-    installed = Installed(manifest.image, manifest.version, *digests, found, disk_format)
+    installed = Installed(manifest.image, manifest.version, *digests, found, disk_format, repository)
     side.write(side.state, installed.to_bytes())
     return installed
 

@@ -20,7 +20,7 @@ import numpy as np
 from trimtransfer.assembly.plan import coalesce
 from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.bundlestore import AGAIN, BundleStore, part_paths
-from trimtransfer.chunk import object_check
+from trimtransfer.chunk import object_check, object_digest
 from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound
 from trimtransfer.fetch.manners import Conduct, Manners
 from trimtransfer.head import Head
@@ -31,6 +31,7 @@ from trimtransfer.nearstore import behind_bundles, is_offline
 from trimtransfer.repository.reading import read_head
 from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.table import Table, decode_difference, decode_full, encode_full
+from trimtransfer.trust.imagerole import ImageRole
 
 _REMEDY: Final = "the repository changed or is damaged; try again later, or have it checked with `medv-repo verify`"
 
@@ -47,12 +48,32 @@ class _Wanted:
 class Remote:
     """One version in a store. ``tables`` keeps the tables that were read."""
 
-    def __init__(self, store: Store, manifest: Manifest, tables: TableFile) -> None:
-        self.store, self.manifest = store, manifest
+    def __init__(self, store: Store, manifest: Manifest, tables: TableFile, signed: ImageRole | None = None) -> None:
+        """``signed``: what vouches for files beside the manifest, which come and go; None: nobody does."""
+        self.store, self.manifest, self._signed = store, manifest, signed
         self._tables = tables
         self._names = manifest.file_names()
         self.measured = (0, 0.0)
         """Bytes of tables and locations read so far, and the seconds that this took."""
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """Return a file beside the manifest, such as an index of deltas.
+
+        Raises:
+            NotFound: there is none, or where files are signed, it is not among these.
+            FormatError, IntegrityError: it is too long, or not the one that is signed.
+        """
+        if self._signed is None:
+            return self.store.read(name, limit=limit)
+        file = self._signed.files.get(name)
+        if file is None:
+            raise NotFound(f"{name}, among the files that are signed,", self.store.url)
+        data = self.store.read(name, limit=min(limit, file.length))
+        if object_digest(data) != file.digest:
+            raise IntegrityError(
+                name, file.digest, object_digest(data), "it is not the one that is signed; done without"
+            )
+        return data
 
     def tables(self, regions: Sequence[Region], base: Callable[[int], Table | None] | None) -> list[Table]:
         """Return the tables of regions that are not all zero: kept ones, else by difference, else whole.

@@ -137,6 +137,10 @@ class SyncReport:
     disks: tuple[SyncReport, ...] = ()
     channel: str = ""
     back_from: str = ""
+    signed_by: str = ""
+    """Id of the repository whose signatures vouch for the version; none if nobody does."""
+    offered_by: str = ""
+    """Id of the repository that says that it is signed, as far as nobody was told to trust it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -153,6 +157,7 @@ class SyncReport:
             "content": self.content.to_dict(),
             "network": {**self.network.to_dict(), **self.conduct.to_dict()},
             "bundle": {"bytes": self.bundle_bytes},
+            "signed_by": self.signed_by,
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "resumed_bytes": self.resumed_bytes,
@@ -205,6 +210,10 @@ class PlanReport:
     disks: tuple[PlanReport, ...] = ()
     channel: str = ""
     back_from: str = ""
+    signed_by: str = ""
+    """Id of the repository whose signatures vouch for the version; none if nobody does."""
+    offered_by: str = ""
+    """Id of the repository that says that it is signed, as far as nobody was told to trust it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -222,6 +231,7 @@ class PlanReport:
             "network": self.network.to_dict(),
             "fetch": {"bytes": self.fetch_bytes, "requests": self.fetch_requests},
             "bundle": {"bytes": self.bundle_bytes},
+            "signed_by": self.signed_by,
             "deltas": self.made.to_dict(),
             "regions": {"all": self.regions, "changed": self.changed_regions},
             "round_trip_seconds": round(self.round_trip_seconds, 4),

@@ -11,6 +11,7 @@ from typing import Final
 from trimtransfer.assembly.refusal import device_behind
 from trimtransfer.assembly.side import SideDirectory, default_path
 from trimtransfer.assembly.ways import WriteOption
+from trimtransfer.bundlestore import BundleStore
 from trimtransfer.catalogue import Entry
 from trimtransfer.disk.layouts import WRITABLE
 from trimtransfer.errors import NotFound, TargetRefused
@@ -18,10 +19,14 @@ from trimtransfer.head import Head
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import FileRef, Manifest
 from trimtransfer.names import check_name, disk_name
-from trimtransfer.nearstore import is_offline
+from trimtransfer.nearstore import behind_bundles, is_offline
 from trimtransfer.repository.catalogues import read_channel_head, stored_catalogue
 from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.store import Store
+from trimtransfer.trust.attacks import withdrawn
+from trimtransfer.trust.imagerole import ImageRole
+from trimtransfer.trust.options import NOBODY, Trusting
+from trimtransfer.trust.state import TrustState
 
 _SUFFIXES: Final = {".img": "raw", ".raw": "raw", ".vmdk": "vmdk", **{f".{name}": name for name in WRITABLE}}
 
@@ -44,6 +49,9 @@ class Request:
     """Of further disks, which the first one's manifest names."""
     channel: str | None = None
     """Whose version is wanted, if no ``version`` is named."""
+    trusting: Trusting = NOBODY
+    signed: ImageRole | None = None
+    """What the repository's signed metadata say of the image, once they were read; None: it is not signed."""
 
     def further(self, manifest: Manifest) -> list[Request]:
         """Return what to ask for to have the further disks of a version, whose first disk's manifest this is.
@@ -95,6 +103,7 @@ def make_request(
     disk_outputs: Sequence[str | os.PathLike[str]] = (),
     *,
     channel: str | None = None,
+    trusting: Trusting = NOBODY,
 ) -> Request:
     """Check the arguments of a sync or plan; ``FormatError`` for a name that is none, ``ValueError`` for others."""
     check_name("image", image)
@@ -117,7 +126,27 @@ def make_request(
     named_seeds = tuple(seeds)
     further = tuple(Path(one) for one in disk_outputs)
     local = named_seeds, host_index, refresh_host_index, write, Path(cache), disk_format, further
-    return Request(image, version, directory, *local, channel=channel)
+    return Request(image, version, directory, *local, channel=channel, trusting=trusting)
+
+
+def vouched(store: Store, request: Request) -> tuple[Request, tuple[str, ...]]:
+    """Return the request with what is signed of its image, and warnings about that; as it is for a repository that
+    nobody told to trust.
+
+    Raises:
+        Untrusted: signed metadata that must not be believed; and what reading them raises.
+    """
+    installed, trusting, store = request.side.installed(), request.trusting, behind_bundles(store)
+    origin = installed.repository if installed is not None else ""
+    offline = isinstance(store, BundleStore)
+    place = None if offline else store.url if "://" in store.url else os.path.realpath(store.url)
+    known = origin or (place is not None and TrustState(trusting.state).at(place))
+    if trusting.unsigned or not (trusting.root or trusting.first or known):
+        return request, ()
+    from trimtransfer.trust.client import vouch
+
+    found = vouch(store, place, request.image, trusting, installed=origin, offline=offline)
+    return (request, ()) if found is None else (replace(request, signed=found.role), found.warnings)
 
 
 def misnamed(output: Path, disk_format: str) -> tuple[str, ...]:
@@ -139,13 +168,40 @@ def left_over_warnings(side: SideDirectory, manifest: Manifest) -> tuple[str, ..
 
 
 def newest(store: Store, request: Request) -> Head:
-    """Return the head of the wanted image, or of the wanted channel; ``NotFound`` that names it, ``FormatError``."""
+    """Return the head of the wanted image, or of the wanted channel; ``NotFound`` that names it, ``FormatError``.
+
+    Where metadata are signed these tell it; of a bundle, which may have other versions than the newest, its head says
+    which is meant (``Untrusted`` if that one is not signed, or not any more).
+    """
+    signed = request.signed
+    if signed is not None and not is_offline(store):
+        return _signed_newest(signed, request.channel, store.url)
+    head = _unsigned_newest(store, request)
+    return head if signed is None else signed_head(signed, head.version)
+
+
+def _signed_newest(signed: ImageRole, channel: str | None, url: str) -> Head:
+    found = signed.head(None if channel is None else signed.as_catalogue().channel(channel).version)
+    if found is None:
+        raise NotFound(f"a signed version of image {signed.image}", url)
+    return found
+
+
+def _unsigned_newest(store: Store, request: Request) -> Head:
     if request.channel is None:
         return read_head(store, request.image)
     try:
         return read_channel_head(store, request.image, request.channel)
     except NotFound as error:
         raise NotFound(f"channel {request.channel} of image {request.image}", error.url) from error
+
+
+def signed_head(signed: ImageRole, version: str) -> Head:
+    """Return what is signed of a version that a bundle has; ``Untrusted`` if nothing is."""
+    head = signed.head(version)
+    if head is None:
+        raise withdrawn(f"{signed.image} {version}")
+    return head
 
 
 def newer_installed(store: Store, request: Request, head: Head | None) -> Manifest | None:
@@ -168,6 +224,8 @@ def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manife
     Raises:
         NotFound: there is no such version; FormatError, IntegrityError: the repository is damaged.
     """
+    if head is None and request.signed is not None and request.manifest_digest is None:
+        head = _signed_named(request.signed, request.version or "", store.url)
     digest = head.manifest_digest if head is not None else request.manifest_digest
     if digest is not None:
         side = request.side
@@ -184,6 +242,15 @@ def wanted_manifest(store: Store, request: Request, head: Head | None) -> Manife
         if entry is None:
             raise
         return read_manifest(store, request.image, entry.version, digest=entry.manifest_digest)
+
+
+def _signed_named(signed: ImageRole, name: str, url: str) -> Head:
+    """Return what is signed of a version by its name or label; ``NotFound``."""
+    found = signed.find(name) or signed.as_catalogue().find(name)
+    head = signed.head(found.version) if found is not None else None
+    if head is None:
+        raise NotFound(f"version {name} of image {signed.image}, among those that are signed,", url)
+    return head
 
 
 def _labelled(store: Store, request: Request) -> Entry | None:

@@ -72,6 +72,8 @@ class Installed:
     image_digest: bytes
     file: FileState
     disk_format: str = "raw"
+    repository: str = ""
+    """Id of the signed repository that vouched for it; none if nobody did."""
 
     def to_bytes(self) -> bytes:
         """Return the bytes of ``state.json``."""
@@ -83,6 +85,7 @@ class Installed:
             "image_digest": self.image_digest.hex(),
             "disk_format": self.disk_format,
             "file": {name: getattr(self.file, name) for name in FileState.__slots__},
+            **({"repository": self.repository} if self.repository else {}),
         }
         return json.dumps(fields, indent=1).encode("ascii") + b"\n"
 
@@ -95,13 +98,14 @@ class Installed:
             manifest, image = (bytes.fromhex(fields[name]) for name in ("manifest_digest", "image_digest"))
             disk_format = fields.get("disk_format", "raw")
             good = fields["format"] == _FORMAT and len(manifest) == len(image) == DIGEST_SIZE
-            good = good and disk_format in ("raw", *WRITABLE)
+            repository = fields.get("repository", "")
+            good = good and disk_format in ("raw", *WRITABLE) and isinstance(repository, str)
             name, version = check_name("image", fields["image"]), check_name("version", fields["version"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError("state.json", 0, "a recorded state", repr(error)[:80]) from error
         if not good:
             raise FormatError("state.json", "format", _FORMAT, str(fields["format"])[:80])
-        return cls(name, version, manifest, image, file, disk_format)
+        return cls(name, version, manifest, image, file, disk_format, repository)
 
 
 class SideDirectory:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -37,9 +37,11 @@ from trimtransfer.assembly.request import (
     misnamed,
     newer_installed,
     newest,
+    vouched,
     wanted_manifest,
 )
 from trimtransfer.assembly.resolve import Resolver, Survey
+from trimtransfer.assembly.side import Installed
 from trimtransfer.assembly.sources import Sources, discard_unfinished
 from trimtransfer.assembly.space import ROOM
 from trimtransfer.assembly.tablefile import TableFile
@@ -53,6 +55,7 @@ from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest
 from trimtransfer.nearstore import bundle_stats
 from trimtransfer.store import Store
+from trimtransfer.trust.options import NOBODY, Trusting
 from trimtransfer.watch import Progress, Watch
 
 _OUTCOME: Final = "stopped; what was done is kept, run the same command again to continue"
@@ -76,6 +79,7 @@ def sync(
     connections: int = 4,
     ca_cert: str | None = None,
     manners: Manners | None = None,
+    trusting: Trusting = NOBODY,
     side: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -94,26 +98,25 @@ def sync(
     limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds.
     ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as that
     pays: decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, else what was measured.
-    ``confirm`` is called before content is fetched or written; what it raises ends the sync. Memory: 256 MiB at most.
+    ``trusting``: whose signatures count. ``confirm`` is called before content is fetched or written; what it raises
+    ends the sync. Memory: 256 MiB at most.
 
     Raises:
-        NotFound: no such image or version. Locked: another process syncs this output. NoSpace: the disk is full.
+        NotFound: no such image or version. Locked: another process syncs this output. Untrusted: bad signatures.
         TargetRefused: the output must not be written to. SourceChanged: somebody writes to it.
-        FormatError, IntegrityError: the repository is damaged or changed.
-        FetchError, AccessDenied: it could not be read. LimitReached: that is more than the manners allow.
-        Cancelled: ``cancel`` was set before the new image was complete, verified and about to take the old one's place;
-            set later it changes nothing.
+        FormatError, IntegrityError: the repository is damaged or changed. FetchError, AccessDenied: it cannot be read.
+        LimitReached: that is more than the manners allow. Cancelled: ``cancel`` was set before the new image was
+        complete, verified and about to take the old one's place; set later it changes nothing.
     """
     seeds, bundles = set_apart(seeds)
     local = seeds, host_index, refresh_host_index, write, side, cache, format, disk_outputs
-    request = make_request(image, output, version, *local, channel=channel)
+    request = make_request(image, output, version, *local, channel=channel, trusting=trusting)
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch, paused=True)
+    reading: dict[str, Any] = {"ca_cert": ca_cert, "manners": manners, "cache": request.cache}
+    reading |= {"connections": connections, "limit_rate": limit_rate, "cancel": cancel, "on_bytes": meter.add}
     with at_work(request.side, watch):  # before anything is asked of the network
-        store = open_store(
-            url, connections=connections, limit_rate=limit_rate, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add,
-            manners=manners, cache=request.cache,
-        )  # fmt: skip
+        store = open_store(url, **reading)
         store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
         with closing(store):
             judge = Judge.of(bandwidth, limit_rate, manners, time.time())
@@ -148,20 +151,24 @@ class _Sync:
         self._seed_seconds = 0.0
         self._format = request.written_format() or "raw"
         self._warnings: tuple[str, ...] = ()
-        self._made = Made()
+        self._made, self._offered_by = Made(), ""
         self._back_from = ""
 
     def run(self) -> SyncReport:
         """Do everything, in this order."""
         side = self._side
+        if self._known is None:
+            self._request, self._warnings = vouched(self._store, self._request)
         installed = side.believed()
         if installed is not None and installed.disk_format != self._format:
             installed = None
         head = newest(self._store, self._request) if self._request.version is None else None
+        self._offered_by = head.signed if head is not None and self._request.signed is None else ""
         offer_mirrors(self._store, head)
         left = self._request.disk_outputs or side.left_over(0)
         alone = head is not None and not head.disks and not left
-        if installed is not None and head is not None and alone and head.image_digest == installed.image_digest:
+        same = installed is not None and head is not None and head.image_digest == installed.image_digest
+        if same and installed is not None and head is not None and alone and self._recorded(installed):
             return self._up_to_date(head.version, installed.image_digest, head.length)
         newer = newer_installed(self._store, self._request, head)
         if newer is not None and installed is not None:
@@ -181,13 +188,16 @@ class _Sync:
             self._further = [FurtherDisk(request, self._store, self._watch) for request in requests]
         if installed is not None and manifest.image_digest() == installed.image_digest:
             self._make_further()
-            if (manifest.disks or manifest.disk or left) and manifest.digest() != installed.manifest_digest:
-                record_installed(side, manifest, disk_format=self._format)  # all disks are of one version
+            several = manifest.disks or manifest.disk or left
+            if not self._recorded(installed) or (several and manifest.digest() != installed.manifest_digest):
+                self._record(manifest)  # all disks are of one version
             return self._up_to_date(manifest.version, installed.image_digest, manifest.length)
         self._format = self._request.written_format(manifest) or "raw"
         self._warnings += misnamed(side.output, self._format) if installed is None else ()
         aim(side, manifest)
-        if head is None and not manifest.disk:
+        if head is None and not manifest.disk and self._request.signed is not None:
+            offer_mirrors(self._store, self._request.signed.head())
+        elif head is None and not manifest.disk:
             learn_mirrors(self._store, self._request.image)
         if self._confirm is not None:
             self._confirm()
@@ -195,10 +205,20 @@ class _Sync:
         with TableFile(side.tables) as tables:
             wrote = self._make(manifest, tables)
             tables.sync()
-            record_installed(side, manifest, disk_format=self._format)
+            self._record(manifest)
             discard_unfinished(side)
             tables.compact(digest.tobytes() for digest in manifest.rows["table"])
         return self._report(manifest, wrote)
+
+    def _recorded(self, installed: Installed) -> bool:
+        """Tell whether it is recorded who vouches for the image."""
+        signed = self._request.signed
+        return signed is None or installed.repository == signed.repository
+
+    def _record(self, manifest: Manifest) -> None:
+        signed = self._request.signed
+        repository = signed.repository if signed is not None else ""
+        record_installed(self._side, manifest, disk_format=self._format, repository=repository)
 
     def _make(self, manifest: Manifest, tables: TableFile) -> str:
         """Make the output this version, complete and verified; return how it was written."""
@@ -365,4 +385,6 @@ class _Sync:
             disks=self._disks,
             channel=self._request.channel or "",
             back_from=self._back_from,
+            signed_by=self._request.signed.repository if self._request.signed is not None else "",
+            offered_by=self._offered_by,
         )

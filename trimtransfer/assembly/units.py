@@ -171,11 +171,11 @@ def open_deltas(remote: Remote, old: InstalledImage) -> Deltas | None:
         return None
     name = deltas_name(target.image, target.version, base.version)
     try:
-        index = DeltaIndex(remote.store.read(name, limit=MAX_INDEX))
+        index = DeltaIndex(remote.read(name, limit=MAX_INDEX))
     except NotFound:
         _LOG.info("the repository has no deltas from %s", base.version)
         return None
-    except (FormatError, FetchError) as error:
+    except (FormatError, IntegrityError, FetchError) as error:
         if isinstance(error, FetchError) and error.retryable:
             raise
         _LOG.warning("deltas are left aside: %s", error)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimtransfer.cli.arguments import name_of
 from trimtransfer.cli.output import Output, output_options
+from trimtransfer.cli.signing import keys_option, take_keys
 
 if TYPE_CHECKING:
     from trimtransfer.catalogue import Catalogue
@@ -20,15 +21,18 @@ if TYPE_CHECKING:
 @click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image.")
 @click.option("--rollback", is_flag=True, help="Let it stand for what it stood for before.")
 @click.option("--remove", is_flag=True, help="Remove it: clients that follow it fail then.")
+@keys_option
 @output_options
 def channel(
     output: Output,
+    /,
     repository: str,
     name: str | None,
     version: str | None,
     image: str,
     rollback: bool,
     remove: bool,
+    **options: Any,
 ) -> None:
     """Let CHANNEL stand for VERSION (its name or a label) of an image. Or show what it stands for, or all channels.
 
@@ -45,16 +49,17 @@ def channel(
     """
     from trimtransfer.repository import versioning
 
+    keys = take_keys(options)
     if (version is not None) + rollback + remove > 1 or ((rollback or remove) and name is None):
         raise click.UsageError("give a CHANNEL with a VERSION, --rollback or --remove; or neither, to see it")
     if remove:
-        catalogue = versioning.remove_channel(repository, image, str(name))
+        catalogue = versioning.remove_channel(repository, image, str(name), keys=keys)
         output.result({"image": image, "channel": name, "removed": True}, f"Removed the channel {name} of {image}")
         return
     if rollback:
-        catalogue = versioning.roll_back_channel(repository, image, str(name))
+        catalogue = versioning.roll_back_channel(repository, image, str(name), keys=keys)
     elif version is not None:
-        catalogue = versioning.point_channel(repository, image, str(name), version=version)
+        catalogue = versioning.point_channel(repository, image, str(name), version=version, keys=keys)
     else:
         (catalogue,) = versioning.catalogues_of(repository, image)
     _show(output, catalogue, name)
@@ -65,8 +70,9 @@ def channel(
 @click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image.")
 @click.option("--from", "source", required=True, callback=name_of("channel"), metavar="A", help="What has proved good.")
 @click.option("--to", "target", required=True, callback=name_of("channel"), metavar="B", help="What follows.")
+@keys_option
 @output_options
-def promote(output: Output, repository: str, image: str, source: str, target: str) -> None:
+def promote(output: Output, /, repository: str, image: str, source: str, target: str, **options: Any) -> None:
     """Let the channel B stand for the version that the channel A stands for.
 
     \b
@@ -75,7 +81,7 @@ def promote(output: Output, repository: str, image: str, source: str, target: st
     """
     from trimtransfer.repository.versioning import point_channel
 
-    _show(output, point_channel(repository, image, target, like=source), target)
+    _show(output, point_channel(repository, image, target, like=source, keys=take_keys(options)), target)
 
 
 def _show(output: Output, catalogue: Catalogue, name: str | None) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from trimtransfer.cli.output import Output, count_text, output_options
+from trimtransfer.cli.signing import keys_option, take_keys
 
 
 @click.command()
 @click.argument("repository", metavar="REPO", type=click.Path(path_type=str))
 @click.argument("urls", metavar="[URL]...", nargs=-1)
 @click.option("--none", is_flag=True, help="Name no mirrors any more.")
+@keys_option
 @output_options
-def mirrors(output: Output, repository: str, urls: tuple[str, ...], none: bool) -> None:
+def mirrors(output: Output, /, repository: str, urls: tuple[str, ...], none: bool, **options: Any) -> None:
     """Name the mirrors of the repository REPO: servers that hold a copy of its directory `packs`. Or show them.
 
     Clients learn of them whenever they sync, and take content from whichever serves them best; all
@@ -29,6 +33,7 @@ def mirrors(output: Output, repository: str, urls: tuple[str, ...], none: bool) 
     from trimtransfer.head import check_mirrors
     from trimtransfer.repository.mirrors import read_mirrors, set_mirrors
     from trimtransfer.repository.reading import require_repository
+    from trimtransfer.repository.staged import is_signed
     from trimtransfer.store import DirectoryStore
 
     if none and urls:
@@ -39,7 +44,15 @@ def mirrors(output: Output, repository: str, urls: tuple[str, ...], none: bool) 
     except FormatError as error:
         raise click.UsageError(f"{error.got} cannot be named: {error.where} must be {error.expected}") from None
     if none or urls:
+        keys = take_keys(options)
+        signed = is_signed(DirectoryStore(repository))
+        if signed:
+            from trimtransfer.repository.renewal import check_keys, resign_images
+
+            check_keys(repository, keys=keys)
         images = set_mirrors(repository, urls)
+        if signed:
+            resign_images(repository, keys=keys)
         named = read_mirrors(DirectoryStore(repository))
         text = f"{count_text(len(named), 'mirror')} named to clients of {count_text(images, 'image')}"
         output.result({"mirrors": list(named), "images": images}, text)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimtransfer.cli.arguments import local_paths, name_of
 from trimtransfer.cli.output import Output, count_text, output_options, size_text
+from trimtransfer.cli.signing import keys_option, take_keys
 from trimtransfer.names import NOTHING
 
 if TYPE_CHECKING:
@@ -20,9 +21,17 @@ if TYPE_CHECKING:
 @click.argument("trees", metavar="[TREE]...", nargs=-1, type=click.Path(path_type=str), callback=local_paths)
 @click.option("--list", "listing", is_flag=True, help="Only list the profiles.")
 @click.option("--remove", is_flag=True, help="Delete the profile NAME, and the deltas from it.")
+@keys_option
 @output_options
 def profile(
-    output: Output, repository: str, name: str | None, trees: tuple[str, ...], listing: bool, remove: bool
+    output: Output,
+    /,
+    repository: str,
+    name: str | None,
+    trees: tuple[str, ...],
+    listing: bool,
+    remove: bool,
+    **options: Any,
 ) -> None:
     """Record the files of a reference host as the profile NAME, so that first downloads on such hosts take less.
 
@@ -49,7 +58,7 @@ def profile(
     elif remove:
         from trimtransfer.repository.hostdeltas import remove_profile
 
-        versions = remove_profile(repository, str(name))
+        versions = remove_profile(repository, str(name), keys=take_keys(options))
         text = f"Removed the profile {name}, and the deltas from it of {count_text(versions, 'version')}"
         output.result({"profile": name, "removed": True, "versions": versions}, text)
     else:

@@ -11,9 +11,11 @@ from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_path
 from trimtransfer.cli.bundle import bundle, bundle_text, describe_bundle, open_repository
 from trimtransfer.cli.diff import diff
 from trimtransfer.cli.estimate import estimate
+from trimtransfer.cli.keys import keys, timestamp
 from trimtransfer.cli.mirrors import mirrors
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
 from trimtransfer.cli.profile import profile, source_text
+from trimtransfer.cli.signing import keys_option, take_keys
 from trimtransfer.cli.upkeep import UPKEEP
 from trimtransfer.cli.verify import verify
 from trimtransfer.cli.versions import named, remarks
@@ -130,6 +132,7 @@ def repo() -> None:
     help="Let this channel stand for it (see `channel`), such as test. May be given several times.",
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
+@keys_option
 @output_options
 def publish(
     output: Output, /, repository: str, files: tuple[str, ...], image: str, kind: str, format: str, **options: Any
@@ -150,6 +153,7 @@ def publish(
 
     The new version appears all at once, at the very end. Interrupted or failed, nothing is published and the command
     can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
+    Where REPO is signed (`keys`), the publisher's and the online keys sign it; without them nothing is begun.
 
     \b
     Examples:
@@ -168,6 +172,7 @@ def publish(
         kind=None if kind == "auto" else Kind[kind.upper()],
         format=None if format == "auto" else format,
         progress=output.progress,
+        keys=take_keys(options),
         **options,
     )
     disks = (report, *report.disks)
@@ -208,6 +213,7 @@ def publish(
     help=f"zstd level.  [default: {_LEVEL}; of solid units 19]",
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads, at most 4 of them.  [default: all cores]")
+@keys_option
 @output_options
 def delta(
     output: Output,
@@ -245,7 +251,7 @@ def delta(
         raise click.UsageError("--remove goes with --solid; the deltas of a profile go with `profile --remove`")
     if base is not None and base == options["version"]:
         raise click.UsageError(f"--from and --to are both {base}: name two versions")
-    options = {"progress": output.progress, "level": level or _LEVEL, **options}
+    options = {"progress": output.progress, "level": level or _LEVEL, "keys": take_keys(options), **options}
     if solid:
         from trimtransfer.cli.solid import make_or_remove
 
@@ -310,7 +316,7 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
 repo.add_command(verify)
 
 
-for command in (bundle, diff, estimate, mirrors, *UPKEEP):
+for command in (bundle, diff, estimate, mirrors, keys, timestamp, *UPKEEP):
     repo.add_command(command)
 
 

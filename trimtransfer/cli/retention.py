@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from trimtransfer.cli.arguments import name_of
 from trimtransfer.cli.output import Output, count_text, output_options, size_text
+from trimtransfer.cli.signing import keys_option, take_keys
 
 if TYPE_CHECKING:
     from trimtransfer.repository.collecting import CollectReport, Garbage
@@ -23,9 +24,17 @@ _GRACE: Final = 7
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Keep the last N versions.")
 @click.option("--days", type=click.FloatRange(0), metavar="D", help="Keep versions published within D days.")
 @click.option("--apply", is_flag=True, help="Do it. Without this, it is only told what would be removed.")
+@keys_option
 @output_options
 def retain(
-    output: Output, repository: str, image: str | None, last: int | None, days: float | None, apply: bool
+    output: Output,
+    /,
+    repository: str,
+    image: str | None,
+    last: int | None,
+    days: float | None,
+    apply: bool,
+    **options: Any,
 ) -> None:
     """Remove old versions: all but those that --last or --days keeps.
 
@@ -45,7 +54,8 @@ def retain(
 
     if last is None and days is None:
         raise click.UsageError("say what to keep: --last N, --days D, or both")
-    report = run(repository, Policy(last, days), image=image, dry_run=not apply, progress=output.progress)
+    keys = take_keys(options)
+    report = run(repository, Policy(last, days), image=image, dry_run=not apply, keys=keys, progress=output.progress)
     hint = "" if apply or not report.removed else "\nNothing was removed: --apply does it"
     output.result(report.to_dict(), _removed(report) + hint)
 
@@ -55,8 +65,11 @@ def retain(
 @click.argument("versions", metavar="VERSION...", nargs=-1, required=True, callback=name_of("version"))
 @click.option("--image", required=True, callback=name_of("image"), metavar="NAME", help="The image.")
 @click.option("--dry-run", is_flag=True, help="Only tell what that would free.")
+@keys_option
 @output_options
-def remove(output: Output, repository: str, versions: tuple[str, ...], image: str, dry_run: bool) -> None:
+def remove(
+    output: Output, /, repository: str, versions: tuple[str, ...], image: str, dry_run: bool, **options: Any
+) -> None:
     """Remove each VERSION (its name or a label) of an image. Not the newest, a pinned one, or one that a channel stands
     for.
 
@@ -71,7 +84,8 @@ def remove(output: Output, repository: str, versions: tuple[str, ...], image: st
     """
     from trimtransfer.repository.versioning import remove_versions
 
-    report = remove_versions(repository, image, versions, dry_run=dry_run, progress=output.progress)
+    keys = take_keys(options)
+    report = remove_versions(repository, image, versions, dry_run=dry_run, keys=keys, progress=output.progress)
     output.result(report.to_dict(), _removed(report))
 
 

@@ -26,7 +26,7 @@ def make_or_remove(
     from trimtransfer.repository.solid import SOLID_LEVEL, add_solid, remove_solid
 
     if remove:
-        disks = remove_solid(repository, image, version=version)
+        disks = remove_solid(repository, image, version=version, keys=options["keys"])
         text = f"Removed the solid units of {count_text(disks, 'disk')}" if disks else "There are no solid units"
         output.result({"image": image, "removed": disks > 0, "disks": disks}, text)
         return

@@ -21,6 +21,8 @@ from trimtransfer.cli.manners import (
     take_manners,
 )
 from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_options, size_text
+from trimtransfer.cli.trust import ENVIRONMENT as TRUST_ENVIRONMENT
+from trimtransfer.cli.trust import take_trusting, trust_options, warn_unsigned
 from trimtransfer.cli.verifyimage import verify_image_command
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ _ENVIRONMENT: Final = (
     ("XDG_STATE_HOME", "Folder of what is recorded of devices (in medv/)."),
     ("TMPDIR", "Folder of temporary files."),
     ENVIRONMENT,
+    TRUST_ENVIRONMENT,
 )
 
 
@@ -145,6 +148,7 @@ def source_options(function: F) -> F:
             help="Format of the file; all but raw are written anew each time.  "
             "[default: as it is now; at first, as it was published]",
         ),
+        trust_options,
         click.option("--cache", metavar="DIR", help="Keep indexes of host files and seeds here."),
         click.option(
             "--connections", type=click.IntRange(1, 16), default=4, show_default=True, help="Requests at a time."
@@ -192,6 +196,7 @@ def sync_command(
             check_cost(_with_host_index(plan, output, host_index, cache, **asked), manners)
 
     report = _with_host_index(sync, output, host_index, cache, confirm=confirm, **asked)
+    warn_unsigned(output, report)
     output.result(report.to_dict(), "\n".join(map(_sync_text, (report, *report.disks))))
 
 
@@ -223,6 +228,7 @@ def plan_command(
 
     manners, image = Manners(schedule=schedule), image or only_image(url)
     report = _with_host_index(plan, output, host_index, cache, url=url, image=image, manners=manners, **options)
+    warn_unsigned(output, report)
     output.result(report.to_dict(), "\n".join(map(_plan_text, (report, *report.disks))))
 
 
@@ -234,7 +240,7 @@ def _with_host_index(
     function: Callable[..., Report], output: Output, wanted: bool | None, cache: str | None, /, **options: Any
 ) -> Report:
     """Call ``sync`` or ``plan`` with the host index as it is wanted; show the warnings of its report and return it."""
-    host = _host_index(wanted, cache, output)
+    host, options["trusting"] = _host_index(wanted, cache, output), take_trusting(options)
     first, *further = options.pop("outputs") or (None,)
     report: Report = function(
         output=first,

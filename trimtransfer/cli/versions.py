@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimtransfer.cli.arguments import name_of
 from trimtransfer.cli.output import Output, output_options, size_text
+from trimtransfer.cli.signing import keys_option, take_keys
 
 if TYPE_CHECKING:
     from trimtransfer.catalogue import Catalogue, Entry
@@ -59,9 +60,11 @@ def _uses(told: tuple[ImageStatistics, ...], image: str) -> tuple[VersionUse, ..
 @click.option("--unlabel", multiple=True, callback=name_of("label"), metavar="L", help="Take this label away.")
 @click.option("--note", metavar="TEXT", help="Set its note, at most 1,000 characters ('': none).")
 @click.option("--pin/--unpin", "pinned", default=None, help="Keep it whatever is removed, or not any more.")
+@keys_option
 @output_options
 def annotate(
     output: Output,
+    /,
     repository: str,
     version: str,
     image: str,
@@ -69,6 +72,7 @@ def annotate(
     unlabel: tuple[str, ...],
     note: str | None,
     pinned: bool | None,
+    **options: Any,
 ) -> None:
     """Say something about a version (named by its name or a label): labels, a note, a pin. The version stays as it is.
 
@@ -83,7 +87,9 @@ def annotate(
 
     if not (labels or unlabel) and note is None and pinned is None:
         raise click.UsageError("nothing to say: give --label, --unlabel, --note, --pin or --unpin")
-    changed = run(repository, image, version, labels=labels, unlabel=unlabel, note=note, pinned=pinned)
+    changed = run(
+        repository, image, version, labels=labels, unlabel=unlabel, note=note, pinned=pinned, keys=take_keys(options)
+    )
     entry = next(iter(changed.entry(name) for name in (version, *labels) if changed.find(name)), None)
     facts = {"image": image, **(entry.to_dict() if entry else {})}
     output.result(facts, _line(changed, entry, None).strip() if entry else f"{image}: done")

@@ -40,6 +40,7 @@ from trimtransfer.repository.reading import (
     read_manifest,
     version_names,
 )
+from trimtransfer.repository.signedcheck import check_signed
 from trimtransfer.store import DirectoryStore, Range
 from trimtransfer.watch import Watch
 
@@ -111,13 +112,12 @@ def audit(
         expected = metadata.expected
         packs = PackCheck(store, expected, watch)
         contents = ContentCheck(store, expected, packs.damaged, keys, watch)
-        checked = rebuilt = 0
         if quick:
             packs.look()
-        else:
-            checked, rebuilt = packs.run(some, workers), contents.run(some, workers)
-        wrong_keys = [Damage(name, problem, KEYS_REMEDY) for name, problem in keys.problems.items()]
-        damage = (*metadata.damage, *packs.damage(), *contents.damage(), *wrong_keys, *deltas.damage)
+        checked, rebuilt = (0, 0) if quick else (packs.run(some, workers), contents.run(some, workers))
+        wrong = [Damage(name, problem, KEYS_REMEDY) for name, problem in keys.problems.items()]
+        wrong += [*deltas.damage, *check_signed(store, images)]
+        damage = (*metadata.damage, *packs.damage(), *contents.damage(), *wrong)
         used = {*expected.packs, *deltas.packs}
         return AuditReport(
             images=metadata.images,

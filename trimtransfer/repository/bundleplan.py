@@ -27,6 +27,7 @@ from trimtransfer.location import Locations, PackRef
 from trimtransfer.manifest import KEYS, REFS, Manifest
 from trimtransfer.names import deltas_name, head_name, manifest_name
 from trimtransfer.pack import PACK_MAGIC, pack_name
+from trimtransfer.repository.bundlemetadata import signed_files
 from trimtransfer.repository.bundleparts import Part, Span, Spill
 from trimtransfer.repository.catalogues import head_of
 from trimtransfer.repository.inventory import Inventory
@@ -81,6 +82,7 @@ class Planner:
         self.spill = self._stack.enter_context(closing(Spill(store, directory, watch)))
         self._objects: dict[str, Part] = {}
         self._versions: list[BundleVersion] = []
+        self._signed = False
         self._packs: dict[PackRef, int] = {}
         self._frames = self._stack.enter_context(closing(Rows(_FRAME, directory)))
         self._done = self._total = 0
@@ -101,6 +103,9 @@ class Planner:
         """
         for one in wanted:
             self._image(one, files)
+        if self._signed:
+            for name, data in signed_files(self._store, dict.fromkeys(one.image for one in wanted)):
+                self._add_data(name, data)
         metadata = list(self._objects.values())
         return _contents(self._versions, metadata, list(self._pack_parts()))
 
@@ -109,7 +114,8 @@ class Planner:
         names = dict.fromkeys(wanted.versions or (head.version,))
         manifests = [read_manifest(self._store, wanted.image, name, head=head) for name in names]
         newest = max(manifests, key=lambda manifest: manifest.sequence)
-        self._add_data(head_name(wanted.image), head_of(newest).to_bytes())
+        self._signed |= bool(head.signed)
+        self._add_data(head_name(wanted.image), head_of(newest, signed=head.signed).to_bytes())
         names = dict.fromkeys(wanted.bases)
         bases = [read_manifest(self._store, wanted.image, name, head=head) for name in names]
         for manifest in manifests:

@@ -157,11 +157,12 @@ def channel_head(store: Store, catalogue: Catalogue, channel: str) -> Head:
     """
     entry = catalogue.entry(catalogue.channel(channel).version)
     manifest = read_manifest(store, catalogue.image, entry.version, digest=entry.manifest_digest)
-    return head_of(manifest, mirrors=read_head(store, catalogue.image).mirrors)
+    head = read_head(store, catalogue.image)
+    return head_of(manifest, mirrors=head.mirrors, signed=head.signed)
 
 
-def head_of(manifest: Manifest, *, mirrors: tuple[str, ...] = ()) -> Head:
-    """Return a head that leads to a version."""
+def head_of(manifest: Manifest, *, mirrors: tuple[str, ...] = (), signed: str = "") -> Head:
+    """Return a head that leads to a version; ``signed``: id of the repository, where it is signed."""
     return Head(
         image=manifest.image,
         version=manifest.version,
@@ -172,6 +173,7 @@ def head_of(manifest: Manifest, *, mirrors: tuple[str, ...] = ()) -> Head:
         length=manifest.length,
         disks=len(manifest.disks),
         mirrors=mirrors,
+        signed=signed,
     )
 
 
@@ -232,12 +234,13 @@ def settle(store: DirectoryStore) -> None:
     path.unlink()
 
 
-def enrol(store: DirectoryStore, manifest: Manifest) -> None:
-    """Enter a version that was just committed into its catalogue; hold the repository's lock."""
-    catalogue = stored_catalogue(store, manifest.image)
+def enrol(store: DirectoryStore, manifest: Manifest, signed: Catalogue | None = None) -> None:
+    """Enter a version that was just committed into its catalogue, or store the catalogue that was ``signed`` with it;
+    hold the repository's lock."""
+    catalogue = stored_catalogue(store, manifest.image) if signed is None else signed
     if catalogue.sequence + 1 == manifest.sequence:
         catalogue = catalogue.with_version(entry_of(manifest))
-    else:
+    elif signed is None:
         catalogue = current(store, manifest.image)
     save(store, catalogue)
     settle(store)

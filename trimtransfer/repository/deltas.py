@@ -30,6 +30,7 @@ from trimtransfer.repository.deltasmade import DeltaReport, Kept, Made
 from trimtransfer.repository.deltaunits import NewContent, Unit, runs_of
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.reading import VersionReader, further_disks
+from trimtransfer.repository.signer import Keys, Signer
 from trimtransfer.repository.takes import Inside, unwrap_unit
 from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
 from trimtransfer.tool import Tool
@@ -70,16 +71,18 @@ def add_deltas(
     version: str | None = None,
     level: int,
     workers: int | None = None,
+    keys: Keys | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> DeltaReport:
     """Make the deltas from version ``base`` of an image to ``version`` (the newest by default), both published already.
 
-    Those of the same pair, if there are any, are replaced. ``level`` is zstd's, 1 to 22 (above 19 counts as 19).
+    Those of the same pair, if there are any, are replaced. ``level`` is zstd's, 1 to 22 (above 19 counts as 19). In a
+    repository that is signed, ``keys`` sign.
 
     Raises:
         NotFound: no such image or version.
-        TargetRefused: it is the same version twice.
+        TargetRefused: it is the same version twice; keys to sign with are not at hand.
         Locked: another process writes to the repository; and what :func:`make_deltas` raises.
     """
     store = DirectoryStore(repository)
@@ -90,12 +93,16 @@ def add_deltas(
         raise TargetRefused(f"{image} {base}", "is the version itself; name another one to start from")
     with space_errors(store.path), repository_lock(store, f"deltas of {image} {target.manifest.version}"):
         clean_up(store)
+        signer = Signer.open(store, image, keys)
         with intended(store, image, None) as intent:
             count = workers or len(os.sched_getaffinity(0))
             report, *further = (
                 make_deltas(store, *pair, intent, level=level, workers=count, watch=watch)
                 for pair in _pairs(store, target, source)
             )
+            if signer is not None:
+                signer.stage(intent, image, [target.manifest.version])
+                signer.finish()
     return replace(report, disks=tuple(further))
 
 

@@ -24,7 +24,7 @@ from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRef
 from trimtransfer.hostdelta import BaseChunks, encode_host_delta
 from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
 from trimtransfer.manifest import Manifest
-from trimtransfer.names import host_delta_name, hosts_name
+from trimtransfer.names import further_disk_of, host_delta_name, hosts_name
 from trimtransfer.repository.deltas import Maker, Work, replace_index
 from trimtransfer.repository.deltasmade import DeltaReport, Made
 from trimtransfer.repository.hostcontent import HostContent
@@ -32,7 +32,8 @@ from trimtransfer.repository.hostreuse import groups, numbers_of, renumbered, un
 from trimtransfer.repository.intent import Intent, clean_up, intended, repository_lock
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tree, open_profile
-from trimtransfer.repository.reading import VersionReader, folder_names, further_disks, version_names
+from trimtransfer.repository.reading import VersionReader, folder_names, further_disks, image_names, version_names
+from trimtransfer.repository.signer import Keys, Signer, resign
 from trimtransfer.repository.solidreuse import joined
 from trimtransfer.store import DirectoryStore, Store, space_errors
 from trimtransfer.watch import Progress, Watch
@@ -51,17 +52,19 @@ def add_host_deltas(
     version: str | None = None,
     level: int,
     workers: int | None = None,
+    keys: Keys | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> DeltaReport:
     """Make the deltas from the files of ``profile`` to ``version`` of an image (the newest by default).
 
     Those of the same profile, if there are any, are replaced. ``trees`` are where its trees are now (default: where
-    they were recorded). ``level`` is zstd's, 1 to 22 (above 19 counts as 19).
+    they were recorded). ``level`` is zstd's, 1 to 22 (above 19 counts as 19). In a repository that is signed, ``keys``
+    sign.
 
     Raises:
         NotFound: no such image, version or profile.
-        TargetRefused: a tree is not there, or the image is not a disk.
+        TargetRefused: a tree is not there, the image is not a disk, or keys to sign with are not at hand.
         Locked: another process writes to the repository; and what :func:`make_host_deltas` raises.
     """
     store = DirectoryStore(repository)
@@ -70,17 +73,22 @@ def add_host_deltas(
     opened = open_profile(store, profile, trees)
     with space_errors(store.path), repository_lock(store, f"deltas of {image} {target.manifest.version}"):
         clean_up(store)
+        signer = Signer.open(store, image, keys)
         with intended(store, image, None) as intent:
             count = workers or len(os.sched_getaffinity(0))
             report, *further = (
                 make_host_deltas(store, disk, opened, intent, level=level, workers=count, watch=watch)
                 for disk in (target, *further_disks(store, target.manifest))
             )
+            if signer is not None:
+                signer.stage(intent, image, [target.manifest.version])
+                signer.finish()
     return replace(report, disks=tuple(further))
 
 
-def remove_profile(repository: str | os.PathLike[str], name: str) -> int:
-    """Delete a profile and the deltas from it; return how many versions had some. Their packs are of no use then.
+def remove_profile(repository: str | os.PathLike[str], name: str, *, keys: Keys | None = None) -> int:
+    """Delete a profile and the deltas from it; return how many versions had some. Their packs are of no use then. In a
+    repository that is signed, ``keys`` sign.
 
     Raises:
         NotFound: there is neither.
@@ -91,9 +99,15 @@ def remove_profile(repository: str | os.PathLike[str], name: str) -> int:
         raise NotFound("the repository, a directory,", store.url)
     with space_errors(store.path), repository_lock(store, f"removing the profile {name}"):
         clean_up(store)
+        if Signer.open(store, None, keys) is not None:
+            for image in image_names(store):
+                Signer.open(store, image, keys)  # or nothing is removed
         for image in folder_names(store):
-            for version in version_names(store, image):
-                versions += withdraw(store, image, version, name)
+            found = [version for version in version_names(store, image) if withdraw(store, image, version, name)]
+            versions += len(found)
+            if found:
+                whole = further_disk_of(image) or image
+                resign(store, Signer.open(store, whole, keys), whole, found)
         try:
             forget_profile(store, name)
         except NotFound:

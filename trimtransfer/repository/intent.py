@@ -28,6 +28,7 @@ from trimtransfer.names import head_name, keys_name, locations_name, manifest_na
 from trimtransfer.pack import pack_name
 from trimtransfer.repository.catalogues import settle
 from trimtransfer.repository.quarantine import rescue
+from trimtransfer.repository.staged import counts, discard, finish
 from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
 
 _LOCK: Final = "lock"
@@ -133,20 +134,27 @@ def clean_up(store: DirectoryStore) -> list[str]:
     """
     store.clear_temporary()
     lines = _read(store)
-    deleted = list[str]()
-    if lines is not None:
-        begun = len(lines) > 1  # else it died while it wrote the first line, before it did anything
-        deleted = _undo(store, lines) if begun and not _is_committed(store, lines[0]) else []
+    deleted = _settle_intent(store, lines) if lines is not None else []
     settle(store)
     if lines is not None:
         store.private(_INTENT).unlink()
     return deleted
 
 
+def _settle_intent(store: DirectoryStore, lines: list[bytes]) -> list[str]:
+    """Undo, or finish, what an intent tells of; return the names of deleted objects."""
+    begun = len(lines) > 1  # else it died while it wrote the first line, before it did anything
+    if begun and (_is_committed(store, lines[0]) or counts(store, _names(lines))):
+        finish(store)  # it died before its timestamp was in place
+        return []
+    discard(store)
+    return _undo(store, lines) if begun else []
+
+
 def intended_names(store: DirectoryStore) -> frozenset[str]:
     """Return the names of objects that are being written, or were when their writer died."""
     lines = _read(store) or [b""]
-    names = [line.decode("ascii", "replace") for line in lines[1:-1]]
+    names = _names(lines)
     if len(lines) < 2 or (version := _parse(lines[0])[1]) is None:
         return frozenset(names)
     return frozenset((*names, *_own_names(_parse(lines[0])[0], version)))
@@ -186,7 +194,7 @@ def _is_committed(store: DirectoryStore, line: bytes) -> bool:
 def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
     """Delete what an intent names; a last line without its end was never acted upon, and names nothing that exists."""
     image, version = _parse(lines[0])
-    names = [line.decode("ascii", "replace") for line in lines[1:-1]]
+    names = _names(lines)
     if version is not None:
         names += _own_names(image, version)
     return [name for name in names if store.delete(name)]
@@ -194,6 +202,10 @@ def _undo(store: DirectoryStore, lines: list[bytes]) -> list[str]:
 
 def _own_names(image: str, version: str) -> list[str]:
     return [name(image, version) for name in (manifest_name, tables_name, locations_name, keys_name)]
+
+
+def _names(lines: list[bytes]) -> list[str]:
+    return [line.decode("ascii", "replace") for line in lines[1:-1]]
 
 
 def _parse(line: bytes) -> tuple[str, str | None]:

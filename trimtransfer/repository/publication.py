@@ -10,9 +10,10 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from trimtransfer.catalogue import Catalogue
 from trimtransfer.chunk import Kind, object_digest
 from trimtransfer.errors import FormatError
 from trimtransfer.geometry import Geometry
@@ -28,7 +29,7 @@ from trimtransfer.names import (
 )
 from trimtransfer.repository.advice import Advice
 from trimtransfer.repository.again import Deduped, Limits, choose_again
-from trimtransfer.repository.catalogues import head_of
+from trimtransfer.repository.catalogues import Wishes, entry_of, head_of
 from trimtransfer.repository.dedupe import Packs, find_known, used_packs
 from trimtransfer.repository.deltas import try_deltas
 from trimtransfer.repository.deltasmade import DeltaReport
@@ -41,6 +42,7 @@ from trimtransfer.repository.packing import FIRST_FRAMES, UPDATE_FRAMES, Packer,
 from trimtransfer.repository.profiles import OpenProfile
 from trimtransfer.repository.published import PublishedImage
 from trimtransfer.repository.reading import VersionReader, further_disks
+from trimtransfer.repository.signer import Signer
 from trimtransfer.repository.solid import SOLID_LEVEL, try_solid
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume
@@ -147,15 +149,21 @@ class Base:
     deltas: tuple[VersionReader, ...]
     profiles: tuple[OpenProfile, ...]
     sequence: int
+    catalogue: Catalogue
+    wishes: Wishes
+    now: int
+    """When it began, in seconds since 1970."""
     mirrors: tuple[str, ...] = ()
     disk: int = 0
+    signer: Signer | None = None
 
     def further(self, store: DirectoryStore, disk: int, made: Sequence[Manifest]) -> Base:
         """Return what a further disk starts from: those of the same number, and the disks that were made before."""
         parents = _disks_of_number(store, disk, [self.parent] if self.parent else [])
         like = (*self.like, *(VersionReader(store, manifest) for manifest in made))
         deltas = _disks_of_number(store, disk, self.deltas)
-        return Base(parents[0] if parents else None, like, tuple(deltas), self.profiles, self.sequence, disk=disk)
+        parent = parents[0] if parents else None
+        return replace(self, parent=parent, like=like, deltas=tuple(deltas), mirrors=(), disk=disk, signer=None)
 
 
 class Publication:
@@ -279,14 +287,22 @@ class Publication:
         )
 
     def _commit(self, manifest: Manifest) -> int:
-        """Write the manifest and then the head; return their length. Up to the very last step nothing is published."""
+        """Write the manifest and then the head; return their length. Up to the very last step nothing is published. In
+        a repository that is signed that is the timestamp; should only the head be there, it follows without a key."""
         data = manifest.to_bytes()
         self._store.put(manifest_name(manifest.image, manifest.version), data)
         if manifest.disk:
             return len(data)
-        head = head_of(manifest, mirrors=self._base.mirrors).to_bytes()
+        signer, base = self._base.signer, self._base
+        if signer is not None:
+            catalogue = base.wishes.granted(base.catalogue.with_version(entry_of(manifest)), manifest.version, base.now)
+            signer.stage(self._intent, manifest.image, [manifest.version], catalogue=catalogue)
+        signed = signer.repository if signer is not None else ""
+        head = head_of(manifest, mirrors=base.mirrors, signed=signed).to_bytes()
         self._intent.secure()
         self._store.put(head_name(manifest.image), head)
+        if signer is not None:
+            signer.finish()
         return len(data) + len(head)
 
     def _report(

@@ -32,13 +32,14 @@ from trimtransfer.names import (
 )
 from trimtransfer.pack import MAX_PACK
 from trimtransfer.repository.again import Limits
-from trimtransfer.repository.catalogues import Wishes, current, enrol, record_wishes
+from trimtransfer.repository.catalogues import Wishes, enrol, record_wishes
 from trimtransfer.repository.hazards import dropped_disks, examine
 from trimtransfer.repository.intent import Intent, check_target, clean_up, intended, repository_lock
 from trimtransfer.repository.mirrors import read_mirrors
 from trimtransfer.repository.profiles import open_profile
 from trimtransfer.repository.publication import DEFAULT_LEVEL, Base, Job, Publication, PublishReport
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
+from trimtransfer.repository.signer import Keys, Signer, known_catalogue
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
 from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.watch import Progress, Watch
@@ -68,37 +69,35 @@ def publish(
     note: str = "",
     channels: Sequence[str] = (),
     workers: int | None = None,
+    keys: Keys | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
     _pack_limit: int = MAX_PACK,
     _limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> PublishReport:
-    """Publish the file or block device ``path`` as ``version`` of ``image`` and return what was done; ``disks`` are
-    further disks of the machine, published and synced together with it.
+    """Publish the file or block device ``path`` as a ``version`` of ``image``; ``disks`` are the machine's others.
 
     Of a disk image, the guest's content is published: ``format`` is ``raw``, ``vhd``, ``vhdx``, ``qcow2`` or ``vmdk``;
     None: recognised (``trimtransfer.disk.source``). ``raw`` publishes any file as it is. The repository is a directory,
-    made where missing. ``parent`` is the version that content is compared with (the newest by default), ``like`` names
-    further images whose content is not stored again. ``kind`` None: recognised. ``level`` is zstd's (1 to 22). ``flat``
-    adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file systems mark free, see ``trim_image``; else
-    every byte is published. ``deltas`` are made from the parent, and from the versions of ``delta_from`` and the files
-    of host ``profiles``; with ``solid``, units for first downloads hold all of it once more. It gets ``labels`` and a
-    ``note``, and ``channels`` stand for it. ``workers`` threads compress (all cores by default). Memory: two regions of
-    64 MiB, 4 MiB a column for what is known of chunks, 5 MiB per worker; before that 200 bytes per file of clean file
-    systems; then for deltas 200 MiB, and as much for each of at most four workers, with a profile 160 bytes a chunk;
-    where jobs of large zstd frames are looked into, 900.
+    made where missing; if it is signed, ``keys`` sign. ``parent`` is the version that content is compared with (the
+    newest by default), ``like`` names further images whose content is not stored again. ``kind`` None: recognised.
+    ``level`` is zstd's (1 to 22). ``flat`` adds the digest that ``b3sum`` prints. ``trim`` blanks what clean file
+    systems mark free (``trim_image``); else every byte is published. ``deltas`` are made from the parent, the versions
+    of ``delta_from`` and the files of host ``profiles``; with ``solid``, units for first downloads hold all of it once
+    more. It gets ``labels`` and a ``note``, and ``channels`` stand for it. ``workers`` threads compress (all cores by
+    default). Memory: two regions of 64 MiB, 4 MiB a column for what is known of chunks, 5 MiB per worker; before that
+    200 bytes per file of clean file systems; then for deltas 200 MiB, and as much for each of at most four workers,
+    with a profile 160 bytes a chunk; where jobs of large zstd frames are looked into, 900.
 
     Raises:
-        FormatError: a name that is none, or taken; a damaged repository or disk image.
-        SourceRefused: a disk image that cannot be read with certainty. SourceChanged: it changed meanwhile.
-        VersionExists: versions never change. NotFound: no such parent, ``like`` image or profile. Locked: see there.
-        NoSpace: the repository's disk is full. TargetRefused: the directory holds other things than a repository.
-        Cancelled: as asked. Nothing was published then, and nothing is left over.
+        FormatError: a name that is none, or taken; a damaged repository or disk image. SourceRefused, SourceChanged:
+        a disk image that cannot be read with certainty; it changed meanwhile. VersionExists: versions never change.
+        NotFound: no such parent, ``like`` image or profile. Locked: somebody else writes. TargetRefused, Untrusted: no
+        repository, no keys, bad signatures. NoSpace, Cancelled: the disk is full; as asked; nothing is left over.
     """
     named = tuple(like), kind, level, flat, deltas, tuple(delta_from), tuple(profiles), solid, trim
     job = Job(image, version, parent, *named, workers or len(os.sched_getaffinity(0)), _pack_limit, _limits)
     job.check(1 + len(disks))
-    wishes = Wishes(tuple(labels), note, tuple(channels))
     watch = Watch(progress, cancel, "stopped; nothing was published")
     store = DirectoryStore(repository)
     with contextlib.ExitStack() as opened, space_errors(store.path):
@@ -106,19 +105,25 @@ def publish(
         check_target(store)
         with repository_lock(store, f"publishing {image} {version}"):
             clean_up(store)
-            return _publish(job, store, sources, wishes, watch)
+            wishes = Wishes(tuple(labels), note, tuple(channels))
+            return _publish(job, store, sources, wishes, Signer.open(store, image, keys), watch)
 
 
 def _publish(
-    job: Job, store: DirectoryStore, sources: Sequence[DiskSource], wishes: Wishes, watch: Watch
+    job: Job,
+    store: DirectoryStore,
+    sources: Sequence[DiskSource],
+    wishes: Wishes,
+    signer: Signer | None,
+    watch: Watch,
 ) -> PublishReport:
     """Publish the further disks, which nobody knows of yet, then the first, which names them."""
-    base = _open_base(job, store, len(sources), wishes)
+    base = _open_base(job, store, len(sources), wishes, signer)
     made: list[Manifest] = []
     reports: list[PublishReport] = []
     with intended(store, job.image, job.version) as intent:
         if wishes != Wishes():
-            record_wishes(store, job.image, job.version, wishes, int(time.time()))
+            record_wishes(store, job.image, job.version, wishes, base.now)
         for number, source in enumerate(sources[1:], 1):
             further = replace(job, image=disk_name(job.image, number))
             for name in (manifest_name, tables_name, locations_name, keys_name):
@@ -129,16 +134,16 @@ def _publish(
             made.append(manifest)
             reports.append(report)
         manifest, report = _publish_disk(job, store, sources[0], base, made, intent, watch)
-        _enrol(store, manifest, wishes)
+        _enrol(store, manifest, wishes, signer)
     dropped = dropped_disks(base.parent.manifest, len(sources)) if base.parent is not None else ()
     return replace(report, disks=tuple(reports), advice=(*report.advice, *dropped))
 
 
-def _enrol(store: DirectoryStore, manifest: Manifest, wishes: Wishes) -> None:
+def _enrol(store: DirectoryStore, manifest: Manifest, wishes: Wishes, signer: Signer | None) -> None:
     """Enter the version, which is published, into its catalogue. If that fails nothing is lost: it is made up for by
     whatever writes next; but who has wishes is told."""
     try:
-        enrol(store, manifest)
+        enrol(store, manifest, signer.catalogue(manifest.image) if signer is not None else None)
     except (TrimTransferError, OSError) as error:
         if wishes != Wishes():
             raise
@@ -169,12 +174,12 @@ def _publish_disk(
         publication.close()
 
 
-def _open_base(job: Job, store: DirectoryStore, disks: int, wishes: Wishes) -> Base:
+def _open_base(job: Job, store: DirectoryStore, disks: int, wishes: Wishes, signer: Signer | None) -> Base:
     """Find parent and alike images; raise ``VersionExists`` or ``NotFound``, and what wishes that cannot be granted
     raise."""
     try:
         head: Head | None = read_head(store, job.image)
-        catalogue = current(store, job.image)
+        catalogue = known_catalogue(store, signer, job.image)
     except NotFound:
         head, catalogue = None, Catalogue(job.image)
     _check_free(job, store, disks, catalogue)
@@ -186,7 +191,18 @@ def _open_base(job: Job, store: DirectoryStore, disks: int, wishes: Wishes) -> B
     names = [name for name in (parent.manifest.version if job.deltas and parent else None, *job.delta_from) if name]
     deltas = tuple(_open_version(store, catalogue, name, head) for name in sorted({*names}))
     profiles = tuple(open_profile(store, name) for name in sorted({*job.profiles}))
-    return Base(parent, like, deltas, profiles, sequence, read_mirrors(store))
+    return Base(
+        parent,
+        like,
+        deltas,
+        profiles,
+        sequence,
+        catalogue,
+        wishes,
+        int(time.time()),
+        read_mirrors(store),
+        signer=signer,
+    )
 
 
 def _check_free(job: Job, store: DirectoryStore, disks: int, catalogue: Catalogue) -> None:

@@ -52,10 +52,11 @@ def read_manifest(
         FormatError: not the manifest of this version.
         IntegrityError: not the manifest that the head names, or that has this digest.
     """
+    limit = MAX_MANIFEST
     if head is not None and head.version == version:
-        digest = head.manifest_digest
+        digest, limit = head.manifest_digest, min(limit, head.manifest_length)
     try:
-        data = store.read(manifest_name(image, version), limit=MAX_MANIFEST)
+        data = store.read(manifest_name(image, version), limit=limit)
     except NotFound as error:
         there = version_names(store, image) if isinstance(store, Listed) else ()
         raise NotFound(f"version {version} of image {image}", error.url, there) from error

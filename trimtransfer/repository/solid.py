@@ -28,6 +28,7 @@ from trimtransfer.repository.intent import Intent, clean_up, intended, repositor
 from trimtransfer.repository.profilefiles import ProfileFiles
 from trimtransfer.repository.profiles import OpenProfile
 from trimtransfer.repository.reading import VersionDetails, VersionReader, further_disks
+from trimtransfer.repository.signer import Keys, Signer, resign
 from trimtransfer.repository.solidcontent import SolidContent
 from trimtransfer.repository.solidreuse import ParentUnits
 from trimtransfer.store import DirectoryStore, Store, space_errors
@@ -47,12 +48,14 @@ def add_solid(
     version: str | None = None,
     level: int = SOLID_LEVEL,
     workers: int | None = None,
+    keys: Keys | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> DeltaReport:
     """Make the solid units of ``version`` of an image (the newest by default), published already.
 
-    Those that it has, if there are any, are replaced. ``level`` is zstd's, 1 to 22 (above 19 counts as 19).
+    Those that it has, if there are any, are replaced. ``level`` is zstd's, 1 to 22 (above 19 counts as 19). In a
+    repository that is signed, ``keys`` sign.
 
     Raises:
         NotFound: no such image or version.
@@ -63,16 +66,22 @@ def add_solid(
     target = VersionReader.open(store, image, version)
     with space_errors(store.path), repository_lock(store, f"solid units of {image} {target.manifest.version}"):
         clean_up(store)
+        signer = Signer.open(store, image, keys)
         with intended(store, image, None) as intent:
             count = workers or len(os.sched_getaffinity(0))
             report, *further = (
                 make_solid(store, disk, intent, level=level, workers=count, watch=watch)
                 for disk in (target, *further_disks(store, target.manifest))
             )
+            if signer is not None:
+                signer.stage(intent, image, [target.manifest.version])
+                signer.finish()
     return replace(report, disks=tuple(further))
 
 
-def remove_solid(repository: str | os.PathLike[str], image: str, *, version: str | None = None) -> int:
+def remove_solid(
+    repository: str | os.PathLike[str], image: str, *, version: str | None = None, keys: Keys | None = None
+) -> int:
     """Take the solid units of a version (the newest by default) away; return how many of its disks had some. Their
     packs are of no use then.
 
@@ -84,8 +93,12 @@ def remove_solid(repository: str | os.PathLike[str], image: str, *, version: str
     target = VersionReader.open(store, image, version)
     with space_errors(store.path), repository_lock(store, f"solid units of {image} {target.manifest.version}"):
         clean_up(store)
+        signer = Signer.open(store, image, keys)
         disks = [disk.manifest for disk in (target, *further_disks(store, target.manifest))]
-        return sum(withdraw(store, disk.image, disk.version, NOTHING) for disk in disks)
+        count = sum(withdraw(store, disk.image, disk.version, NOTHING) for disk in disks)
+        if count:
+            resign(store, signer, image, [target.manifest.version])
+        return count
 
 
 def solid_download(store: Store, details: VersionDetails) -> int | None:

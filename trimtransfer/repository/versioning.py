@@ -15,11 +15,12 @@ from typing import Any
 
 from trimtransfer.catalogue import Catalogue
 from trimtransfer.errors import NotFound
-from trimtransfer.repository.catalogues import current, save
+from trimtransfer.repository.catalogues import current
 from trimtransfer.repository.collecting import CollectReport, Garbage, collected_objects, quarantine_unused
 from trimtransfer.repository.intent import clean_up, repository_lock
 from trimtransfer.repository.marking import Marker
 from trimtransfer.repository.reading import image_names, require_repository
+from trimtransfer.repository.signer import Keys, Signer, commit_catalogue, known_catalogue
 from trimtransfer.store import DirectoryStore, space_errors
 from trimtransfer.watch import Progress, Watch
 
@@ -54,12 +55,18 @@ class RemovalReport:
 
 
 def change_catalogue(
-    repository: str | os.PathLike[str], image: str, purpose: str, change: Callable[[Catalogue], Catalogue]
+    repository: str | os.PathLike[str],
+    image: str,
+    purpose: str,
+    change: Callable[[Catalogue], Catalogue],
+    keys: Keys | None = None,
 ) -> Catalogue:
     """Change the catalogue of an image and return what it has become; ``purpose`` tells others what the lock is for.
+    In a repository that is signed, ``keys`` sign it.
 
     Raises:
         NotFound: there is no such repository or image.
+        TargetRefused, Untrusted: keys are not at hand; what is signed is wrong.
         FormatError, IntegrityError: it is damaged.
         Locked: another process writes to the repository. NoSpace: the disk is full; and what ``change`` raises.
     """
@@ -67,8 +74,9 @@ def change_catalogue(
     require_repository(store)
     with space_errors(store.path), repository_lock(store, f"{purpose} of {image}"):
         clean_up(store)
-        changed = change(current(store, image))
-        save(store, changed)
+        signer = Signer.open(store, image, keys)
+        changed = change(known_catalogue(store, signer, image))
+        commit_catalogue(store, signer, changed)
         return changed
 
 
@@ -81,11 +89,12 @@ def annotate(
     unlabel: Sequence[str] = (),
     note: str | None = None,
     pinned: bool | None = None,
+    keys: Keys | None = None,
 ) -> Catalogue:
     """Change labels, note and pin of a version (by name or label); see ``Catalogue.annotated`` for what is raised,
     beside what :func:`change_catalogue` raises."""
     remarks: dict[str, Any] = {"labels": labels, "unlabel": unlabel, "note": note, "pinned": pinned}
-    return change_catalogue(repository, image, "remarks", lambda one: one.annotated(version, **remarks))
+    return change_catalogue(repository, image, "remarks", lambda one: one.annotated(version, **remarks), keys)
 
 
 def point_channel(
@@ -95,6 +104,7 @@ def point_channel(
     *,
     version: str | None = None,
     like: str | None = None,
+    keys: Keys | None = None,
 ) -> Catalogue:
     """Let a channel stand for a version (by name or label), or for what another channel, ``like``, stands for; raises
     what :func:`change_catalogue` raises, and ``NotFound`` for a version or channel that is not there."""
@@ -103,20 +113,24 @@ def point_channel(
         target = version if like is None else catalogue.channel(like).version
         return catalogue.pointed(channel, target or "", int(time.time()))
 
-    return change_catalogue(repository, image, f"channel {channel}", change)
+    return change_catalogue(repository, image, f"channel {channel}", change, keys)
 
 
-def roll_back_channel(repository: str | os.PathLike[str], image: str, channel: str) -> Catalogue:
+def roll_back_channel(
+    repository: str | os.PathLike[str], image: str, channel: str, *, keys: Keys | None = None
+) -> Catalogue:
     """Let a channel stand for what it stood for before; raises what :func:`change_catalogue` raises, ``NotFound`` for
     no such channel, ``TargetRefused`` if there is nothing to go back to."""
     return change_catalogue(
-        repository, image, f"channel {channel}", lambda one: one.rolled_back(channel, int(time.time()))
+        repository, image, f"channel {channel}", lambda one: one.rolled_back(channel, int(time.time())), keys
     )
 
 
-def remove_channel(repository: str | os.PathLike[str], image: str, channel: str) -> Catalogue:
+def remove_channel(
+    repository: str | os.PathLike[str], image: str, channel: str, *, keys: Keys | None = None
+) -> Catalogue:
     """Remove a channel; clients that follow it fail then. Raises what :func:`change_catalogue` raises, ``NotFound``."""
-    return change_catalogue(repository, image, f"channel {channel}", lambda one: one.without_channel(channel))
+    return change_catalogue(repository, image, f"channel {channel}", lambda one: one.without_channel(channel), keys)
 
 
 def remove_versions(
@@ -125,6 +139,7 @@ def remove_versions(
     versions: Sequence[str],
     *,
     dry_run: bool = False,
+    keys: Keys | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> RemovalReport:
@@ -140,7 +155,7 @@ def remove_versions(
     def choose(catalogue: Catalogue) -> tuple[str, ...]:
         return tuple(dict.fromkeys(catalogue.entry(version).version for version in versions))
 
-    return _remove(repository, [image], choose, dry_run, Watch(progress, cancel, "stopped; run `medv-repo gc`"))
+    return _remove(repository, [image], choose, dry_run, keys, Watch(progress, cancel, "stopped; run `medv-repo gc`"))
 
 
 def retain(
@@ -149,6 +164,7 @@ def retain(
     *,
     image: str | None = None,
     dry_run: bool = True,
+    keys: Keys | None = None,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> RemovalReport:
@@ -156,7 +172,7 @@ def retain(
     images = image_names(DirectoryStore(repository)) if image is None else [image]
     now = time.time()
     watch = Watch(progress, cancel, "stopped; run `medv-repo gc`")
-    return _remove(repository, images, lambda catalogue: policy.gives_up(catalogue, now), dry_run, watch)
+    return _remove(repository, images, lambda catalogue: policy.gives_up(catalogue, now), dry_run, keys, watch)
 
 
 def _remove(
@@ -164,6 +180,7 @@ def _remove(
     images: Sequence[str],
     choose: Callable[[Catalogue], tuple[str, ...]],
     dry_run: bool,
+    keys: Keys | None,
     watch: Watch,
 ) -> RemovalReport:
     """Remove the versions that are chosen of each image."""
@@ -176,12 +193,13 @@ def _remove(
         return RemovalReport(_some(gone), kept, _freed(store, gone, watch), dry_run)
     with space_errors(store.path), repository_lock(store, "removing versions"):
         clean_up(store)
-        before = {image: current(store, image) for image in images}
+        signers = {image: Signer.open(store, image, keys) for image in images}  # or nothing is removed
+        before = {image: known_catalogue(store, signers[image], image) for image in images}
         gone = {image: choose(catalogue) for image, catalogue in before.items()}
         after = {image: catalogue.without(gone[image]) for image, catalogue in before.items()}
-        for catalogue in after.values():
+        for image, catalogue in after.items():
             watch.check()
-            save(store, catalogue)
+            commit_catalogue(store, Signer.open(store, image, keys) if gone[image] else None, catalogue)
         left: CollectReport = quarantine_unused(store, watch)
         kept = {image: len(catalogue.versions) for image, catalogue in after.items()}
         return RemovalReport(_some(gone), kept, left.new, dry_run)
