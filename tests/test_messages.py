@@ -151,7 +151,7 @@ def test_what_is_wrong_by_itself_is_wrong_usage(repository: Path, tmp_path: Path
     assert "is the version itself" in fails(medv_repo, 1, "delta", repository, "--image", "disk", "--from", "2")
     write_sparse(tmp_path / "image", bytes(MIB))
     arguments = ("publish", repository, tmp_path / "image", "--image", "disk", "--version", "2")
-    assert "published already; choose another version name" in fails(medv_repo, 1, *arguments)
+    assert "published already, or was; choose another version name" in fails(medv_repo, 1, *arguments)
     fails(medv_repo, 2, "publish", repository, tmp_path / "gone", "--image", "disk", "--version", "3")
     shutil.rmtree(tmp_path / "gone", ignore_errors=True)
     text = fails(medv_sync, 1, repository, "disk", "-o", tmp_path / "gone" / "disk.img")

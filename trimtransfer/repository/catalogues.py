@@ -210,6 +210,15 @@ def record_wishes(store: DirectoryStore, image: str, version: str, wishes: Wishe
     sync_directory(path.parent)
 
 
+def complete(store: DirectoryStore, image: str) -> None:
+    """Enter a version that was published, and whose publisher died right then, into its catalogue; hold the
+    repository's lock. As long as the catalogue is damaged that waits."""
+    try:
+        save(store, current(store, image))
+    except (NotFound, FormatError, IntegrityError) as error:
+        _LOG.warning("the catalogue of %s was not brought up to date: %s", image, error)
+
+
 def settle(store: DirectoryStore) -> None:
     """Give a version that was published what was noted for it, and forget the note; hold the repository's lock.
 
@@ -234,13 +243,8 @@ def settle(store: DirectoryStore) -> None:
     path.unlink()
 
 
-def enrol(store: DirectoryStore, manifest: Manifest, signed: Catalogue | None = None) -> None:
-    """Enter a version that was just committed into its catalogue, or store the catalogue that was ``signed`` with it;
-    hold the repository's lock."""
-    catalogue = stored_catalogue(store, manifest.image) if signed is None else signed
-    if catalogue.sequence + 1 == manifest.sequence:
-        catalogue = catalogue.with_version(entry_of(manifest))
-    elif signed is None:
-        catalogue = current(store, manifest.image)
+def enrol(store: DirectoryStore, catalogue: Catalogue) -> None:
+    """Store the catalogue with a version that was just committed, and forget what was noted for it; hold the
+    repository's lock."""
     save(store, catalogue)
-    settle(store)
+    store.private(_WISHES).unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from trimtransfer.head import MAX_HEAD, Head
 from trimtransfer.location import PackRef
 from trimtransfer.names import head_name, keys_name, locations_name, manifest_name, tables_name
 from trimtransfer.pack import pack_name
-from trimtransfer.repository.catalogues import settle
+from trimtransfer.repository.catalogues import complete, settle
 from trimtransfer.repository.quarantine import rescue
 from trimtransfer.repository.staged import counts, discard, finish
 from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
@@ -146,6 +146,9 @@ def _settle_intent(store: DirectoryStore, lines: list[bytes]) -> list[str]:
     begun = len(lines) > 1  # else it died while it wrote the first line, before it did anything
     if begun and (_is_committed(store, lines[0]) or counts(store, _names(lines))):
         finish(store)  # it died before its timestamp was in place
+        image, version = _parse(lines[0])
+        if version is not None:
+            complete(store, image)
         return []
     discard(store)
     return _undo(store, lines) if begun else []

@@ -157,6 +157,11 @@ class Base:
     disk: int = 0
     signer: Signer | None = None
 
+    def with_version(self, manifest: Manifest) -> Catalogue:
+        """Return the catalogue as it is to be once the new version is published."""
+        catalogue = self.catalogue.with_version(entry_of(manifest))
+        return self.wishes.granted(catalogue, manifest.version, self.now)
+
     def further(self, store: DirectoryStore, disk: int, made: Sequence[Manifest]) -> Base:
         """Return what a further disk starts from: those of the same number, and the disks that were made before."""
         parents = _disks_of_number(store, disk, [self.parent] if self.parent else [])
@@ -295,8 +300,7 @@ class Publication:
             return len(data)
         signer, base = self._base.signer, self._base
         if signer is not None:
-            catalogue = base.wishes.granted(base.catalogue.with_version(entry_of(manifest)), manifest.version, base.now)
-            signer.stage(self._intent, manifest.image, [manifest.version], catalogue=catalogue)
+            signer.stage(self._intent, manifest.image, [manifest.version], catalogue=base.with_version(manifest))
         signed = signer.repository if signer is not None else ""
         head = head_of(manifest, mirrors=base.mirrors, signed=signed).to_bytes()
         self._intent.secure()

@@ -134,16 +134,16 @@ def _publish(
             made.append(manifest)
             reports.append(report)
         manifest, report = _publish_disk(job, store, sources[0], base, made, intent, watch)
-        _enrol(store, manifest, wishes, signer)
+        _enrol(store, base.with_version(manifest), wishes)
     dropped = dropped_disks(base.parent.manifest, len(sources)) if base.parent is not None else ()
     return replace(report, disks=tuple(reports), advice=(*report.advice, *dropped))
 
 
-def _enrol(store: DirectoryStore, manifest: Manifest, wishes: Wishes, signer: Signer | None) -> None:
+def _enrol(store: DirectoryStore, catalogue: Catalogue, wishes: Wishes) -> None:
     """Enter the version, which is published, into its catalogue. If that fails nothing is lost: it is made up for by
     whatever writes next; but who has wishes is told."""
     try:
-        enrol(store, manifest, signer.catalogue(manifest.image) if signer is not None else None)
+        enrol(store, catalogue)
     except (TrimTransferError, OSError) as error:
         if wishes != Wishes():
             raise
