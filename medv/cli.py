@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from medv.commands.serve import serve
 from trimtransfer.cli.output import Output, output_options
 from trimtransfer.cli.repo import repo as medv_repo
 from trimtransfer.cli.sync import medv_sync
@@ -18,6 +19,9 @@ _SMALLEST_MIB: Final = 32
 _LARGEST_MIB: Final = 4096
 _NEEDED: Final = ("aiofiles", "trustme", "uvicorn")
 _REMEDY: Final = "the demonstration needs its server: pip install 'trimtransfer[demo]'"
+
+
+medv_repo.add_command(serve)
 
 
 @medv_sync.command()

@@ -22,7 +22,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE)
 _ETAG: Final = re.compile(r'(W/)?"[\x21\x23-\x7e\x80-\xff]*"')
-IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -74,16 +73,6 @@ def object_name(raw_path: bytes) -> tuple[str, ...]:
             raise BadPath("not a name")
         parts.append(part)
     return tuple(parts)
-
-
-def cache_control(name: tuple[str, ...]) -> str:
-    """Return the ``Cache-Control`` of an object: packs never change, heads, also of channels, and catalogues always
-    may."""
-    if name[0] == "packs":
-        return IMMUTABLE
-    if name[-1].endswith(".json") or name[0] == "metadata":
-        return "no-cache"
-    return "public, max-age=3600"
 
 
 def decide(method: str, headers: Headers, facts: Facts, *, now: int) -> Answer:

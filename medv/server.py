@@ -7,38 +7,27 @@ the extra ``demo``.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import ssl
-import stat
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import aiofiles
-
-from medv import ranges
+from medv import files, ranges
+from medv.files import Receive, Scope, Send
+from medv.objects import cache_control
 
 if TYPE_CHECKING:
     from uvicorn import Server
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-PIECE: Final = 256 << 10
-"""Bytes read and sent at once: the memory that one request costs."""
 MAX_REQUESTS: Final = 64
 """Requests served at the same time on loopback; further ones are told to come again (503)."""
 _START_SECONDS: Final = 20.0
-_NO_SUCH_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES)
 _REASONS: Final = {400: "bad request", 404: "not found", 405: "method not allowed", 503: "unavailable"}
 
 
@@ -71,32 +60,11 @@ class StaticRepository:
             await _refuse(send, 400)
             return
         try:
-            file = await aiofiles.open(self.root.joinpath(*name), "rb", buffering=0, opener=self._open)
+            reading = await files.begin(self.root, name, method, scope["headers"])
         except OSError as error:
-            await _refuse(send, 404 if error.errno in _NO_SUCH_FILE else 503)
+            await _refuse(send, 404 if error.errno in files.NO_SUCH_FILE else 503)
             return
-        try:
-            await _send_file(scope, name, file, send)
-        finally:
-            await file.close()
-
-    def _open(self, path: str, flags: int) -> int:
-        """Open a regular file below the root, following no symbolic link on the way; else OSError."""
-        parts = Path(path).relative_to(self.root).parts
-        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for part in parts[:-1]:
-                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            # O_NONBLOCK: a pipe put there must not hold the worker; it means nothing to a regular file.
-            file = os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-        finally:
-            os.close(folder)
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            os.close(file)
-            raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
-        return file
+        await reading.send(send, files.fields(name, reading.facts, reading.answer, cache_control(name)))
 
 
 class LoopbackServer:
@@ -195,41 +163,3 @@ async def _refuse(send: Send, status: int, *, allow: bool = False) -> None:
         headers.append((b"allow", b"GET, HEAD"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _send_file(scope: Scope, name: tuple[str, ...], file: Any, send: Send) -> None:
-    status = os.fstat(file.fileno())
-    facts = ranges.Facts(size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
-    answer = ranges.decide(scope["method"], scope["headers"], facts, now=int(time.time()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": _headers(name, facts, answer)})
-    if scope["method"] == "GET" and answer.length:
-        await file.seek(answer.start)
-        left = answer.length
-        while left:
-            piece = await file.read(min(left, PIECE))
-            if not piece:
-                # Ending here breaks the connection before Content-Length is reached: the client must notice.
-                raise EOFError(f"{'/'.join(name)} shrank while it was sent")
-            left -= len(piece)
-            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
-    else:
-        await send({"type": "http.response.body", "body": b""})
-
-
-def _headers(name: tuple[str, ...], facts: ranges.Facts, answer: ranges.Answer) -> list[tuple[bytes, bytes]]:
-    fields = {
-        "etag": facts.etag,
-        "last-modified": ranges.http_date(facts.modified),
-        "cache-control": ranges.cache_control(name),
-        "accept-ranges": "bytes",
-        "x-content-type-options": "nosniff",
-    }
-    if answer.status != 304:
-        fields["content-length"] = str(answer.length)
-    if answer.status in (200, 206):
-        fields["content-type"] = "application/json" if name[-1].endswith(".json") else "application/octet-stream"
-    if answer.status == 206:
-        fields["content-range"] = f"bytes {answer.start}-{answer.start + answer.length - 1}/{facts.size}"
-    elif answer.status == 416:
-        fields["content-range"] = f"bytes */{facts.size}"
-    return [(key.encode(), value.encode()) for key, value in fields.items()]

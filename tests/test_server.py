@@ -180,7 +180,8 @@ def test_caching(client: httpx.Client) -> None:
     assert get(client).headers["cache-control"] == "public, max-age=31536000, immutable"
     head = get(client, "images/x/head.json")
     assert (head.headers["cache-control"], head.headers["content-type"]) == ("no-cache", "application/json")
-    assert "immutable" not in get(client, "images/x/1/tables.bin").headers["cache-control"]
+    assert "immutable" in get(client, "images/x/1/tables.bin").headers["cache-control"]
+    assert get(client, "empty.bin").headers["cache-control"] == "no-cache"
     assert get(client, "packs/ab/none.bin").headers["cache-control"] == "no-store"
 
 

@@ -1,0 +1,1 @@
+"""Commands of ``medv-repo`` that need the server."""
