@@ -9,6 +9,8 @@ from typing import Final
 import click
 
 from medv.commands.serve import serve
+from medv.commands.sign import sign
+from medv.commands.token import token
 from trimtransfer.cli.output import Output, output_options
 from trimtransfer.cli.repo import repo as medv_repo
 from trimtransfer.cli.sync import medv_sync
@@ -21,7 +23,8 @@ _NEEDED: Final = ("aiofiles", "trustme", "uvicorn")
 _REMEDY: Final = "the demonstration needs its server: pip install 'trimtransfer[demo]'"
 
 
-medv_repo.add_command(serve)
+for _command in (serve, token, sign):
+    medv_repo.add_command(_command)
 
 
 @medv_sync.command()

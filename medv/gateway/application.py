@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -94,7 +94,7 @@ class Gateway:
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
             Route("/metrics", self._metrics),
-            Mount(AUTHORISE, app=self._authorise),
+            Route(AUTHORISE, _Raw(self._authorise)),
             Mount("/", app=self._objects),
         ]
         return Starlette(routes=routes, lifespan=self._lifespan)
@@ -146,8 +146,11 @@ class Gateway:
 
     async def _identify(self, exchange: Exchange, scope: Scope, raw_path: bytes, query: str) -> Proven:
         """Return who asks for what; the name is noted. ``BadPath``, ``Refused``."""
+        lines = scope["headers"]
         if len(query) > _MAX_QUERY:
             raise BadPath("a query longer than any signature")
+        if any(name == b"transfer-encoding" or (name == b"content-length" and size != b"0") for name, size in lines):
+            raise BadPath("a body, which nothing here wants")  # nor doubt where it ends, which smuggles requests in
         exchange.name = object_name(raw_path)
         exchange.named = identify(exchange.name)
         told = exchange.told
@@ -194,7 +197,7 @@ class Gateway:
         headers = [
             (b"x-accel-redirect", (self.settings.proxy.accel + "/".join(exchange.name)).encode()),
             (b"content-type", kind.encode()),
-            (b"cache-control", caching.encode()),
+            (b"x-medv-cache-control", caching.encode()),  # nginx would add its own to a Cache-Control
             (b"content-length", b"0"),
         ]
         await sender({"type": "http.response.start", "status": 200, "headers": headers + exchange.headers})
@@ -246,7 +249,7 @@ class Gateway:
     async def _refuse_identity(self, exchange: Exchange, sender: Sender, error: BadPath | Refused) -> None:
         exchange.reason = str(error)
         if isinstance(error, BadPath):
-            await self._refuse(exchange, sender, 400, "bad request")
+            await self._refuse(exchange, sender, 400, "bad request", [(b"connection", b"close")])
             return
         exchange.reason = f"{error.scheme}: {error.reason}"
         self.metrics.decisions.labels(error.scheme, "expired" if error.expired else "not valid").inc()
@@ -373,6 +376,16 @@ class Gateway:
             "reason": exchange.reason,
         }
         REQUESTS.info(event, extra={"facts": facts})
+
+
+class _Raw:
+    """An ASGI application as the end of a route, which otherwise takes functions of requests."""
+
+    def __init__(self, application: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._application(scope, receive, send)
 
 
 def allowance_of(limits: LimitSettings) -> Limits:

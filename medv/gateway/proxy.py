@@ -23,8 +23,8 @@ _ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]{2,45}")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What counts of a request: whether a ``trusted`` proxy sent it, the client's ``address``, ``certificate`` (DER), an
-    ``id`` (empty: none), and what the proxy asks about: ``path``, ``query`` and ``method``."""
+    """What counts of a request: whether a ``trusted`` proxy sent it, the client's ``address``, ``certificate`` (DER),
+    an ``id`` (empty: none), and what the proxy asks about: ``path``, ``query`` and ``method``."""
 
     trusted: bool
     address: str

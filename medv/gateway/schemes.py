@@ -94,7 +94,7 @@ class Authenticator:
 
 
 class TokenScheme:
-    """Opaque tokens: ``Authorization: Bearer medv_...``, or as password of ``Basic``, of programs that know no other."""
+    """Opaque tokens: ``Authorization: Bearer medv_...``, or the password of ``Basic`` for old programs."""
 
     name = "token"
     challenge = 'Bearer realm="medv"'
