@@ -25,7 +25,7 @@ from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.store import DirectoryStore
 
-QUICK = "[server]\nrefresh = 0.2\ngrace = 5\n"
+QUICK = "[server]\nrefresh = 0.1\ngrace = 5\n"
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ class Front(Nginx):
             "KEY": key,
             "CACHE": str(self.work / "decisions"),
             "LOG": str(self.work / "medv.log"),
+            "ERRORS": str(self.work / "errors.log"),
             "SECRET": self.secret,
         }
         printed = nginx_configuration(self._kind, self.root, **values)

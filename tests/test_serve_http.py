@@ -176,7 +176,8 @@ HOSTILE = """
     /../secret.txt /packs/../../secret.txt /%2e%2e/secret.txt /..%2fsecret.txt /packs%2f..%2f..%2fsecret.txt
     /..%5csecret.txt /%252e%252e/secret.txt //etc/passwd /./head.json /images/x/head.json/ / /images/x/head.json%00
     /images/x/%zz /images/x/.hidden /.trimtransfer/lock /images/x/link.bin /images/x/folder/secret.txt /packs/
-    /%c0%ae%c0%ae/secret.txt /images/x/head.json;x /images /images/x /images/x/1 /images/x/%0d%0aX-Original-URI:y /medv-objects/images/x/head.json
+    /%c0%ae%c0%ae/secret.txt /images/x/head.json;x /images /images/x /images/x/1 /images/x/%0d%0aX-Original-URI:y
+    /medv-objects/images/x/head.json
     /images/x/../../.trimtransfer/lock /_medv/authorise /_medv_authorise /packs/ab/../../images/x/.hidden
     /packs/AB/ab /images/X/head.json http://example.org/.trimtransfer/lock
 """
@@ -208,7 +209,7 @@ def test_malformed_requests(url: str, authority: Authority, request_bytes: bytes
         answer = exchange(url, authority, request_bytes)
     except (ConnectionError, ssl.SSLError):
         return  # cut off while the rest was being sent
-    assert answer[:0] == b"" and (not answer or answer.split(b" ")[1] in (b"400", b"404", b"413", b"414", b"431"))
+    assert not answer or answer.split(b" ")[1] in (b"400", b"404", b"413", b"414", b"431")
 
 
 def test_what_a_disappearing_client_costs(url: str, authority: Authority, client: httpx.Client, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from medv import files
 from medv.files import Receive, Scope, Send
 from medv.gateway.access import ANONYMOUS, Decision, Principal, Role
 from medv.gateway.door import Door
-from medv.gateway.journal import REQUESTS
+from medv.gateway.journal import REQUESTS, redact
 from medv.gateway.limits import Limits, client_of
 from medv.gateway.metrics import CONTENT_TYPE, Metrics
 from medv.gateway.proxy import Proxies, Told, certificate_of, value
@@ -209,7 +209,7 @@ class Gateway:
         exchange = self._exchange(scope)
         sender = self._sender(scope, send, exchange)
         try:
-            if not exchange.told.trusted:
+            if not exchange.told.trusted or self.settings.proxy.accel:
                 await self._refuse(exchange, sender, 404, "not found")
                 return
             proven = await self._identify(exchange, scope, exchange.told.path, exchange.told.query)
@@ -367,7 +367,7 @@ class Gateway:
             "user": exchange.principal.name,
             "how": exchange.principal.how,
             "method": scope["method"][:16],
-            "object": "/".join(exchange.name) or None,
+            "object": redact("/".join(exchange.name)) or None,
             "image": (exchange.named.image if exchange.named else "") or None,
             "range": value(scope["headers"], b"range")[:80] or None,
             "status": sender.status,

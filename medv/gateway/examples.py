@@ -20,6 +20,7 @@ DEFAULTS: Final = {
     "KEY": "/etc/medv/key.pem",
     "CACHE": "/run/medv-decisions",
     "LOG": "/var/log/nginx/medv.log",
+    "ERRORS": "/var/log/nginx/medv-error.log",
     "SECRET": "",
 }
 

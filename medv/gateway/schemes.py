@@ -76,8 +76,7 @@ class Authenticator:
                     raise Refused(scheme.name, "expired", expired=True)
                 return proven
         if presented.authorization:
-            kind = presented.authorization.partition(" ")[0]
-            raise Refused("authorization", f"no scheme of this server: {kind[:20]!r}")
+            raise Refused("authorization", "of no scheme of this server")
         return Proven(ANONYMOUS)
 
     def challenges(self, refused: Refused | None = None) -> Headers:
