@@ -23,6 +23,9 @@ MAX_AUTHORIZATION: Final = 48 << 10
 """Longest ``Authorization`` that is looked at: tickets with many groups are long."""
 
 
+_BEARER: Final = 'Bearer realm="medv"'
+
+
 @dataclass(frozen=True, slots=True)
 class Presented:
     """What a request carries: the ``authorization`` header, ``query`` and ``path`` as they came, the client's
@@ -81,22 +84,21 @@ class Authenticator:
 
     def challenges(self, refused: Refused | None = None) -> Headers:
         """Return the lines of ``WWW-Authenticate`` for an answer 401."""
-        lines = []
-        for scheme in self.schemes:
-            if scheme.challenge:
-                line = scheme.challenge
-                if refused is not None and line.startswith("Bearer "):
-                    why = "expired" if refused.expired else "not valid here"
-                    line += f', error="invalid_token", error_description="{why}"'
-                lines.append((b"www-authenticate", line.encode()))
-        return lines
+        error = ""
+        if refused is not None:
+            why = "expired" if refused.expired else "not valid here"
+            error = f', error="invalid_token", error_description="{why}"'
+        # An answer 401 has at least one (RFC 9110 section 15.5.2), also where only URLs and certificates count.
+        known = dict.fromkeys(scheme.challenge for scheme in self.schemes if scheme.challenge) or {_BEARER: None}
+        lines = (one + error if one.startswith("Bearer ") else one for one in known)
+        return [(b"www-authenticate", line.encode()) for line in lines]
 
 
 class TokenScheme:
     """Opaque tokens: ``Authorization: Bearer medv_...``, or the password of ``Basic`` for old programs."""
 
     name = "token"
-    challenge = 'Bearer realm="medv"'
+    challenge = _BEARER
 
     def __init__(self, tokens: TokenFile) -> None:
         self.tokens = tokens

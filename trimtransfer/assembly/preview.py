@@ -50,6 +50,7 @@ from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.verify import right_records
 from trimtransfer.assembly.ways import Old, WriteOption, open_old, standing
 from trimtransfer.assembly.windows import comes_from_parent, share_that_stays, untouched, windows
+from trimtransfer.fetch.credentials import Credentials
 from trimtransfer.fetch.manners import Manners, Pace
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest, Region
@@ -79,6 +80,7 @@ def plan(
     limit_rate: float | None = None,
     connections: int = 4,
     ca_cert: str | None = None,
+    credentials: Credentials | None = None,
     manners: Manners | None = None,
     trusting: Trusting = NOBODY,
     side: str | os.PathLike[str] | None = None,
@@ -99,8 +101,9 @@ def plan(
     watch = Watch(progress, cancel, "stopped")
     meter = Meter("fetch", watch, paused=True)
     store = open_store(
-        url, connections=connections, limit_rate=None, ca_cert=ca_cert, cancel=cancel, on_bytes=meter.add
-    )
+        url, connections=connections, limit_rate=None, ca_cert=ca_cert, credentials=credentials, cancel=cancel,
+        on_bytes=meter.add,
+    )  # fmt: skip
     store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
     with closing(store):
         pace = Pace(limit_rate, manners.schedule if manners is not None else None)

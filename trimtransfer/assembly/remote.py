@@ -22,6 +22,7 @@ from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.bundlestore import AGAIN, BundleStore, part_paths
 from trimtransfer.chunk import object_check, object_digest
 from trimtransfer.errors import FetchError, FormatError, IntegrityError, NotFound
+from trimtransfer.fetch.credentials import Credentials
 from trimtransfer.fetch.manners import Conduct, Manners
 from trimtransfer.head import Head
 from trimtransfer.joint import JointDifference, is_joint
@@ -200,6 +201,7 @@ def open_store(
     connections: int,
     limit_rate: float | None,
     ca_cert: str | None,
+    credentials: Credentials | None = None,
     cancel: threading.Event | None,
     on_bytes: Callable[[int], None],
     manners: Manners | None = None,
@@ -207,7 +209,8 @@ def open_store(
 ) -> Store:
     """Return the store at ``url``: http or https, a ``file:`` URL, or the path of a directory or a bundle.
 
-    ``on_bytes`` is called as body bytes arrive. ``manners`` are those towards servers; what is learnt of them is kept
+    ``on_bytes`` is called as body bytes arrive. ``manners`` are those towards servers, ``credentials`` what these are
+    shown; what is learnt of them is kept
     in the directory ``cache``.
 
     Raises:
@@ -221,8 +224,9 @@ def open_store(
         from trimtransfer.fetch.mirrored import open_servers
 
         return open_servers(
-            text, manners, limit_rate, cache, connections=connections, ca_cert=ca_cert, cancel=cancel, on_bytes=on_bytes
-        )
+            text, manners, limit_rate, cache, connections=connections, ca_cert=ca_cert, credentials=credentials,
+            cancel=cancel, on_bytes=on_bytes,
+        )  # fmt: skip
     if scheme == "file":
         text = unquote(urlsplit(text).path)
     elif scheme:

@@ -50,6 +50,7 @@ from trimtransfer.assembly.verify import in_parallel, wrong_regions
 from trimtransfer.assembly.ways import Direct, Old, Way, WriteOption
 from trimtransfer.assembly.windows import bytes_to_write, comes_from_parent, untouched, windows
 from trimtransfer.errors import IntegrityError, NoSpace
+from trimtransfer.fetch.credentials import Credentials
 from trimtransfer.fetch.manners import Manners
 from trimtransfer.index.host import HostIndex
 from trimtransfer.manifest import Manifest
@@ -78,6 +79,7 @@ def sync(
     bandwidth: float | None = None,
     connections: int = 4,
     ca_cert: str | None = None,
+    credentials: Credentials | None = None,
     manners: Manners | None = None,
     trusting: Trusting = NOBODY,
     side: str | os.PathLike[str] | None = None,
@@ -98,8 +100,8 @@ def sync(
     limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds.
     ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as that
     pays: decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, else what was measured.
-    ``trusting``: whose signatures count. ``confirm`` is called before content is fetched or written; what it raises
-    ends the sync. Memory: 256 MiB at most.
+    ``credentials``: what servers are shown; ``trusting``: whose signatures count. ``confirm`` is called before content
+    is fetched or written; what it raises ends the sync. Memory: 256 MiB at most.
 
     Raises:
         NotFound: no such image or version. Locked: another process syncs this output. Untrusted: bad signatures.
@@ -113,10 +115,10 @@ def sync(
     request = make_request(image, output, version, *local, channel=channel, trusting=trusting)
     watch = Watch(progress, cancel, _OUTCOME)
     meter = Meter("fetch", watch, paused=True)
-    reading: dict[str, Any] = {"ca_cert": ca_cert, "manners": manners, "cache": request.cache}
+    reading: dict[str, Any] = {"ca_cert": ca_cert, "credentials": credentials, "manners": manners}
     reading |= {"connections": connections, "limit_rate": limit_rate, "cancel": cancel, "on_bytes": meter.add}
     with at_work(request.side, watch):  # before anything is asked of the network
-        store = open_store(url, **reading)
+        store = open_store(url, cache=request.cache, **reading)
         store = with_bundles(store, bundles, image, request.side.output, connections=connections, on_bytes=meter.add)
         with closing(store):
             judge = Judge.of(bandwidth, limit_rate, manners, time.time())

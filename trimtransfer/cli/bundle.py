@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from trimtransfer.cli.arguments import name_of, rate, repository_url, size
+from trimtransfer.cli.credentials import credential_options, take_credentials
 from trimtransfer.cli.output import Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ EXIT_DAMAGED = 6
     type=click.Path(exists=True),
     help="Certificate authorities to trust instead of the system's.",
 )
+@credential_options
 @output_options
 def bundle(
     output: Output,
@@ -118,6 +120,7 @@ def bundle(
     if deltas and (len(bases) != 1 or files):
         raise click.UsageError("--deltas needs one --from")
     wanted = [Wanted(image, versions, bases, deltas) for image in images]
+    options["credentials"] = take_credentials(options)
     report = _make(output, repository, path, wanted, files, split, options)
     output.result(report.to_dict(), _made(report))
 

@@ -9,6 +9,8 @@ import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of, rate
 from trimtransfer.cli.bundle import only_image, source_arguments
+from trimtransfer.cli.credentials import ENVIRONMENT as CREDENTIALS
+from trimtransfer.cli.credentials import credential_options, take_credentials
 from trimtransfer.cli.index import index
 from trimtransfer.cli.manners import (
     ENVIRONMENT,
@@ -61,6 +63,7 @@ _ENVIRONMENT: Final = (
     ("TMPDIR", "Folder of temporary files."),
     ENVIRONMENT,
     TRUST_ENVIRONMENT,
+    CREDENTIALS,
 )
 
 
@@ -104,7 +107,7 @@ class SyncCommand(click.Command):
 
 
 def _write_epilog(formatter: click.HelpFormatter) -> None:
-    with formatter.section("Environment, where no option says otherwise (there is no configuration file)"):
+    with formatter.section("Environment, where no option says otherwise"):
         formatter.write_dl(_ENVIRONMENT)
     with formatter.section("Exit codes"):
         formatter.write_text(EXIT_CODES)
@@ -157,6 +160,7 @@ def source_options(function: F) -> F:
             "--ca-cert", metavar="FILE", type=click.Path(exists=True),
             help="Certificate authorities to trust instead of the system's.",
         ),
+        credential_options,
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -188,7 +192,8 @@ def sync_command(
     if manners.background:
         be_modest(output)
     asked: dict[str, Any] = {
-        "url": url, "image": image or only_image(url), "manners": manners, **options
+        "url": url, "image": image or only_image(url), "manners": manners,
+        "credentials": take_credentials(options), **options
     }  # fmt: skip
 
     def confirm() -> None:
@@ -227,6 +232,7 @@ def plan_command(
     from trimtransfer.fetch.manners import Manners
 
     manners, image = Manners(schedule=schedule), image or only_image(url)
+    options["credentials"] = take_credentials(options)
     report = _with_host_index(plan, output, host_index, cache, url=url, image=image, manners=manners, **options)
     warn_unsigned(output, report)
     output.result(report.to_dict(), "\n".join(map(_plan_text, (report, *report.disks))))

@@ -20,7 +20,7 @@ _LEAST_PART: Final = 1024
 """Bytes that a shortened range has at least."""
 REMEDIES: Final[Mapping[Cause, str]] = {
     Cause.MISSING: "not there",
-    Cause.DENIED: "access denied; check the credentials and their rights to this repository",
+    Cause.DENIED: "access denied: these credentials, or none, give no right to this; ask for it whoever runs the server",
     Cause.PROXY_DENIED: "the proxy asks for credentials; put them into HTTPS_PROXY as http://user:password@proxy:port",
     Cause.BEYOND_END: "the object ends before the wanted bytes: the repository changed or is damaged; run verify on it",
     Cause.REFUSED: "the server refuses the request",
@@ -28,6 +28,12 @@ REMEDIES: Final[Mapping[Cause, str]] = {
     Cause.SERVER: "the server reports an error of its own; its log tells more",
 }
 """What people read for a status, and what they can do."""
+
+_UNKNOWN: Final = (
+    "access denied: the server wants credentials that it knows, and got none, or others (wrong, expired or revoked); see "
+    "--token-file and --client-cert, or get a signed URL"
+)
+_EXPIRED: Final = "access denied: the credentials have expired; get new ones and run the same command again: it goes on where it stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,15 @@ def check_status(status: int, headers: Mapping[str, str], *, now: datetime) -> N
         return
     cause = cause_of_status(status)
     retry_after = parse_retry_after(headers.get("retry-after"), now=now)
-    raise Failed(cause, REMEDIES[cause], status=status, retry_after=retry_after)
+    raise Failed(cause, _remedy(cause, status, headers), status=status, retry_after=retry_after)
+
+
+def _remedy(cause: Cause, status: int, headers: Mapping[str, str]) -> str:
+    """Return what people read: of refused access, what kind of refusal it is."""
+    if cause is Cause.DENIED and status == 401:
+        expired = 'error_description="expired"' in headers.get("www-authenticate", "")
+        return _EXPIRED if expired else _UNKNOWN
+    return REMEDIES[cause]
 
 
 def check_encoding(status: int, headers: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -20,7 +20,7 @@ from typing import Any, Final
 import httpcore
 import httpx
 
-from trimtransfer.errors import FetchError
+from trimtransfer.errors import AccessDenied, FetchError
 from trimtransfer.fetch.answer import REMEDIES, content_length
 from trimtransfer.fetch.crew import Stopped
 from trimtransfer.fetch.line import Line
@@ -46,10 +46,19 @@ _NOT_TLS: Final = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PR
 class Connection:
     """One httpx client, so that its sockets are known: the watching thread can break them while another one waits.
 
-    Usually one socket; redirects to other hosts add some.
+    Usually one socket; redirects to other hosts add some. These see ``others``, the TLS without a client's certificate,
+    where that differs from ``tls``. ``renewed`` tells whether there are new credentials instead of those in a header.
     """
 
-    def __init__(self, line: Line, tls: ssl.SSLContext, reach: Reach) -> None:
+    def __init__(
+        self,
+        line: Line,
+        tls: ssl.SSLContext,
+        reach: Reach,
+        *,
+        others: ssl.SSLContext | None = None,
+        renewed: Callable[[str], bool] | None = None,
+    ) -> None:
         self.deadline = _NEVER
         self.aborted = False
         self._failure: Failed | None = None
@@ -61,11 +70,19 @@ class Connection:
         self._address: str | None = None
         self._client = _client(line, tls)
         _connect_by(self._client, reach)
+        self._renewed = renewed
+        self._others = self._client
+        if others is not None and others is not tls:
+            self._others = _client(line, others)
+            _connect_by(self._others, reach)
 
     def ask(self, url: str, headers: Mapping[str, str]) -> _Exchange:
         """Send a GET, follow redirects, and return the answer; every hop is a new request with headers of its own."""
         for _ in range(self._options.redirects + 1):
             exchange = self._send(url, headers)
+            if exchange.status == 401 and self._renewed is not None and self._renewed(exchange.authorization or ""):
+                exchange.close()
+                exchange = self._send(url, headers)
             if exchange.status not in (301, 302, 303, 307, 308):
                 return exchange
             exchange.close()
@@ -96,6 +113,7 @@ class Connection:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+        self._others.close()
 
     def check(self) -> None:
         """Raise what :meth:`abort` was called with."""
@@ -124,13 +142,14 @@ class Connection:
         self.deadline = time.monotonic() + self._options.stall
         self._connected = False
         with self.translated(body=False):
-            request = self._client.build_request("GET", url, headers=own, extensions={"trace": self._trace})
+            client = self._client if self._line.site.is_own(url) else self._others
+            request = client.build_request("GET", url, headers=own, extensions={"trace": self._trace})
             self._line.stats.count(requests=1)
             begun = time.monotonic()
-            response = self._client.send(request, stream=True)
+            response = client.send(request, stream=True)
             if not self._connected:
                 self._line.throttle.answered(time.monotonic() - begun)
-        return _Exchange(self, response, url)
+        return _Exchange(self, response, url, authorization)
 
     def _trace(self, event: str, facts: Mapping[str, Any]) -> None:
         """Learn of new sockets, from httpcore's trace of what it does."""
@@ -164,8 +183,8 @@ class Connection:
 class _Exchange:
     """An answer of httpx whose head has arrived."""
 
-    def __init__(self, connection: Connection, response: httpx.Response, url: str) -> None:
-        self.status = response.status_code
+    def __init__(self, connection: Connection, response: httpx.Response, url: str, authorization: str | None) -> None:
+        self.status, self.authorization = response.status_code, authorization
         self.headers: Mapping[str, str] = dict(response.headers.items())
         self.url = url
         self._connection, self._response = connection, response
@@ -214,8 +233,24 @@ def _connect_by(client: httpx.Client, reach: Reach) -> None:
             pool._network_backend = reach
 
 
-def tls_context(ca_cert: str | None, url: str) -> ssl.SSLContext:
-    """Return the one TLS context of a store: believes ``ca_cert``, else the environment's, else the system's."""
+def tls_context(ca_cert: str | None, url: str, client_cert: str = "", client_key: str = "") -> ssl.SSLContext:
+    """Return a TLS context of a store: believes ``ca_cert``, else the environment's, else the system's authorities.
+
+    With ``client_cert`` it shows that certificate to servers which ask for one. ``FetchError``, ``AccessDenied``.
+    """
+    context = _believing(ca_cert, url)
+    if client_cert:
+        try:
+            # A password in the key's place would be asked for on the terminal; an encrypted key is refused instead.
+            context.load_cert_chain(client_cert, client_key or None, password="")
+        except (OSError, ValueError) as error:
+            what = f"client certificate {client_cert}" + (f" with key {client_key}" if client_key else "")
+            cause = f"{what} cannot be used: {error}; name PEM files that belong together, the key without a password"
+            raise AccessDenied(url, cause) from error
+    return context
+
+
+def _believing(ca_cert: str | None, url: str) -> ssl.SSLContext:
     paths = ssl.get_default_verify_paths()
     try:
         if ca_cert is not None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from trimtransfer.fetch.connection import Connection, tls_context
+from trimtransfer.fetch.credentials import NOTHING, Credential, bearer_for
 from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import FetchOptions
@@ -26,10 +27,12 @@ class HttpStore:
 
     At most ``connections`` requests run at once, of all threads that use this store together. ``limit_rate`` is in
     bytes per second, all connections together; a ``throttle``, which stores can share, takes its place. ``ca_cert`` is
-    a file or directory of certificate authorities to believe instead of the system's. Once ``cancel`` is set, running
+    a file or directory of certificate authorities to believe instead of the system's. ``credential`` is shown to this
+    origin alone. Once ``cancel`` is set, running
     calls raise ``Cancelled``. ``on_bytes`` is called from worker threads with the number of body bytes that came.
 
-    Raises ``ValueError`` for a malformed URL or limit, ``FetchError`` for unusable certificates.
+    Raises ``ValueError`` for a malformed URL or limit, ``FetchError`` for unusable certificates, ``AccessDenied`` for
+    credentials that cannot be used.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class HttpStore:
         connections: int = 4,
         limit_rate: float | None = None,
         ca_cert: str | None = None,
+        credential: Credential = NOTHING,
         cancel: threading.Event | None = None,
         on_bytes: Callable[[int], None] | None = None,
         options: FetchOptions | None = None,
@@ -46,11 +50,14 @@ class HttpStore:
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections={connections}: at least 1 is needed")
-        site = Site(url)
-        tls, reach = tls_context(ca_cert, site.url), Reach()
+        bearer = bearer_for(credential, Site(url).url)
+        site = Site(url, bearer.header if bearer else None)
+        believed = ca_cert or credential.ca_cert or None
+        tls, reach = tls_context(believed, site.url, credential.client_cert, credential.client_key), Reach()
+        others = tls_context(believed, site.url) if credential.client_cert else tls
         self._line = Line(
             site,
-            lambda line: Connection(line, tls, reach),
+            lambda line: Connection(line, tls, reach, others=others, renewed=bearer.renewed if bearer else None),
             connections=connections,
             throttle=throttle or Throttle(limit_rate),
             options=options or FetchOptions(),

@@ -24,6 +24,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from trimtransfer.errors import FetchError, NotFound
+from trimtransfer.fetch.credentials import Credentials
 from trimtransfer.fetch.health import HealthMemory, State, choose
 from trimtransfer.fetch.http import HttpStore
 from trimtransfer.fetch.manners import Conduct, Manners, Served
@@ -91,7 +92,7 @@ class MirroredStore:
     ``memory`` is the file in which the health of servers is kept (None: nowhere). ``chance`` (random in [0, 1)) and
     ``wall`` (the instant) are functions.
 
-    Raises what :class:`HttpStore` raises, ``ValueError`` also for the URL of a mirror that is none.
+    ``credentials`` tell what each server is shown. Raises what :class:`HttpStore` raises, ``ValueError`` also for the URL of a mirror that is none.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class MirroredStore:
         throttle: Throttle | None = None,
         memory: Path | None = None,
         options: FetchOptions | None = None,
+        credentials: Credentials | None = None,
         cancel: threading.Event | None = None,
         chance: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
@@ -114,7 +116,9 @@ class MirroredStore:
         self._arguments = {**arguments, "throttle": self._throttle, "cancel": cancel}
         self._chance, self._wall = chance, wall
         self._memory = HealthMemory(memory)
-        self._own = HttpStore(url, options=self._patient, **self._arguments)
+        self._credentials = credentials or Credentials()
+        own = self._credentials.of(url, own=True)
+        self._own = HttpStore(url, options=self._patient, credential=own, **self._arguments)
         self._primary = _Server(self._own.url, lambda: self._own, self._own)
         self._servers = [self._primary]
         self._delivered: dict[str, list[tuple[int, int, _Server]]] = {}
@@ -195,7 +199,9 @@ class MirroredStore:
     # ---- inside
 
     def _add(self, url: str) -> None:
-        mirror = _Server(Site(url).url, lambda: HttpStore(url, options=self._hasty, **self._arguments))
+        known = self._credentials.of(url)
+        arguments = {**self._arguments, "credential": known}
+        mirror = _Server(Site(url).url, lambda: HttpStore(url, options=self._hasty, **arguments))
         if mirror.url not in [server.url for server in self._servers]:
             self._servers.append(mirror)
 

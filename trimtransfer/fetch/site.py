@@ -7,6 +7,7 @@ only; neither they nor queries (which often are signatures) ever appear in messa
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
@@ -16,14 +17,18 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Site:
-    """A repository's address. ``url`` is what messages show; a malformed one raises ``ValueError``."""
+    """A repository's address. ``url`` is what messages show; a malformed one raises ``ValueError``.
 
-    def __init__(self, url: str) -> None:
+    ``bearer`` returns the Authorization header to send instead of the URL's own credentials.
+    """
+
+    def __init__(self, url: str, bearer: Callable[[], str] | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError(f"{shown(url)}: not an http:// or https:// URL")
         self._origin = _origin(parts)
         self._authorization = _basic(parts)
+        self._bearer = bearer
         self._base = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
         self.url = shown(url).rstrip("/")
 
@@ -39,11 +44,17 @@ class Site:
 
         The same host's TLS is the one exception, as a redirect from http to https leads there.
         """
-        if self._authorization is None:
+        if self._bearer is None and self._authorization is None:
             return None
+        if not self.is_own(url):
+            return None
+        return self._authorization if self._bearer is None else self._bearer()
+
+    def is_own(self, url: str) -> bool:
+        """Tell whether a URL is of the site's own origin, or of its TLS, to which redirects from http lead."""
         target = _origin(urlsplit(url))
         upgraded = self._origin[0] == "http" and target == ("https", self._origin[1], 443) and self._origin[2] == 80
-        return self._authorization if target == self._origin or upgraded else None
+        return target == self._origin or upgraded
 
 
 def follow(url: str, location: str | None, *, status: int) -> str:
@@ -67,6 +78,11 @@ def shown(url: str) -> str:
     """Return a URL without credentials, query and fragment."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """Return (scheme, host, port) of a URL; ``ValueError`` for a port out of range."""
+    return _origin(urlsplit(url))
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:
