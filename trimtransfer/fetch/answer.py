@@ -20,7 +20,7 @@ _LEAST_PART: Final = 1024
 """Bytes that a shortened range has at least."""
 REMEDIES: Final[Mapping[Cause, str]] = {
     Cause.MISSING: "not there",
-    Cause.DENIED: "access denied: these credentials, or none, give no right to this; ask for it whoever runs the server",
+    Cause.DENIED: "access denied: these credentials, or none, give no right to this; ask whoever runs the server",
     Cause.PROXY_DENIED: "the proxy asks for credentials; put them into HTTPS_PROXY as http://user:password@proxy:port",
     Cause.BEYOND_END: "the object ends before the wanted bytes: the repository changed or is damaged; run verify on it",
     Cause.REFUSED: "the server refuses the request",
@@ -30,10 +30,13 @@ REMEDIES: Final[Mapping[Cause, str]] = {
 """What people read for a status, and what they can do."""
 
 _UNKNOWN: Final = (
-    "access denied: the server wants credentials that it knows, and got none, or others (wrong, expired or revoked); see "
-    "--token-file and --client-cert, or get a signed URL"
+    "access denied: the server wants credentials that it knows, and got none, or others (wrong, expired or revoked); "
+    "see --token-file and --client-cert, or get a signed URL"
 )
-_EXPIRED: Final = "access denied: the credentials have expired; get new ones and run the same command again: it goes on where it stopped"
+_EXPIRED: Final = (
+    "access denied: the credentials have expired; get new ones and run the same command again: it goes on where it "
+    "stopped"
+)
 
 
 @dataclass(frozen=True, slots=True)

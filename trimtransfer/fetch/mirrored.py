@@ -92,7 +92,9 @@ class MirroredStore:
     ``memory`` is the file in which the health of servers is kept (None: nowhere). ``chance`` (random in [0, 1)) and
     ``wall`` (the instant) are functions.
 
-    ``credentials`` tell what each server is shown. Raises what :class:`HttpStore` raises, ``ValueError`` also for the URL of a mirror that is none.
+    ``credentials`` tell what each server is shown.
+
+    Raises what :class:`HttpStore` raises, ``ValueError`` also for the URL of a mirror that is none.
     """
 
     def __init__(
