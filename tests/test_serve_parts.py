@@ -169,7 +169,7 @@ def test_no_query_is_trouble(query: str) -> None:
 
 
 def test_secure_link_is_what_nginx_computes() -> None:
-    """`printf '1000 win10 s3cret' | openssl md5 -binary | openssl base64 | tr +/ -_ | tr -d =`, as its manual has it."""
+    """`printf "1000 win10 s3cret" | openssl md5 -binary | openssl base64 | tr +/ -_ | tr -d =`, as its manual says."""
     assert secure_link(1000, "win10", "s3cret") == "expires=1000&image=win10&md5=qTlkK_1kSEO21do9DhXIlw"
 
 

@@ -19,9 +19,6 @@ from medv.gateway.trouble import ConfigError
 T = TypeVar("T")
 ENVIRONMENT: Final = "MEDV_SERVE_"
 Network = IPv4Network | IPv6Network
-PATHS: Final = frozenset(
-    ("cert", "key", "client_ca", "client_crl", "file", "key_files", "secret_file", "index", "ca_cert")
-)
 
 
 @dataclass(frozen=True, slots=True)
