@@ -118,7 +118,7 @@ class Serving:
         """End it, as SIGTERM does, and wait for its end."""
         if self._stop is not None and self._thread is not None:
             self._stop()
-            self._thread.join(60)
+            self._thread.join(120)
             assert not self._thread.is_alive()
 
     def lines(self, **wanted: Any) -> list[dict[str, Any]]:

@@ -164,7 +164,7 @@ def test_connections_of_one_client_are_limited(strict: Serving) -> None:
 
 
 def test_requests_of_one_client_are_limited(root: Path, tmp_path: Path) -> None:
-    text = OPEN + "[limits]\nrate = 5\nburst = 10\n"
+    text = OPEN + "[limits]\nrate = 0.1\nburst = 10\n"
     with Serving(root, tmp_path, text) as server, httpx.Client(trust_env=False, timeout=30) as client:
         answers = [client.get(server.url + "/images/x/head.json") for _ in range(14)]
     assert [one.status_code for one in answers[:10]] == [200] * 10
@@ -200,7 +200,8 @@ def test_a_pack_that_shrinks_while_it_is_sent_breaks_the_transfer(root: Path, tm
 
 
 def test_a_stop_lets_answers_end(root: Path, tmp_path: Path) -> None:
-    with Serving(root, tmp_path, OPEN) as server, connect(server, GET + b"\r\n", buffer=65536) as connection:
+    text = OPEN.replace("grace = 5", "grace = 60")
+    with Serving(root, tmp_path, text) as server, connect(server, GET + b"\r\n", buffer=65536) as connection:
         found = connection.recv(1000)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
