@@ -11,6 +11,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ class House:
     signing: dict[str, Any]
     serving: Serving
     secrets: list[str]
+    clients: dict[tuple[str, str] | None, httpx.Client]
+    stack: ExitStack
 
 
 @pytest.fixture(scope="module", params=["embedded", "auth-request", "accel"])
@@ -108,16 +111,18 @@ def house(
     keys = {"rsa": RSAKey.generate_key(2048, {"kid": "rsa1"}), "ec": ECKey.generate_key("P-256", {"kid": "ec1"})}
     published = KeySet(list(keys.values())).as_dict(private=False)
     tokens = TokenFile(top / "tokens.json")
+    clients: dict[tuple[str, str] | None, httpx.Client] = {}
     (top / "url.key").write_bytes(KEY)
     (top / "url.key").chmod(0o600)
-    with BadServer({"jwks.json": json.dumps(published).encode()}) as provider:
+    objects = {"jwks.json": json.dumps(published).encode()}
+    with BadServer(objects) as provider, ExitStack() as stack:
         text = RULES + (
             f'[tokens]\nfile = "{tokens.path}"\n[signed_urls]\nkey_files = ["{top / "url.key"}"]\n'
             f'[oidc]\nissuer = "{ISSUER}"\naudience = "images"\njwks_url = "{provider.url}/jwks.json"\n'
             'user_claim = "preferred_username"\n'
         )
         made = lambda url, serving: House(  # noqa: E731
-            repository, url, authority, people, strangers, tokens, keys, serving, []
+            repository, url, authority, people, strangers, tokens, keys, serving, [], clients, stack
         )
         if request.param == "embedded":
             text = text.replace('addresses = ["127.0.0.1"]', "addresses = []")
@@ -223,13 +228,15 @@ SCHEMES: dict[str, Issue] = {
 
 
 def ask(house: House, name: str, ticket: Ticket, method: str = "GET", **headers: str) -> httpx.Response:
-    """Send one request."""
-    context = ssl.create_default_context(cafile=house.authority.file)
-    if ticket.certificate:
-        context.load_cert_chain(*ticket.certificate)
-    with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
-        url = f"{house.url}/{name}" + (f"?{ticket.query}" if ticket.query else "")
-        return client.request(method, url, headers={**dict(ticket.headers), **headers})
+    """Send one request; connections are kept, for each certificate its own."""
+    if ticket.certificate not in house.clients:
+        context = ssl.create_default_context(cafile=house.authority.file)
+        if ticket.certificate:
+            context.load_cert_chain(*ticket.certificate)
+        client = house.stack.enter_context(httpx.Client(verify=context, trust_env=False, timeout=60))
+        house.clients[ticket.certificate] = client
+    url = f"{house.url}/{name}" + (f"?{ticket.query}" if ticket.query else "")
+    return house.clients[ticket.certificate].request(method, url, headers={**dict(ticket.headers), **headers})
 
 
 def name_of(house: House, route: str) -> str:
