@@ -20,8 +20,6 @@ from medv.gateway.access import Principal
 from medv.gateway.schemes import Presented, Proven
 from medv.gateway.trouble import Refused
 
-FIELDS: Final = ("subject", "cn", "o", "ou", "dns", "email", "uri", "upn")
-"""What a mapping can look at: the subject as RFC 4514 writes it, parts of it, and alternative names by kind."""
 _UPN: Final = x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3")
 """User principal name, as certificates of Active Directory have it (Microsoft, [MS-WCCE] 2.2.2.7.7.4)."""
 _PARTS: Final = {"cn": NameOID.COMMON_NAME, "o": NameOID.ORGANIZATION_NAME, "ou": NameOID.ORGANIZATIONAL_UNIT_NAME}
@@ -82,7 +80,7 @@ class CertificateScheme:
 
 @lru_cache(maxsize=1024)
 def read(der: bytes) -> tuple[dict[str, tuple[str, ...]], float, float]:
-    """Return what a certificate says by ``FIELDS``, and from when to when it is valid; ``Refused`` for none."""
+    """Return what a certificate says by field (see ``CERTIFICATE_FIELDS``), and its time; ``Refused`` for none."""
     try:
         if len(der) > _MAX_DER:
             raise ValueError("too long")

@@ -18,6 +18,8 @@ from medv.gateway.trouble import ConfigError
 
 T = TypeVar("T")
 ENVIRONMENT: Final = "MEDV_SERVE_"
+CERTIFICATE_FIELDS: Final = ("subject", "cn", "o", "ou", "dns", "email", "uri", "upn")
+"""What a mapping of certificates can look at: the subject as RFC 4514 writes it, parts of it, alternative names."""
 Network = IPv4Network | IPv6Network
 
 
@@ -352,8 +354,7 @@ def _check(name: str, settings: Settings) -> None:
     for number, one in enumerate(settings.certificates, 1):
         if not (one.user or one.computer):
             raise ConfigError(name, f"[[certificate]] {number}", "names nobody", 'add user = "{}" or computer = "{}"')
-        if one.field not in ("subject", "cn", "o", "ou", "dns", "email", "uri", "upn"):
-            raise ConfigError(
-                name, f"[[certificate]] {number}.field", f"is {one.field!r}", "see `medv-repo serve --help`"
-            )
+        if one.field not in CERTIFICATE_FIELDS:
+            place, remedy = f"[[certificate]] {number}.field", f"write one of {', '.join(CERTIFICATE_FIELDS)}"
+            raise ConfigError(name, place, f"is {one.field!r}", remedy)
     networks(name, settings.proxy)
