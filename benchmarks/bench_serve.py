@@ -137,6 +137,8 @@ def cpu(target: Target) -> float:
     """Return the CPU seconds that the processes of a server have taken."""
     total = 0
     for process in target.processes:
+        if not Path(f"/proc/{process}").exists():
+            continue  # nginx's loader of its cache, which ends after a minute
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total / _TICKS
