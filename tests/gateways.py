@@ -123,7 +123,8 @@ class Serving:
 
     def lines(self, **wanted: Any) -> list[dict[str, Any]]:
         """Return the lines of the log that have these values."""
-        found = [json.loads(line) for line in self.log.read_text().splitlines()]
+        complete = self.log.read_text().split("\n")[:-1]
+        found = [json.loads(line) for line in complete]
         return [line for line in found if all(line.get(key) == value for key, value in wanted.items())]
 
     def wait_for(self, count: int = 1, **wanted: Any) -> list[dict[str, Any]]:

@@ -399,7 +399,7 @@ def test_packs_belong_to_the_images_that_refer_to_them(tmp_path: Path, rng: np.r
     assert index.images(bytes.fromhex(new[-68:-4])) == frozenset()
     index.ensure("beta")
     assert index.images(bytes.fromhex(new[-68:-4])) == {"beta"}
-    add_deltas(house.root, "alpha", base="1", version="2")
+    add_deltas(house.root, "alpha", base="1", version="2", level=3)
     index.refresh()
 
     # Another process, and the same file after a restart, know the same; a lost or damaged file is made again.
