@@ -420,16 +420,21 @@ def test_packs_belong_to_the_images_that_refer_to_them(tmp_path: Path, rng: np.r
         assert again.count() == index.count()
         again.close()
 
-    # A version that is gone takes its packs along; one that is damaged gives nobody any.
+    # A version that is gone takes its packs along; one whose manifest cannot be read gives nobody any.
     shutil.rmtree(house.root / "images/beta/2")
     index.refresh()
     assert index.images(bytes.fromhex(new[-68:-4])) == frozenset()
     manifest = house.root / "images/beta/1/manifest.bin"
     manifest.write_bytes(manifest.read_bytes()[:-1])
     assert index.refresh().damaged == 1
-    assert index.images(bytes.fromhex(house.packs["beta"][-68:-4])) == frozenset()
-    assert index.images(bytes.fromhex(house.packs["both"][-68:-4])) == {"alpha"}
-    shutil.rmtree(house.root / "images/alpha")
+    assert index.images(bytes.fromhex(house.packs["beta"][-68:-4])) == {"beta"}, "its locations were read before"
+    fresh = PackIndex(house.root, tmp_path / "fresh.sqlite3")
+    assert fresh.refresh().damaged == 1
+    assert fresh.images(bytes.fromhex(house.packs["beta"][-68:-4])) == frozenset()
+    assert fresh.images(bytes.fromhex(house.packs["both"][-68:-4])) == {"alpha"}
+    fresh.close()
+    for image in ("alpha", "beta"):
+        shutil.rmtree(house.root / "images" / image)
     index.refresh()
     assert index.count() == 0
     index.close()

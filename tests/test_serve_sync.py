@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gateways import QUICK, Front, Serving, Tenants, packs_of, tenants
-from servers import HOST, MISSING_NGINX, Authority, BadServer, Fault, Request, has_nginx
+from servers import HOST, MISSING_NGINX, Authority, BadServer, Fault, Request, free_port, has_nginx
 
 from medv.cli import medv_repo, medv_sync
 from medv.gateway.signedurls import Permit, add_query, sign
@@ -164,14 +164,13 @@ def test_a_token_that_ends_midway_leaves_what_can_be_gone_on_from(tmp_path: Path
     secret, entry = tokens.create(user="alice")
     token_file.write_text(secret)
     text = RULES + f'[tokens]\nfile = "{tokens.path}"\n[limits]\nbytes_per_second = 3000000\n'
-    with Serving(root, tmp_path, text) as server:
+    with Serving(root, tmp_path, text, metrics__listen=f"127.0.0.1:{free_port()}") as server:
         arguments = [server.url, "alpha", "-o", str(output), "--token-file", str(token_file), "--connections", "1"]
 
         def revoke() -> None:
-            deadline = time.monotonic() + 120
-            while not any(str(line.get("object")).startswith("packs/") for line in server.lines(event="request")):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            with httpx.Client(trust_env=False, timeout=60) as client:
+                while 'medv_requests_total{kind="packs"' not in client.get(server.metrics).text:
+                    time.sleep(0.02)
             tokens.revoke(entry.id)
 
         thread = threading.Thread(target=revoke)
