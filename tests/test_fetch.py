@@ -170,7 +170,7 @@ FATAL: dict[str, tuple[Fault, type[Exception], str]] = {
     "TR5-404": (Fault(status=404, body=b"no"), NotFound, "x.bin"),
     "TR5-410": (Fault(status=410), NotFound, "x.bin"),
     "TR5-401": (Fault(status=401), AccessDenied, "HTTP 401"),
-    "TR5-403": (Fault(status=403), AccessDenied, "check the credentials"),
+    "TR5-403": (Fault(status=403), AccessDenied, "give no right to this"),
     "TR5-407": (Fault(status=407), AccessDenied, "HTTPS_PROXY"),
     "TR5-416": (Fault(status=416), FetchError, "repository changed or is damaged"),
     "TR5-400": (Fault(status=400), FetchError, "HTTP 400"),

@@ -41,8 +41,6 @@ from medv.gateway.trouble import ConfigError
 
 _LOG: Final = logging.getLogger("medv.server")
 _BACKLOG: Final = 512
-_MODE: Final = 0o660
-"""Of a unix socket: the server's own user and group."""
 EVERYBODY: Final = Rule(("*",), anyone="anonymous")
 
 
@@ -378,7 +376,7 @@ def _listen_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
-        os.chmod(path, _MODE)
+        os.chmod(path, 0o660)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
