@@ -43,7 +43,7 @@ class Tenants:
 def tenants(directory: Path, rng: np.random.Generator) -> Tenants:
     """Publish it in ``directory``."""
     root = directory / "repository"
-    shared, own, other = (rng.bytes(size) for size in (600_000, 400_000, 300_000))
+    shared, own, other = (rng.bytes(size) for size in (1_500_000, 400_000, 300_000))
     files = {
         ("alpha", "1"): shared + own,
         ("alpha", "2"): shared + own[:200_000] + b"changed" + own[200_000:] + rng.bytes(50_000),

@@ -346,6 +346,8 @@ def test_methods_paths_and_credentials_that_are_none(house: House) -> None:
         assert answer.headers["www-authenticate"].startswith("Bearer ")
     twice = Ticket((*right.headers, ("authorization", "Bearer x")))
     assert ask(house, pack, twice).status_code in (400, 401)
+    holder = Ticket(twice.headers, certificate=certificate(house, "right").certificate)
+    assert ask(house, pack, holder).status_code == 400, "what is presented must count, also if something else does"
     assert ask(house, pack, Ticket(query="medv=1~99999999999~alpha~~/~" + "A" * 43)).status_code == 401
     good = signed(house, "right")
     assert ask(house, pack, Ticket(query=good.query + "&" + good.query)).status_code == 401
@@ -375,6 +377,8 @@ def test_access_tokens_that_must_not_count(house: House) -> None:
         assert ask(house, pack, access_token(house, "right", **changes)).status_code == 401, changes
     assert ask(house, pack, access_token(house, "right", groups="alphas gammas")).status_code == 200
     assert ask(house, pack, access_token(house, "right", exp=now - 30)).status_code == 200, "within the skew of clocks"
+    named = access_token(house, "right", preferred_username="x\r\nX-Accel-Expires: 60\r\n\u20ac")
+    assert ask(house, pack, named).status_code == 200, "a name that is no header"
     # Signed by what only the provider's public key knows (alg HS256), by nothing, and by another of its kinds of keys.
     claims = {"iss": ISSUER, "aud": "images", "preferred_username": "x", "groups": ["alphas"], "exp": now + 600}
     public = house.signing["rsa"].as_pem(private=False)

@@ -174,6 +174,15 @@ def test_requests_of_one_client_are_limited(root: Path, tmp_path: Path) -> None:
     assert server.lines(status=429)
 
 
+def test_guessing_at_the_metrics_is_limited(root: Path, tmp_path: Path) -> None:
+    text = OPEN + "[limits]\nrate = 2\nburst = 4\n"
+    with Serving(root, tmp_path, text) as server, httpx.Client(trust_env=False, timeout=30) as client:
+        guess = {"Authorization": "Bearer medv_" + "a" * 12 + "_" + "b" * 43}
+        found = [client.get(server.url + "/metrics", headers=guess).status_code for _ in range(8)]
+    assert found[:4] == [404] * 4
+    assert 429 in found
+
+
 def test_bytes_of_one_client_are_limited(root: Path, tmp_path: Path) -> None:
     text = OPEN + "[limits]\nbytes_per_second = 1000000\n"
     with Serving(root, tmp_path, text) as server, httpx.Client(trust_env=False, timeout=60) as client:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,6 +41,7 @@ AUTHORISE: Final = "/_medv/authorise"
 """Where a proxy asks; nobody else finds anything there."""
 _LOG: Final = logging.getLogger("medv.server")
 _MAX_QUERY: Final = 4096
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 @dataclass(slots=True)
@@ -151,6 +153,8 @@ class Gateway:
             raise BadPath("a query longer than any signature")
         if any(name == b"transfer-encoding" or (name == b"content-length" and size != b"0") for name, size in lines):
             raise BadPath("a body, which nothing here wants")  # nor doubt where it ends, which smuggles requests in
+        if sum(name == b"authorization" for name, _ in lines) > 1:
+            raise BadPath("two sets of credentials")
         exchange.name = object_name(raw_path)
         exchange.named = identify(exchange.name)
         told = exchange.told
@@ -233,7 +237,7 @@ class Gateway:
         if decision.allowed:
             lines = [
                 (b"x-medv-cache-control", self._caching(exchange.name, decision).encode()),
-                (b"x-medv-user", exchange.principal.name.encode("ascii", "replace")),
+                (b"x-medv-user", _UNPRINTABLE.sub("?", exchange.principal.name).encode()),
                 (b"x-accel-expires", keep),
             ]
             await sender({"type": "http.response.start", "status": 204, "headers": lines + exchange.headers})
@@ -288,14 +292,22 @@ class Gateway:
 
     async def _metrics(self, request: Request) -> Response:
         """Metrics for administrators; to all others there is nothing here."""
+        scope, plain = request.scope, {"cache-control": "no-store"}
         with contextlib.suppress(Refused):
-            told = self.proxies.read(request.scope["client"], request.scope["headers"], certificate_of(request.scope))
-            shown = value(request.scope["headers"], b"authorization")
-            presented = Presented(shown, certificate=told.certificate, path="/metrics", address=told.address)
-            proven = await self.door.authenticator.prove(presented, time.time())
+            told = self.proxies.read(scope["client"], scope["headers"], certificate_of(scope))
+            client = client_of(told.address)
+            if wait := self.limits.enter(client, time.monotonic()):
+                later = {"retry-after": str(max(1, round(wait)))}
+                return PlainTextResponse("429 too many requests\n", status_code=429, headers=plain | later)
+            try:
+                shown = value(scope["headers"], b"authorization")
+                presented = Presented(shown, certificate=told.certificate, path="/metrics", address=told.address)
+                proven = await self.door.authenticator.prove(presented, time.time())
+            finally:
+                self.limits.leave(client)
             if self.door.access.everything(proven.principal, Role.ADMIN).allowed:
-                return Response(self.metrics.text(), media_type=CONTENT_TYPE, headers={"cache-control": "no-store"})
-        return PlainTextResponse("404 not found\n", status_code=404, headers={"cache-control": "no-store"})
+                return Response(self.metrics.text(), media_type=CONTENT_TYPE, headers=plain)
+        return PlainTextResponse("404 not found\n", status_code=404, headers=plain)
 
     # ---- inside
 

@@ -27,20 +27,6 @@ from medv.gateway.signedurls import SKEW
 from medv.gateway.trouble import Refused
 from trimtransfer.errors import TrimTransferError
 
-ALGORITHMS: Final = (
-    "RS256",
-    "RS384",
-    "RS512",
-    "PS256",
-    "PS384",
-    "PS512",
-    "ES256",
-    "ES384",
-    "ES512",
-    "EdDSA",
-    "Ed25519",
-)
-"""Signatures with a public key: what this server knows cannot make a token."""
 _LOG: Final = logging.getLogger("medv.oidc")
 _MAX_TOKEN: Final = 16 << 10
 _MAX_DOCUMENT: Final = 256 << 10

@@ -7,6 +7,7 @@ A TOML file, over which variables of the environment win (``MEDV_SERVE_LIMITS_CO
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,9 +19,14 @@ from medv.gateway.trouble import ConfigError
 
 T = TypeVar("T")
 ENVIRONMENT: Final = "MEDV_SERVE_"
+ALGORITHMS: Final = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519",
+)  # fmt: skip
+"""Signatures of JWTs with a public key: what this server knows cannot make a token."""
 CERTIFICATE_FIELDS: Final = ("subject", "cn", "o", "ou", "dns", "email", "uri", "upn")
 """What a mapping of certificates can look at: the subject as RFC 4514 writes it, parts of it, alternative names."""
 Network = IPv4Network | IPv6Network
+_SID: Final = re.compile(r"S-1-\d+(-\d+){1,15}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +353,10 @@ def _check(name: str, settings: Settings) -> None:
         raise ConfigError(
             name, "oidc", "needs issuer and audience", "set both: a token for another service must not count"
         )
+    for algorithm in oidc.algorithms:
+        if algorithm not in ALGORITHMS:
+            remedy = f"write some of {', '.join(ALGORITHMS)}: with these, what this server knows makes no token"
+            raise ConfigError(name, "oidc.algorithms", f"names {algorithm!r}", remedy)
     if settings.log.level not in ("debug", "info", "warning", "error"):
         raise ConfigError(name, "log.level", f"is {settings.log.level!r}", "write debug, info, warning or error")
     if settings.proxy.accel and not (settings.proxy.accel.startswith("/") and settings.proxy.accel.endswith("/")):
