@@ -164,6 +164,7 @@ class Gateway:
             path="/" + "/".join(exchange.name),
             certificate=told.certificate,
             address=told.address,
+            connection=None if told.trusted else scope.get("extensions", {}).get("medv.connection"),
         )
         return await self.door.authenticator.prove(presented, time.time())
 

@@ -19,8 +19,8 @@ from medv.gateway.tokens import BadToken, TokenFile
 from medv.gateway.trouble import Refused
 from medv.ranges import Headers
 
-MAX_AUTHORIZATION: Final = 48 << 10
-"""Longest ``Authorization`` that is looked at: tickets with many groups are long."""
+MAX_AUTHORIZATION: Final = 66 << 10
+"""Longest ``Authorization`` that is looked at: a ticket of 48,000 bytes, the most that Windows makes, in base64."""
 
 
 _BEARER: Final = 'Bearer realm="medv"'
@@ -29,13 +29,15 @@ _BEARER: Final = 'Bearer realm="medv"'
 @dataclass(frozen=True, slots=True)
 class Presented:
     """What a request carries: the ``authorization`` header, ``query`` and ``path`` as they came, the client's
-    ``certificate`` (DER, which TLS has verified) and ``address``."""
+    ``certificate`` (DER, which TLS has verified) and ``address``. ``connection`` is the same for requests of one
+    client, None where others may share it: behind a proxy."""
 
     authorization: str = ""
     query: str = ""
     path: str = "/"
     certificate: bytes = b""
     address: str = ""
+    connection: object | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class Authenticator:
             error = f', error="invalid_token", error_description="{why}"'
         # An answer 401 has at least one (RFC 9110 section 15.5.2), also where only URLs and certificates count.
         known = dict.fromkeys(scheme.challenge for scheme in self.schemes if scheme.challenge) or {_BEARER: None}
-        lines = (one + error if one.startswith("Bearer ") else one for one in known)
+        token = base64.b64encode(refused.token).decode() if refused is not None else ""
+        lines = (one + error if one.startswith("Bearer ") else f"{one} {token}".rstrip() for one in known)
         return [(b"www-authenticate", line.encode()) for line in lines]
 
 

@@ -34,7 +34,7 @@ from medv.gateway.metrics import CONTENT_TYPE, Metrics
 from medv.gateway.packindex import PackIndex
 from medv.gateway.proxy import Proxies
 from medv.gateway.schemes import Authenticator, Scheme, SignedUrlScheme, TokenScheme
-from medv.gateway.settings import Settings, Tls, networks
+from medv.gateway.settings import Kerberos, Settings, Tls, group_names, networks
 from medv.gateway.signedurls import LEAST_KEY
 from medv.gateway.tokens import TokenFile
 from medv.gateway.trouble import ConfigError
@@ -114,7 +114,8 @@ def build(repository: Path, settings: Settings) -> Gateway:
 
 def authenticates(settings: Settings) -> bool:
     """Tell whether anybody can prove who he is: then nothing is for everybody unless a rule says so."""
-    return bool(settings.tokens.file or settings.oidc.issuer or settings.signed_urls.key_files or settings.certificates)
+    ways = (settings.tokens.file, settings.oidc.issuer, settings.signed_urls.key_files, settings.certificates)
+    return any(ways) or bool(settings.kerberos.keytab)
 
 
 def index_path(repository: Path) -> Path:
@@ -143,6 +144,9 @@ def read_secret(path: str, key: str) -> bytes:
 
 def _schemes(settings: Settings, refreshers: list[Callable[[], object]]) -> list[Scheme]:
     schemes: list[Scheme] = []
+    if settings.kerberos.keytab:
+        # First among the challenges: nginx before 1.23 hands on one of them, and no other scheme needs its own.
+        schemes.append(_kerberos(settings.kerberos))
     if settings.tokens.file:
         tokens = TokenFile(settings.tokens.file)
         tokens.refresh()
@@ -166,6 +170,15 @@ def _schemes(settings: Settings, refreshers: list[Callable[[], object]]) -> list
         remedy = 'add [[certificate]] with field = "cn", pattern = "*", user = "{}", or the like'
         raise ConfigError("configuration", "tls.client_ca", "without any [[certificate]] tells nothing of who", remedy)
     return schemes
+
+
+def _kerberos(settings: Kerberos) -> Scheme:
+    from medv.gateway.acceptor import Acceptor
+    from medv.gateway.kerberos import KerberosScheme
+
+    groups = group_names("configuration", settings)
+    acceptor = Acceptor(settings.keytab, settings.service)
+    return KerberosScheme(acceptor, realms=settings.realms, groups=groups, pac=settings.pac)
 
 
 class _Keys:

@@ -89,6 +89,22 @@ class Oidc:
 
 
 @dataclass(frozen=True, slots=True)
+class Kerberos:
+    """``[kerberos]``"""
+
+    keytab: str = ""
+    """Keys of the service HTTP/NAME, where NAME is what clients call the server."""
+    service: str = "HTTP"
+    """"HTTP@images.example.org": only tickets for this one of the keytab's services."""
+    realms: tuple[str, ...] = ()
+    """Realms of clients that count; empty: the service's own."""
+    groups: tuple[str, ...] = ()
+    """Names for groups of the directory: "engineers=S-1-5-21-...-1105". Rules can name a SID as well."""
+    pac: bool = True
+    """Accounts and groups are in the tickets, as Active Directory makes them; false: a KDC of another kind."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proxy:
     """``[proxy]``"""
 
@@ -122,7 +138,7 @@ class LimitSettings:
     send_timeout: float = 30.0
     """A client that takes less than 256 KiB in so long is cut off."""
     keep_alive: float = 65.0
-    header_bytes: int = 32_768
+    header_bytes: int = 81_920
     """Request line and headers together."""
 
 
@@ -163,6 +179,7 @@ class Settings:
     tokens: Tokens = field(default_factory=Tokens)
     signed_urls: SignedUrls = field(default_factory=SignedUrls)
     oidc: Oidc = field(default_factory=Oidc)
+    kerberos: Kerberos = field(default_factory=Kerberos)
     proxy: Proxy = field(default_factory=Proxy)
     limits: LimitSettings = field(default_factory=LimitSettings)
     log: Log = field(default_factory=Log)
@@ -172,8 +189,8 @@ class Settings:
 
 
 _SECTIONS: Final[Mapping[str, type[Any]]] = {
-    "server": Server, "tls": Tls, "tokens": Tokens, "signed_urls": SignedUrls, "oidc": Oidc, "proxy": Proxy,
-    "limits": LimitSettings, "log": Log, "metrics": MetricSettings,
+    "server": Server, "tls": Tls, "tokens": Tokens, "signed_urls": SignedUrls, "oidc": Oidc,
+    "kerberos": Kerberos, "proxy": Proxy, "limits": LimitSettings, "log": Log, "metrics": MetricSettings,
 }  # fmt: skip
 _RULE_KEYS: Final = ("images", "users", "groups", "computers", "anyone", "role")
 
@@ -207,6 +224,18 @@ def load(
     loaded = Settings(**settings, certificates=certificates, rules=rules)
     _check(name, loaded)
     return loaded
+
+
+def group_names(name: str, kerberos: Kerberos) -> dict[str, str]:
+    """Return the names of groups by their SIDs; ``ConfigError``."""
+    names = {}
+    for text in kerberos.groups:
+        label, _, sid = text.rpartition("=")
+        if not label or not _SID.fullmatch(sid) or _SID.fullmatch(label):
+            remedy = 'write "engineers=S-1-5-21-...": `samba-tool group show`, Get-ADGroup and wbinfo -n tell it'
+            raise ConfigError(name, "kerberos.groups", f"{text[:100]!r} is no name and SID", remedy)
+        names[sid] = label
+    return names
 
 
 def networks(name: str, proxy: Proxy) -> tuple[Network, ...]:
@@ -367,4 +396,8 @@ def _check(name: str, settings: Settings) -> None:
         if one.field not in CERTIFICATE_FIELDS:
             place, remedy = f"[[certificate]] {number}.field", f"write one of {', '.join(CERTIFICATE_FIELDS)}"
             raise ConfigError(name, place, f"is {one.field!r}", remedy)
+    if settings.kerberos.service.partition("@")[0] != "HTTP":
+        remedy = 'write "HTTP", or "HTTP@" and the name that clients call the server'
+        raise ConfigError(name, "kerberos.service", f"is {settings.kerberos.service!r}", remedy)
+    group_names(name, settings.kerberos)
     networks(name, settings.proxy)

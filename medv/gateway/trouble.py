@@ -16,8 +16,11 @@ class ConfigError(TrimTransferError):
 
 
 class Refused(Exception):
-    """Credentials that do not count: ``scheme``, the ``reason`` for the log, and whether they merely ``expired``."""
+    """Credentials that do not count: ``scheme``, the ``reason`` for the log, and whether they merely ``expired``.
 
-    def __init__(self, scheme: str, reason: str, *, expired: bool = False) -> None:
+    ``token``: what the client is answered in words of the scheme, to go on with or to learn why.
+    """
+
+    def __init__(self, scheme: str, reason: str, *, expired: bool = False, token: bytes = b"") -> None:
         super().__init__(reason)
-        self.scheme, self.reason, self.expired = scheme, reason, expired
+        self.scheme, self.reason, self.expired, self.token = scheme, reason, expired, token

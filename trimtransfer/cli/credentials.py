@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 ENVIRONMENT: Final = (
-    "MEDV_TOKEN_FILE, MEDV_CLIENT_CERT, MEDV_CLIENT_KEY, MEDV_CREDENTIALS",
+    "MEDV_TOKEN_FILE, MEDV_CLIENT_CERT, MEDV_CLIENT_KEY, MEDV_KERBEROS, MEDV_KEYTAB, MEDV_PRINCIPAL, MEDV_CREDENTIALS",
     "As the options of these names. What servers are shown can also be told once for all, by server, in "
     "$XDG_CONFIG_HOME/medv/credentials.toml.",
 )
@@ -37,6 +37,18 @@ def credential_options(function: F) -> F:
             help="The certificate's key, without a password.  [default: in the certificate's file]",
         ),
         click.option(
+            "--kerberos", is_flag=True, envvar="MEDV_KERBEROS",
+            help="Show a Kerberos ticket to the repository's own server: of kinit or the session, or by --keytab.",
+        ),
+        click.option(
+            "--keytab", metavar="FILE", type=_FILE, envvar="MEDV_KEYTAB",
+            help="Get the ticket by the key in this file, such as /etc/krb5.keytab of a computer in a domain.",
+        ),
+        click.option(
+            "--principal", metavar="NAME", envvar="MEDV_PRINCIPAL",
+            help="Whose ticket it is, such as PC1$@EXAMPLE.ORG.  [default: of the session, or the keytab's first]",
+        ),
+        click.option(
             "--credentials", "credentials_file", metavar="FILE", type=_FILE, envvar="MEDV_CREDENTIALS",
             help="What each server, mirrors too, is shown (TOML).  [default: $XDG_CONFIG_HOME/medv/credentials.toml]",
         ),
@@ -54,8 +66,12 @@ def take_credentials(options: dict[str, Any]) -> Credentials:
     given = {name: options.pop(name) or "" for name in ("token_file", "client_cert", "client_key")}
     if given["client_key"] and not given["client_cert"]:
         raise click.UsageError("--client-key goes with --client-cert")
+    ticket = {name: options.pop(name) or "" for name in ("keytab", "principal")}
+    kerberos = bool(options.pop("kerberos") or ticket["keytab"] or ticket["principal"])
+    if kerberos and given["token_file"]:
+        raise click.UsageError("either --token-file or --kerberos: a request can show one of them")
     if path is None:
         from platformdirs import user_config_path
 
         path = os.fspath(user_config_path("medv", appauthor=False) / FILE)
-    return load(path, Credential(**given))
+    return load(path, Credential(kerberos=kerberos, **given, **ticket))

@@ -31,7 +31,7 @@ REMEDIES: Final[Mapping[Cause, str]] = {
 
 _UNKNOWN: Final = (
     "access denied: the server wants credentials that it knows, and got none, or others (wrong, expired or revoked); "
-    "see --token-file and --client-cert, or get a signed URL"
+    "see --token-file, --client-cert and --kerberos, or get a signed URL"
 )
 _EXPIRED: Final = (
     "access denied: the credentials have expired; get new ones and run the same command again: it goes on where it "

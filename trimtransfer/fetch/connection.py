@@ -24,6 +24,7 @@ from trimtransfer.errors import AccessDenied, FetchError
 from trimtransfer.fetch.answer import REMEDIES, content_length
 from trimtransfer.fetch.crew import Stopped
 from trimtransfer.fetch.line import Line
+from trimtransfer.fetch.negotiate import ROUNDS, Negotiator, Proof
 from trimtransfer.fetch.reach import NobodyListens, Reach
 from trimtransfer.fetch.retry import Cause, Failed
 from trimtransfer.fetch.site import follow, shown
@@ -47,7 +48,8 @@ class Connection:
     """One httpx client, so that its sockets are known: the watching thread can break them while another one waits.
 
     Usually one socket; redirects to other hosts add some. These see ``others``, the TLS without a client's certificate,
-    where that differs from ``tls``. ``renewed`` tells whether there are new credentials instead of those in a header.
+    where that differs from ``tls``. ``renewed`` tells whether there are new credentials instead of those in a header;
+    a ``negotiator`` proves each request to the site's own origin anew, instead of such credentials.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Connection:
         *,
         others: ssl.SSLContext | None = None,
         renewed: Callable[[str], bool] | None = None,
+        negotiator: Negotiator | None = None,
     ) -> None:
         self.deadline = _NEVER
         self.aborted = False
@@ -70,7 +73,7 @@ class Connection:
         self._address: str | None = None
         self._client = _client(line, tls)
         _connect_by(self._client, reach)
-        self._renewed = renewed
+        self._renewed, self._negotiator = renewed, negotiator
         self._others = self._client
         if others is not None and others is not tls:
             self._others = _client(line, others)
@@ -79,10 +82,7 @@ class Connection:
     def ask(self, url: str, headers: Mapping[str, str]) -> _Exchange:
         """Send a GET, follow redirects, and return the answer; every hop is a new request with headers of its own."""
         for _ in range(self._options.redirects + 1):
-            exchange = self._send(url, headers)
-            if exchange.status == 401 and self._renewed is not None and self._renewed(exchange.authorization or ""):
-                exchange.close()
-                exchange = self._send(url, headers)
+            exchange = self._proven(url, headers)
             if exchange.status not in (301, 302, 303, 307, 308):
                 return exchange
             exchange.close()
@@ -132,9 +132,32 @@ class Connection:
             raise Failed(Cause.REDIRECT, f"malformed URL: {error}") from error
         self.check()
 
-    def _send(self, url: str, headers: Mapping[str, str]) -> _Exchange:
+    def _proven(self, url: str, headers: Mapping[str, str]) -> _Exchange:
+        """Send a GET with what the server is shown."""
+        if self._negotiator is not None and self._line.site.is_own(url):
+            return self._negotiated(self._negotiator.begin(), url, headers)
+        exchange = self._send(url, headers, self._line.site.authorization(url))
+        if exchange.status == 401 and self._renewed is not None and self._renewed(exchange.authorization or ""):
+            exchange.close()
+            exchange = self._send(url, headers, self._line.site.authorization(url))
+        return exchange
+
+    def _negotiated(self, proof: Proof, url: str, headers: Mapping[str, str]) -> _Exchange:
+        """Send a GET, again with each token that the server asks for; ``Failed`` where either side proves nothing."""
+        for _ in range(ROUNDS):
+            exchange = self._send(url, headers, proof.header())
+            try:
+                done = proof.answered(exchange.status, exchange.headers)
+            except BaseException:
+                exchange.close()
+                raise
+            if done:
+                return exchange
+            exchange.close()
+        raise Failed(Cause.DENIED, f"Kerberos came to no end in {ROUNDS} rounds", status=401)
+
+    def _send(self, url: str, headers: Mapping[str, str], authorization: str | None) -> _Exchange:
         own = dict(headers)
-        authorization = self._line.site.authorization(url)
         if authorization is not None:
             own["Authorization"] = authorization
         self._fit_rate()

@@ -11,6 +11,11 @@ origin - a repository's own server as well as its mirrors:
     client_cert = "/etc/medv/client.pem"
     client_key = "/etc/medv/client.key"
     ca_cert = "/etc/medv/ca.pem"
+
+    ["https://branch.example.org"]
+    kerberos = true
+    keytab = "/etc/krb5.keytab"         # of this computer; without it, the ticket of whoever runs the command
+    principal = "PC1$@EXAMPLE.ORG"
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from trimtransfer.errors import AccessDenied
+from trimtransfer.fetch.negotiate import Negotiator
 from trimtransfer.fetch.site import origin_of
 
 FILE: Final = "credentials.toml"
@@ -40,19 +46,33 @@ _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 class Credential:
     """What is shown to one origin, as paths of files; empty: nothing. ``client_key`` may be in ``client_cert``.
 
-    ``ca_cert`` are the authorities to believe of that server instead of the system's.
+    ``ca_cert`` are the authorities to believe of that server instead of the system's. ``kerberos``: a ticket is shown,
+    that of the environment or one by a ``keytab``, of the ``principal`` named or the first one there.
     """
 
     token_file: str = ""
     client_cert: str = ""
     client_key: str = ""
     ca_cert: str = ""
+    kerberos: bool = False
+    keytab: str = ""
+    principal: str = ""
+
+    def __post_init__(self) -> None:
+        if self.token_file and self.kerberos:
+            raise ValueError("a token or Kerberos: a request can show one of them")
+        if (self.keytab or self.principal) and not self.kerberos:
+            raise ValueError("keytab and principal go with kerberos")
 
     def over(self, other: Credential) -> Credential:
         """Return this one, with what it leaves empty from another."""
         given = {one.name: value for one in fields(self) if (value := getattr(self, one.name))}
         if "client_cert" in given:
             other = replace(other, client_key="")  # a key belongs to its certificate
+        if "token_file" in given:
+            other = replace(other, kerberos=False, keytab="", principal="")
+        if "kerberos" in given:
+            other = replace(other, token_file="", keytab="", principal="")  # whose ticket it is, is told at one place
         return replace(other, **given)
 
 
@@ -129,10 +149,26 @@ def bearer_for(credential: Credential, url: str) -> Bearer | None:
     """
     if not credential.token_file:
         return None
+    _check_encrypted(url, "a token")
+    return Bearer(credential.token_file, url)
+
+
+def negotiator_for(credential: Credential, url: str) -> Negotiator | None:
+    """Return the Kerberos side of a credential for a server, if it has one.
+
+    Raises:
+        AccessDenied: its tokens would cross a network unencrypted, or a package is missing.
+    """
+    if not credential.kerberos:
+        return None
+    _check_encrypted(url, "a Kerberos ticket")
+    return Negotiator(url, keytab=credential.keytab, principal=credential.principal)
+
+
+def _check_encrypted(url: str, what: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
-        raise AccessDenied(url, "a token is not sent unencrypted: use https://")
-    return Bearer(credential.token_file, url)
+        raise AccessDenied(url, f"{what} is not sent unencrypted: use https://")
 
 
 def _is_loopback(host: str) -> bool:
@@ -152,6 +188,14 @@ def _origin(name: str) -> tuple[str, str, int]:
 def _credential(values: Any, directory: Path) -> Credential:
     """Return the credential of a table; paths in it are relative to the file's directory."""
     known = [one.name for one in fields(Credential)]
-    if not isinstance(values, dict) or not all(key in known and isinstance(one, str) for key, one in values.items()):
-        raise ValueError(f"there are only {', '.join(known)}, each a path in quotes")
-    return Credential(**{key: str(directory / Path(path).expanduser()) for key, path in values.items()})
+    if not isinstance(values, dict) or not all(map(_fits, values, values.values())):
+        raise ValueError(f"there are only {', '.join(known)}: kerberos = true or false, each other a text in quotes")
+    plain = ("kerberos", "principal")
+    given: dict[str, Any] = {
+        key: one if key in plain else str(directory / Path(one).expanduser()) for key, one in values.items()
+    }
+    return Credential(**given)
+
+
+def _fits(key: str, value: Any) -> bool:
+    return key in Credential.__dataclass_fields__ and isinstance(value, bool if key == "kerberos" else str)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from trimtransfer.fetch.connection import Connection, tls_context
-from trimtransfer.fetch.credentials import NOTHING, Credential, bearer_for
+from trimtransfer.fetch.credentials import NOTHING, Credential, bearer_for, negotiator_for
 from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import FetchOptions
@@ -50,14 +50,16 @@ class HttpStore:
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections={connections}: at least 1 is needed")
-        bearer = bearer_for(credential, Site(url).url)
+        bearer, negotiator = bearer_for(credential, Site(url).url), negotiator_for(credential, Site(url).url)
         site = Site(url, bearer.header if bearer else None)
         believed = ca_cert or credential.ca_cert or None
         tls, reach = tls_context(believed, site.url, credential.client_cert, credential.client_key), Reach()
         others = tls_context(believed, site.url) if credential.client_cert else tls
         self._line = Line(
             site,
-            lambda line: Connection(line, tls, reach, others=others, renewed=bearer.renewed if bearer else None),
+            lambda line: Connection(
+                line, tls, reach, others=others, renewed=bearer.renewed if bearer else None, negotiator=negotiator
+            ),
             connections=connections,
             throttle=throttle or Throttle(limit_rate),
             options=options or FetchOptions(),
