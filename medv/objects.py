@@ -17,6 +17,8 @@ LASTING: Final = frozenset(("manifest.bin", "tables.bin", "locations.bin", "keys
 """Files of a version that are written once and never changed."""
 YEAR: Final = 31_536_000
 """Seconds that what never changes may be kept by caches (the most that they honour)."""
+_ROLE: Final = re.compile(r"[0-9]+\.image-(.+)\.json")
+"""Signed metadata of one image."""
 _PACK: Final = re.compile(r"([0-9a-f]{2})[0-9a-f]{62}\.bin")
 
 
@@ -48,7 +50,8 @@ def identify(name: tuple[str, ...]) -> Named | None:
     if name[0] == "images":
         return Named(Kind.IMAGE, image=owner_of(name[1])) if len(name) >= 3 and _is_name(name[1]) else None
     if name[0] == "metadata":
-        return Named(Kind.METADATA)
+        role = _ROLE.fullmatch(name[-1]) if len(name) == 2 else None
+        return Named(Kind.IMAGE, image=role[1]) if role and _is_name(role[1]) else Named(Kind.METADATA)
     return Named(Kind.PROFILE) if name[0] == "profiles" else None
 
 

@@ -21,8 +21,10 @@ from servers import Authority, Nginx, free_port
 from medv.gateway.examples import nginx_configuration
 from medv.gateway.serving import Listening, serve
 from medv.gateway.settings import load
+from trimtransfer.repository.keysetup import Plan, init_keys
 from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import VersionReader
+from trimtransfer.repository.signer import Keys
 from trimtransfer.store import DirectoryStore
 
 QUICK = "[server]\nrefresh = 0.1\ngrace = 5\n"
@@ -30,7 +32,7 @@ QUICK = "[server]\nrefresh = 0.1\ngrace = 5\n"
 
 @dataclass(frozen=True)
 class Tenants:
-    """A repository of two images, ``alpha`` (two versions, with deltas) and ``beta``, that share some content.
+    """A signed repository of two images, ``alpha`` (two versions, with deltas) and ``beta``, that share some content.
 
     ``packs`` by who refers to them: alpha alone, beta alone, both.
     """
@@ -38,6 +40,7 @@ class Tenants:
     root: Path
     packs: dict[str, str]
     delta: str
+    keys: Keys
 
 
 def tenants(directory: Path, rng: np.random.Generator) -> Tenants:
@@ -54,11 +57,11 @@ def tenants(directory: Path, rng: np.random.Generator) -> Tenants:
         source.write_bytes(data)
         like = ["alpha"] if image == "beta" else []
         publish(root, source, image=image, version=version, level=3, like=like)
-    (root / "metadata").mkdir()
-    (root / "metadata/1.root.json").write_text("{}")
+    keys = Keys((directory / "keys",))
+    init_keys(str(root), keys=keys, offline=directory / "offline", plan=Plan({}, {}), passphrase=None)
     (root / "profiles").mkdir()
     (root / "profiles/office.bin").write_bytes(b"profile")
-    return Tenants(root, _packs(root), "images/alpha/2/from-1.bin")
+    return Tenants(root, _packs(root), "images/alpha/2/from-1.bin", keys)
 
 
 def packs_of(root: Path, image: str, version: str) -> set[str]:

@@ -79,6 +79,8 @@ ROUTES = {
     "missing version": ("images/alpha/9/manifest.bin", 404, 403),
     "further disk": ("images/alpha.disk1/1/manifest.bin", 404, 403),
     "metadata": ("metadata/1.root.json", 200, 200),
+    "what is signed of alpha": ("metadata/1.image-alpha.json", 200, 403),
+    "what is signed of nobody": ("metadata/1.image-gamma.json", 403, 403),
     "profile": ("profiles/office.bin", 403, 403),
 }
 NEVER = ("nothing", "wrong", "expired")

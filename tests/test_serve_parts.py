@@ -109,6 +109,14 @@ def test_what_names_stand_for() -> None:
     wrong = f"packs/ac/{digest}.bin packs/ab/{digest} packs/{digest}.bin packs images/x images/con/head.json"
     for name in (wrong + " images/X/head.json other/x").split():
         assert identify(tuple(name.split("/"))) is None
+    for name, image in (("7.image-win10.json", "win10"), ("12.image-a.image-b.json", "a.image-b")):
+        role = identify(("metadata", name))
+        assert role is not None
+        assert (role.kind, role.image) == (Kind.IMAGE, image)
+    for name in ("timestamp.json", "7.snapshot.json", "image-win10.json", "7.image-.json", "7.image-win10.json.old"):
+        common = identify(("metadata", name))
+        assert common is not None
+        assert common.kind is Kind.METADATA
     disk = identify(("images", "x.disk3", "1", "manifest.bin"))
     assert disk is not None
     assert disk.image == "x"
@@ -398,12 +406,12 @@ def test_packs_belong_to_the_images_that_refer_to_them(tmp_path: Path, rng: np.r
     # A new version: its packs are known once anything that tells of it was asked for.
     source = tmp_path / "new.img"
     source.write_bytes(rng.bytes(500_000))
-    publish(house.root, source, image="beta", version="2", level=3)
+    publish(house.root, source, image="beta", version="2", level=3, keys=house.keys)
     (new,) = packs_of(house.root, "beta", "2") - packs_of(house.root, "beta", "1")
     assert index.images(bytes.fromhex(new[-68:-4])) == frozenset()
     index.ensure("beta")
     assert index.images(bytes.fromhex(new[-68:-4])) == {"beta"}
-    add_deltas(house.root, "alpha", base="1", version="2", level=3)
+    add_deltas(house.root, "alpha", base="1", version="2", level=3, keys=house.keys)
     index.refresh()
 
     # Another process, and the same file after a restart, know the same; a lost or damaged file is made again.

@@ -88,20 +88,19 @@ def sync(
     cancel: threading.Event | None = None,
     confirm: Callable[[], None] | None = None,
 ) -> SyncReport:
-    """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, what ``channel`` stands for, or
-    ``version`` (its name or a label); return a report.
+    """Make ``output`` (default: ``IMAGE.img`` here) the newest version of ``image``, ``channel``'s, or ``version``.
 
-    Further disks of a version become ``disk_outputs``, else what they became before, else ``IMAGE.disk1.img`` and so
-    on; all are complete and verified before any takes its place, the first one last. ``url`` is a repository: http,
-    https, a local directory, or a bundle. ``seeds`` are files, directory trees, devices or bundles that may hold parts
-    of the image; bundles of the image in the folder of ``output`` that are named ``*.bundle`` count, too. ``write``:
-    ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``, ``qcow2``, ``vhd`` or ``vhdx`` (default: as
-    the image is now; of a first one, as it was published). ``limit_rate`` in bytes per second; ``manners``: other
-    limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache`` keeps indexes of scanned seeds.
-    ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up to date first, as far as that
-    pays: decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per second, else what was measured.
-    ``credentials``: what servers are shown; ``trusting``: whose signatures count. ``confirm`` is called before content
-    is fetched or written; what it raises ends the sync. Memory: 256 MiB at most.
+    ``version`` is a name or a label. Further disks of a version become ``disk_outputs``, else what they became before,
+    else ``IMAGE.disk1.img`` and so on; all are complete and verified before any takes its place, the first one last.
+    ``url`` is a repository: http, https, a local directory, or a bundle. ``seeds`` are files, directory trees, devices
+    or bundles that may hold parts of the image; bundles of the image in the folder of ``output`` that are named
+    ``*.bundle`` count, too. ``write``: ``new`` file and rename, ``in-place``, or ``auto``. ``format``: ``raw``,
+    ``qcow2``, ``vhd`` or ``vhdx`` (default: as the image is now; of a first one, as it was published). ``limit_rate``
+    in bytes per second; ``manners``: other limits. ``side`` is another side directory than ``OUTPUT.medv``; ``cache``
+    keeps indexes of scanned seeds. ``host_index`` is used as it is, or with ``refresh_host_index`` made or brought up
+    to date first, as far as that pays: decided (:mod:`trimtransfer.assembly.payoff`) by ``bandwidth`` in bytes per
+    second, else what was measured. ``credentials``: what servers are shown; ``trusting``: whose signatures count.
+    ``confirm`` is called before content is fetched or written; what it raises ends the sync. Memory: 256 MiB at most.
 
     Raises:
         NotFound: no such image or version. Locked: another process syncs this output. Untrusted: bad signatures.
