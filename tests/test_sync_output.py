@@ -20,6 +20,7 @@ from syncing import leftovers, make_images, publish_all, write_sparse
 from trimtransfer.assembly.sync import sync
 from trimtransfer.assembly.verify import verify_image
 from trimtransfer.errors import Cancelled, FormatError, TargetRefused
+from trimtransfer.trust.options import Trusting
 
 SECTOR = 512
 
@@ -170,7 +171,8 @@ def test_an_ordinary_user_owns_a_read_only_image(place: Place, write: str, inter
         subprocess.run(["chown", "-R", "65534:65534", folder], check=True)
         os.seteuid(65534)
         try:
-            options = {"output": Path(folder) / "disk.img", "cache": Path(folder) / "cache"}
+            options: dict[str, Any] = {"output": Path(folder) / "disk.img", "cache": Path(folder) / "cache"}
+            options["trusting"] = Trusting(state=Path(folder) / "state")
             sync(Path(folder) / "repository", "disk", version="1", **options)
             if interrupted:  # a run that is stopped early has made the image writable already, or not: both must do
                 with pytest.raises(Cancelled):
@@ -191,7 +193,8 @@ def test_another_users_image_is_refused_before_anything_is_fetched(place: Place)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(place.repository, Path(folder) / "repository", dirs_exist_ok=True)
         subprocess.run(["chown", "-R", "65534:65534", folder], check=True)
-        options = {"output": Path(folder) / "disk.img", "cache": Path(folder) / "cache"}
+        options: dict[str, Any] = {"output": Path(folder) / "disk.img", "cache": Path(folder) / "cache"}
+        options["trusting"] = Trusting(state=Path(folder) / "state")
         os.seteuid(65534)
         try:
             sync(Path(folder) / "repository", "disk", version="1", **options)
@@ -281,7 +284,9 @@ def test_the_commands(place: Place, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert sum(report["content"].values()) == report["length"] == len(place.images[0])
     assert {"bytes", "requests"} <= set(report["network"])
-    assert all(json.loads(line)["event"] == "progress" for line in done.stderr.splitlines())
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    (warning,) = [one["message"] for one in told if one["event"] != "progress"]
+    assert warning.startswith("nobody vouches for disk 1")
     assert (tmp_path / "disk.img").read_bytes() == place.images[0]
     text = run("sync", place.repository, "disk", *cache, folder=tmp_path)
     assert "disk.img is now disk 2" in text.stdout

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from kills import changes_until
 from schedules import Died, dying
 
-from medv.ranges import cache_control
+from medv.objects import cache_control
 from trimtransfer.assembly.preview import plan
 from trimtransfer.assembly.sync import sync
 from trimtransfer.catalogue import Catalogue

@@ -69,8 +69,12 @@ class TrustState:
         return RepositoryState(self.path / repository)
 
     def _places(self) -> dict[str, Any]:
-        """Raises ``FormatError`` if the file is damaged: what was trusted must not be forgotten."""
-        data = _read(self.path / _PLACES, _MOST)
+        """Raises ``FormatError`` or ``TargetRefused`` if the file is damaged or somebody else's: what was trusted must
+        not be forgotten."""
+        try:
+            data = _read(self.path / _PLACES, _MOST)
+        except PermissionError as error:
+            raise TargetRefused(str(self.path), "cannot be read by this user; name another folder (--state)") from error
         return {} if data is None else read_json(data, str(self.path / _PLACES))
 
 
