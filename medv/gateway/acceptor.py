@@ -16,29 +16,21 @@ from medv.gateway.trouble import ConfigError, Refused
 SCHEME: Final = "kerberos"
 _KERBEROS: Final = "1.2.840.113554.1.2.2"
 _ANONYMOUS: Final = 64
-_BASE: Final = 0x1_0000_0000 - 1_765_328_384
-"""First of the error codes of RFC 4120 as libraries number them, in 32 bits without a sign."""
-_EXPIRED: Final = 32
-_OTHER_KEY: Final = (
-    "encrypted by another key than the keytab's: the account's password changed since it was made; export it again"
-)
-_NO_KEY: Final = "for a service, or by a version of its key, that the keytab does not hold; export it again"
+_EXPIRED: Final = "Ticket expired"
+_OTHER_KEY: Final = "sealed by another key: the account's password changed since the keytab was made; export it again"
 _REASONS: Final = {
     _EXPIRED: "the ticket has expired",
-    33: "the ticket is not valid yet: the clocks of this machine, the client and the KDC differ; set them by NTP",
-    34: "shown before: a replay, or the answer got lost",
-    35: "a ticket for another service than those of the keytab",
-    37: "the clocks of the client and of this machine differ by more than krb5.conf allows (clockskew, 5 minutes); set "
-    "the wrong one by NTP",
-    31: _OTHER_KEY,
-    41: _OTHER_KEY,
-    44: _NO_KEY,
-    45: _NO_KEY,
-    144: _NO_KEY,
-    181: _NO_KEY,
-    230: _NO_KEY,
+    "Ticket not yet valid": "the clocks of this machine, the client and the KDC differ; set the wrong one by NTP",
+    "Clock skew too great": "the clocks of the client and of this machine differ by more than krb5.conf allows "
+    "(clockskew, 5 minutes); set the wrong one by NTP",
+    "Request is a replay": "a token that was shown before",
+    "Decrypt integrity check failed": _OTHER_KEY,
+    "Message stream modified": _OTHER_KEY,
+    "not found in keytab": "a ticket for another service, or sealed by another version of its key, than the keytab "
+    "holds (klist -k); clients must use a name that the keytab has, or it is to be exported again",
+    "Cannot find key": "the keytab lacks a key of the ticket's kind of encryption; export it again, with AES keys",
 }
-"""What the codes of RFC 4120, section 7.5.9, and some of MIT's library mean for whoever runs the server."""
+"""What the library's words mean for whoever runs the server. Its numbers say nothing: SPNEGO hands on others."""
 REMEDY: Final = "pip install 'trimtransfer[kerberos]'; of Debian's packages it needs gcc, python3-dev and libkrb5-dev"
 
 
@@ -90,10 +82,10 @@ class Acceptor:
                 return Step(answer, context=done.context)
             return Step(answer, self._client(done.context))
         except self._gssapi.exceptions.GSSError as error:
-            code = (error.min_code - _BASE) & 0xFFFFFFFF
-            answer = getattr(error, "token", None) or b""
-            reason = _REASONS.get(code, _told(error))
-            raise Refused(SCHEME, reason, expired=code == _EXPIRED, token=answer) from None
+            answer, told = getattr(error, "token", None) or b"", _told(error)
+            meaning = next((one for words, one in _REASONS.items() if words in told), "")
+            reason = f"{meaning} ({told})" if meaning else told
+            raise Refused(SCHEME, reason, expired=_EXPIRED in told, token=answer) from None
 
     def _client(self, context: Any) -> Client:
         raw = self._gssapi.raw

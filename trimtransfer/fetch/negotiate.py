@@ -24,8 +24,6 @@ ROUNDS: Final = 4
 """Requests that one proof may take; Kerberos needs one."""
 _SPNEGO: Final = "1.3.6.1.5.5.2"
 _MUTUAL: Final = 2
-_BASE: Final = 0x1_0000_0000 - 1_765_328_384
-"""First of the error codes of RFC 4120 as libraries number them, in 32 bits without a sign."""
 _LONGEST: Final = 96 << 10
 _TOKEN: Final = re.compile(r"(?:^|,)\s*Negotiate(?:[ \t]+([A-Za-z0-9+/]+=*))?\s*(?:,|$)", re.IGNORECASE)
 _DRIFT: Final = 240.0
@@ -33,26 +31,31 @@ _DRIFT: Final = 240.0
 _AGAIN: Final = "then run the same command again: it goes on where it stopped"
 _NO_TICKET: Final = f"there is no valid ticket: get one with kinit, or name a keytab with --keytab; {_AGAIN}"
 _CLOCKS: Final = "the clock of this machine, of the server or of the KDC is wrong: set it by NTP"
+_CANNOT_READ: Final = (
+    "the server cannot read the ticket: its keytab is old, or of another service; tell whoever runs it"
+)
 _REMEDIES: Final = {
-    6: "the KDC does not know this user or computer: check --principal and --keytab",
-    7: "the KDC knows no service HTTP of this name: use the name that the server is registered by, or let it be "
-    "registered (setspn, samba-tool spn add)",
-    18: "the account is disabled, locked or expired; ask your administrator",
-    23: "the password has expired: change it (kpasswd)",
-    24: "the keytab's key is not the account's: export the keytab again",
-    32: _NO_TICKET,
-    33: _CLOCKS,
-    37: _CLOCKS,
-    31: "the server cannot read the ticket: its keytab is not of this service, or old; tell whoever runs it",
-    35: "the server is not the service that the ticket is for; tell whoever runs it",
-    41: "the server cannot read the ticket: its keytab is not of this service, or old; tell whoever runs it",
-    142: "krb5.conf does not tell the realm, or not where its KDC is",
-    195: _NO_TICKET,
-    230: "the keytab's key is not the account's: export the keytab again",
+    "Ticket expired": _NO_TICKET,
+    "No Kerberos credentials available": _NO_TICKET,
+    "No credentials cache found": _NO_TICKET,
+    "Credential cache is empty": _NO_TICKET,
+    "Can't find client principal": _NO_TICKET,
+    "Client not found": "the KDC does not know this user or computer: check --principal and --keytab",
+    "Server not found": "the KDC knows no service HTTP of this name: use the name that the server is registered by, or "
+    "have it registered (setspn, samba-tool spn add)",
+    "credentials have been revoked": "the account is disabled, locked or expired; ask your administrator",
+    "Password has expired": "change it (kpasswd)",
+    "Preauthentication failed": "the keytab's key is not the account's: export it again",
+    "Password incorrect": "the keytab's key is not the account's: export it again",
+    "Ticket not yet valid": _CLOCKS,
+    "Clock skew too great": _CLOCKS,
+    "Decrypt integrity check failed": _CANNOT_READ,
+    "Message stream modified": _CANNOT_READ,
+    "not found in keytab": _CANNOT_READ,
+    "Cannot find KDC": "krb5.conf does not say where the realm's KDC is",
 }
-"""What to do, by the codes of RFC 4120, section 7.5.9, and of MIT's library."""
-_UNREACHABLE: Final = frozenset((156, 170, 149))
-_NO_CREDENTIALS: Final = 7 << 16
+"""What to do, by the library's words. Its numbers say nothing: SPNEGO hands on others."""
+_UNREACHABLE: Final = ("Cannot contact any KDC", "Cannot resolve network address")
 PACKAGE: Final = "pip install 'trimtransfer[kerberos]'; of Debian's packages it needs gcc, python3-dev and libkrb5-dev"
 
 
@@ -68,9 +71,11 @@ class Negotiator:
             import gssapi.raw
         except ImportError:
             raise AccessDenied(url, f"Kerberos needs one more package: {PACKAGE}") from None
+        if keytab and not os.access(keytab, os.R_OK):
+            raise AccessDenied(url, f"keytab {keytab} is not there, or not for this user; name one that can be read")
         self.gssapi: Any = gssapi
         self._host = urlsplit(url).hostname or ""
-        self._keytab, self._principal = keytab, principal
+        self.keytab, self._principal = keytab, principal
         # Tickets by a keytab stay in this process, and those of whoever started it as they are.
         self._cache = f"MEMORY:medv-{os.getpid()}-{id(self):x}" if keytab else ""
 
@@ -87,8 +92,8 @@ class Negotiator:
         name, store = None, {}
         if self._principal:
             name = gssapi.raw.import_name(self._principal.encode(), gssapi.NameType.kerberos_principal)
-        if self._keytab:
-            store = {b"client_keytab": os.fsencode(self._keytab), b"ccache": self._cache.encode()}
+        if self.keytab:
+            store = {b"client_keytab": os.fsencode(self.keytab), b"ccache": self._cache.encode()}
         if store:
             return gssapi.raw.acquire_cred_from(store, name=name, usage="initiate").creds
         return gssapi.raw.acquire_cred(name, usage="initiate").creds
@@ -159,13 +164,12 @@ class Proof:
 
     def _failed(self, error: Any, what: str, headers: Mapping[str, str] | None = None) -> Failed:
         """Return what an error of the library means, and what to do."""
-        code = (error.min_code - _BASE) & 0xFFFFFFFF
         told = " ".join(error.get_all_statuses(error.min_code or error.maj_code, not error.min_code))
-        if code in _UNREACHABLE:
+        if any(words in told for words in _UNREACHABLE):
             return Failed(Cause.CONNECTION, f"{what}: {told}; see [realms] in krb5.conf")
-        remedy = _REMEDIES.get(code, "see klist, and krb5.conf")
-        if code not in _REMEDIES and error.maj_code & 0xFF0000 == _NO_CREDENTIALS:
-            remedy = _NO_TICKET
+        remedy = next((one for words, one in _REMEDIES.items() if words in told), "see klist, and krb5.conf")
+        if remedy == _NO_TICKET and self._negotiator.keytab:
+            remedy = f"klist -k {self._negotiator.keytab} shows whose keys it holds; name one with --principal"
         return Failed(Cause.DENIED, f"access denied: {what} ({told}){_drift(headers or {})}; {remedy}")
 
 
