@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = {"pyproject.toml", "trimtransfer", "medv", "native", "benchmarks", "tests", "README.md"}
 MAX_FUNCTION = 60
 HEAVY = {"numpy", "httpx", "blake3", "zstandard", "rich", "xxhash", "cffi", "sqlite3", "uvicorn", "aiofiles", "trustme"}
-HEAVY |= {"tuf", "securesystemslib", "cryptography", "starlette", "joserfc", "prometheus_client"}
+HEAVY |= {"tuf", "securesystemslib", "cryptography", "starlette", "joserfc", "prometheus_client", "gssapi"}
 
 
 def run(command: list[str], *, cwd: Path = ROOT, **environment: str) -> str:

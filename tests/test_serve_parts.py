@@ -9,6 +9,7 @@ import random
 import shutil
 import sqlite3
 import string
+import sys
 import threading
 import time
 from pathlib import Path
@@ -31,7 +32,10 @@ from medv.gateway.signedurls import BadSignature, Permit, check, secure_link, si
 from medv.gateway.tokens import BadToken, TokenFile
 from medv.gateway.trouble import ConfigError, Refused
 from medv.objects import Kind, cache_control, identify, lasts
-from trimtransfer.errors import NotFound
+from trimtransfer.errors import AccessDenied, NotFound
+from trimtransfer.fetch.credentials import Credential
+from trimtransfer.fetch.credentials import load as load_credentials
+from trimtransfer.fetch.http import HttpStore
 from trimtransfer.repository.deltas import add_deltas
 from trimtransfer.repository.publish import publish
 
@@ -329,6 +333,40 @@ def test_a_path_that_nginx_would_read_otherwise_is_refused(tmp_path: Path, name:
 
 
 # ---- limits
+
+
+def test_what_kerberos_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is an extra: who asks for Kerberos without it is told how to get it, and nobody else needs it."""
+    from medv.gateway.acceptor import Acceptor
+
+    monkeypatch.setitem(sys.modules, "gssapi", None)
+    with pytest.raises(ConfigError, match=r"trimtransfer\[kerberos\]"):
+        Acceptor(str(tmp_path / "keytab"), "HTTP")
+    with pytest.raises(AccessDenied, match=r"trimtransfer\[kerberos\].*libkrb5-dev"):
+        HttpStore("https://localhost/", credential=Credential(kerberos=True))
+    with pytest.raises(AccessDenied, match="unencrypted"):
+        HttpStore("http://images.example.org/", credential=Credential(kerberos=True))
+    HttpStore("https://localhost/").close()
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        (Credential(), Credential(kerberos=True, keytab="/k", principal="p")),
+        (Credential(kerberos=True), Credential(kerberos=True)),
+        (Credential(token_file="/t"), Credential(token_file="/t")),
+        (Credential(client_cert="/c"), Credential(kerberos=True, keytab="/k", principal="p", client_cert="/c")),
+    ],
+)
+def test_the_command_line_wins_over_the_file_of_credentials(own: Credential, found: Credential, tmp_path: Path) -> None:
+    file = tmp_path / "credentials.toml"
+    file.write_text('["https://x"]\nkerberos = true\nkeytab = "/k"\nprincipal = "p"\n')
+    known = load_credentials(file, own)
+    assert known.of("https://x/images", own=True) == found
+    for wrong in ('kerberos = "yes"', 'principal = "p"', 'kerberos = true\ntoken_file = "t"', "keytab = 1"):
+        file.write_text(f'["https://x"]\n{wrong}\n')
+        with pytest.raises(AccessDenied, match="no file of credentials"):
+            load_credentials(file)
 
 
 def test_limits_of_one_client() -> None:

@@ -35,9 +35,12 @@ def serve(output: Output, /, repository: Path, config: str | None, anonymous: bo
 
     Without any configuration everybody on this machine may read everything. Any web server can serve a repository, as
     it consists of files; this one asks who may have what: by tokens (`medv-repo token`), JWTs of an OpenID provider,
-    client certificates or signed URLs (`medv-repo sign`), and rules for users, groups and computers by image. A pack
-    belongs to the images that refer to it. For many clients put nginx in front (--print-nginx): it asks this program
-    and sends the bytes itself.
+    client certificates, signed URLs (`medv-repo sign`) or Kerberos tickets, and rules for users, groups and computers
+    by image. A pack belongs to the images that refer to it. For many clients put nginx in front (--print-nginx): it
+    asks this program and sends the bytes itself.
+
+    For Kerberos, give an account of the domain the SPN HTTP/NAME - NAME is what clients call the server - and export
+    its keytab (setspn and ktpass; samba-tool spn add and samba-tool domain exportkeytab) for [kerberos] keytab.
 
     The configuration is a TOML file (--print-config shows everything there is). Each of its keys can be set in the
     environment, too: MEDV_SERVE_LIMITS_RATE=50 is `rate` of [limits]. Options win over the environment, that over the
