@@ -430,6 +430,9 @@ def test_an_old_keytab_and_its_replacement(domain: Domain, repository: Tenants, 
         assert status() == 200
         keytab.unlink()
         assert status() == 401
+        (told,) = server.wait_for(level="error")
+        assert "exportkeytab" in told["text"]
+        assert client.get(f"{server.url}/readyz").status_code == 503
 
 
 def test_a_ticket_that_has_ended(

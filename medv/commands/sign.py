@@ -56,7 +56,7 @@ def sign(
     if url is None or key_file is None or not images:
         raise click.UsageError("name URL, --image and --key (or --new-key)")
     from medv.gateway import signedurls
-    from medv.gateway.serving import read_secret
+    from medv.gateway.configured import read_secret
 
     key, end = read_secret(key_file, "--key"), int(time.time() + expires)
     try:

@@ -61,16 +61,20 @@ class Acceptor:
     def __init__(self, keytab: str, service: str) -> None:
         self._gssapi = _library()
         self._keytab, self._service = keytab, service
-        _check_secret(keytab)
-        try:
-            self._credentials()
-        except self._gssapi.exceptions.GSSError as error:
-            problem = f"{keytab} cannot be used for {service}: {_told(error)}"
-            remedy = f"it holds the keys of a service {service.partition('@')[0]}/NAME (klist -k {keytab})"
-            raise ConfigError("configuration", "kerberos.keytab", problem, remedy) from None
+        self.check()
 
     def __repr__(self) -> str:
         return f"Acceptor({self._keytab!r}, {self._service!r})"
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` where the keytab cannot be used, or not any more."""
+        _check_secret(self._keytab)
+        try:
+            self._credentials()
+        except self._gssapi.exceptions.GSSError as error:
+            problem = f"{self._keytab} cannot be used for {self._service}: {_told(error)}"
+            remedy = f"it holds the keys of a service {self._service.partition('@')[0]}/NAME (klist -k {self._keytab})"
+            raise ConfigError("configuration", "kerberos.keytab", problem, remedy) from None
 
     def step(self, token: bytes, context: Any = None) -> Step:
         """Take a token in, with the ``context`` of the step before, if there was one; ``Refused``."""

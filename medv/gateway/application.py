@@ -32,7 +32,7 @@ from medv.gateway.metrics import CONTENT_TYPE, Metrics
 from medv.gateway.proxy import Proxies, Told, certificate_of, value
 from medv.gateway.schemes import Presented, Proven
 from medv.gateway.sending import Gone, Sender
-from medv.gateway.settings import LimitSettings, Settings
+from medv.gateway.settings import Settings
 from medv.gateway.trouble import Refused
 from medv.objects import Named, cache_control, identify
 from medv.ranges import BadPath, Headers, object_name
@@ -310,8 +310,6 @@ class Gateway:
                 return Response(self.metrics.text(), media_type=CONTENT_TYPE, headers=plain)
         return PlainTextResponse("404 not found\n", status_code=404, headers=plain)
 
-    # ---- inside
-
     @contextlib.asynccontextmanager
     async def _lifespan(self, application: Any) -> AsyncIterator[None]:
         watcher = asyncio.create_task(self._look())
@@ -399,10 +397,3 @@ class _Raw:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._application(scope, receive, send)
-
-
-def allowance_of(limits: LimitSettings) -> Limits:
-    """Return the limits of one client that are configured."""
-    from medv.gateway.limits import Allowance
-
-    return Limits(Allowance(limits.requests_per_client, limits.rate, limits.burst, limits.bytes_per_second))

@@ -25,8 +25,9 @@ _WAITING: Final = 20_000
 _OURS: Final = ("medv", "trimtransfer", "uvicorn.error")
 _SECRET: Final = re.compile(
     r"\b(medv_[a-z0-9]{12})_[A-Za-z0-9_-]{20,}|(\bey[A-Za-z0-9_-]{6})[A-Za-z0-9_.-]{20,}|(\?)\S+"
+    r"|(\b(?:Negotiate|Basic) )[A-Za-z0-9+/]{20,}=*"
 )
-"""What must not be logged even if somebody puts it into a message: tokens of ours, JWTs, queries of URLs."""
+"""What must not be logged even if somebody puts it into a message: tokens of ours, JWTs, queries of URLs, headers."""
 
 
 class Lines(logging.Formatter):
@@ -102,4 +103,4 @@ def event(name: str, **facts: Any) -> None:
 
 def redact(text: str) -> str:
     """Return a text without what looks like a secret."""
-    return _SECRET.sub(lambda found: (found[1] or found[2] or found[3]) + "[redacted]", text)
+    return _SECRET.sub(lambda found: (found[1] or found[2] or found[3] or found[4]) + "[redacted]", text)

@@ -19,6 +19,7 @@ from medv.gateway.acceptor import SCHEME, Acceptor, Client
 from medv.gateway.access import Principal
 from medv.gateway.pac import Account, read
 from medv.gateway.schemes import Presented, Proven
+from medv.gateway.settings import Kerberos, group_names
 from medv.gateway.trouble import Refused
 from trimtransfer.errors import FormatError
 
@@ -50,6 +51,16 @@ class KerberosScheme:
         self._acceptor, self._realms, self._groups, self._pac = acceptor, frozenset(realms), dict(groups or {}), pac
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._begun: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, settings: Kerberos) -> KerberosScheme:
+        """Return the scheme that settings describe; ``ConfigError`` where the keytab or the package is missing."""
+        acceptor, groups = Acceptor(settings.keytab, settings.service), group_names("configuration", settings)
+        return cls(acceptor, realms=settings.realms, groups=groups, pac=settings.pac)
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` where the keytab cannot be used any more."""
+        self._acceptor.check()
 
     async def prove(self, presented: Presented, now: float) -> Proven | None:
         """Take the token in; ``Refused`` with an answer where the client has to send another one."""

@@ -15,8 +15,8 @@ import socket
 import ssl
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,18 +25,17 @@ from typing import Any, Final
 import uvicorn
 
 from medv.gateway.access import ANONYMOUS, Access, Role, Rule
-from medv.gateway.application import Gateway, allowance_of
-from medv.gateway.certificates import CertificateScheme, Mapping
+from medv.gateway.application import Gateway
+from medv.gateway.configured import read_secret, schemes_of
 from medv.gateway.connection import Connections, GuardedProtocol
 from medv.gateway.door import Door
 from medv.gateway.journal import event, journal
+from medv.gateway.limits import Allowance, Limits
 from medv.gateway.metrics import CONTENT_TYPE, Metrics
 from medv.gateway.packindex import PackIndex
 from medv.gateway.proxy import Proxies
-from medv.gateway.schemes import Authenticator, Scheme, SignedUrlScheme, TokenScheme
-from medv.gateway.settings import Kerberos, Settings, Tls, group_names, networks
-from medv.gateway.signedurls import LEAST_KEY
-from medv.gateway.tokens import TokenFile
+from medv.gateway.schemes import Authenticator
+from medv.gateway.settings import LimitSettings, Settings, Tls, networks
 from medv.gateway.trouble import ConfigError
 
 _LOG: Final = logging.getLogger("medv.server")
@@ -91,7 +90,7 @@ def build(repository: Path, settings: Settings) -> Gateway:
     """Return the gateway that settings describe, its index of packs up to date; raises as :func:`serve`."""
     access = Access(settings.rules or (() if authenticates(settings) else (EVERYBODY,)))
     metrics, refreshers = Metrics(), list[Callable[[], object]]()
-    authenticator = Authenticator(_schemes(settings, refreshers))
+    authenticator = Authenticator(schemes_of(settings, refreshers))
     index = None
     if not access.everything(ANONYMOUS, Role.READ).allowed:
         index = PackIndex(repository, settings.server.index or index_path(repository))
@@ -112,6 +111,11 @@ def build(repository: Path, settings: Settings) -> Gateway:
     )
 
 
+def allowance_of(limits: LimitSettings) -> Limits:
+    """Return the limits of one client that are configured."""
+    return Limits(Allowance(limits.requests_per_client, limits.rate, limits.burst, limits.bytes_per_second))
+
+
 def authenticates(settings: Settings) -> bool:
     """Tell whether anybody can prove who he is: then nothing is for everybody unless a rule says so."""
     ways = (settings.tokens.file, settings.oidc.issuer, settings.signed_urls.key_files, settings.certificates)
@@ -124,72 +128,6 @@ def index_path(repository: Path) -> Path:
 
     name = hashlib.sha256(os.fsencode(repository.resolve())).hexdigest()[:16]
     return user_cache_path("medv", appauthor=False) / "serve" / f"{name}.sqlite3"
-
-
-def read_secret(path: str, key: str) -> bytes:
-    """Return the secret in a file, without white space around it; ``ConfigError`` if it is none, or not secret."""
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            secret = file.read(65_536).strip()
-    except OSError as error:
-        raise ConfigError("configuration", key, f"{path}: {error.strerror}", "name a file that can be read") from None
-    if mode & stat.S_IROTH:
-        raise ConfigError("configuration", key, f"{path} can be read by everybody", f"chmod o-rwx {path}")
-    if len(secret) < LEAST_KEY:
-        problem = f"{path} holds {len(secret)} bytes, at least {LEAST_KEY} are needed"
-        raise ConfigError("configuration", key, problem, "make one with `medv-repo sign --new-key FILE`")
-    return secret
-
-
-def _schemes(settings: Settings, refreshers: list[Callable[[], object]]) -> list[Scheme]:
-    schemes: list[Scheme] = []
-    if settings.kerberos.keytab:
-        # First among the challenges: nginx before 1.23 hands on one of them, and no other scheme needs its own.
-        schemes.append(_kerberos(settings.kerberos))
-    if settings.tokens.file:
-        tokens = TokenFile(settings.tokens.file)
-        tokens.refresh()
-        refreshers.append(tokens.refresh)
-        schemes.append(TokenScheme(tokens))
-    if settings.oidc.issuer:
-        from medv.gateway.oidc import JwtScheme, Provider
-
-        oidc = settings.oidc
-        schemes.append(JwtScheme(Provider(**{one.name: getattr(oidc, one.name) for one in fields(oidc)})))
-    if settings.signed_urls.key_files:
-        keys = _Keys(settings.signed_urls.key_files)
-        refreshers.append(keys.refresh)
-        schemes.append(SignedUrlScheme(lambda: keys.keys))
-    if settings.certificates:
-        mappings = [
-            Mapping(one.field, one.pattern, one.user, one.computer, one.groups) for one in settings.certificates
-        ]
-        schemes.append(CertificateScheme(mappings))
-    elif settings.tls.client_ca:
-        remedy = 'add [[certificate]] with field = "cn", pattern = "*", user = "{}", or the like'
-        raise ConfigError("configuration", "tls.client_ca", "without any [[certificate]] tells nothing of who", remedy)
-    return schemes
-
-
-def _kerberos(settings: Kerberos) -> Scheme:
-    from medv.gateway.acceptor import Acceptor
-    from medv.gateway.kerberos import KerberosScheme
-
-    groups = group_names("configuration", settings)
-    acceptor = Acceptor(settings.keytab, settings.service)
-    return KerberosScheme(acceptor, realms=settings.realms, groups=groups, pac=settings.pac)
-
-
-class _Keys:
-    """The keys of signed URLs, read again now and then."""
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = tuple(paths)
-        self.refresh()
-
-    def refresh(self) -> None:
-        self.keys = tuple(read_secret(path, "signed_urls.key_files") for path in self._paths)
 
 
 class RepositoryServer(uvicorn.Server):

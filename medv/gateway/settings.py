@@ -19,9 +19,7 @@ from medv.gateway.trouble import ConfigError
 
 T = TypeVar("T")
 ENVIRONMENT: Final = "MEDV_SERVE_"
-ALGORITHMS: Final = (
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519",
-)  # fmt: skip
+ALGORITHMS: Final = tuple("RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 ES512 EdDSA Ed25519".split())
 """Signatures of JWTs with a public key: what this server knows cannot make a token."""
 CERTIFICATE_FIELDS: Final = ("subject", "cn", "o", "ou", "dns", "email", "uri", "upn")
 """What a mapping of certificates can look at: the subject as RFC 4514 writes it, parts of it, alternative names."""
@@ -93,9 +91,9 @@ class Kerberos:
     """``[kerberos]``"""
 
     keytab: str = ""
-    """Keys of the service HTTP/NAME, where NAME is what clients call the server."""
+    """Keys of HTTP/NAME, where NAME is what clients call the server."""
     service: str = "HTTP"
-    """"HTTP@images.example.org": only tickets for this one of the keytab's services."""
+    """HTTP@NAME: only tickets for this one of the keytab's services."""
     realms: tuple[str, ...] = ()
     """Realms of clients that count; empty: the service's own."""
     groups: tuple[str, ...] = ()
@@ -382,10 +380,9 @@ def _check(name: str, settings: Settings) -> None:
         raise ConfigError(
             name, "oidc", "needs issuer and audience", "set both: a token for another service must not count"
         )
-    for algorithm in oidc.algorithms:
-        if algorithm not in ALGORITHMS:
-            remedy = f"write some of {', '.join(ALGORITHMS)}: with these, what this server knows makes no token"
-            raise ConfigError(name, "oidc.algorithms", f"names {algorithm!r}", remedy)
+    if strange := [one for one in oidc.algorithms if one not in ALGORITHMS]:
+        remedy = f"write some of {', '.join(ALGORITHMS)}"
+        raise ConfigError(name, "oidc.algorithms", f"names {', '.join(strange)}", remedy)
     if settings.log.level not in ("debug", "info", "warning", "error"):
         raise ConfigError(name, "log.level", f"is {settings.log.level!r}", "write debug, info, warning or error")
     if settings.proxy.accel and not (settings.proxy.accel.startswith("/") and settings.proxy.accel.endswith("/")):
