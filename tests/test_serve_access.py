@@ -162,7 +162,7 @@ def token(house: House, state: str) -> Ticket:
         secret, entry = house.tokens.create(user=user, expires=time.time() + (-5 if state == "expired" else 600))
         time.sleep(0.3)  # until the server has seen it
         assert entry.user == user
-    house.secrets.append(secret.rpartition("_")[2])
+    house.secrets.append(secret.split("_", 2)[2])
     return Ticket((("Authorization", f"Bearer {secret}"),))
 
 
@@ -489,5 +489,5 @@ def test_no_secret_is_in_the_log(house: House) -> None:
     logs += house.serving.log.read_text()
     assert len(house.secrets) > 10
     for one in house.secrets:
-        text = one.rpartition("_")[2] if one.startswith("medv_") else one
+        text = one.split("_", 2)[2] if one.startswith("medv_") else one
         assert text not in logs, "a secret is in the log"

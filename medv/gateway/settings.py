@@ -19,7 +19,7 @@ from medv.gateway.trouble import ConfigError
 
 T = TypeVar("T")
 ENVIRONMENT: Final = "MEDV_SERVE_"
-ALGORITHMS: Final = tuple("RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 ES512 EdDSA Ed25519".split())
+ALGORITHMS: Final = (*(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)), "EdDSA", "Ed25519")
 """Signatures of JWTs with a public key: what this server knows cannot make a token."""
 CERTIFICATE_FIELDS: Final = ("subject", "cn", "o", "ou", "dns", "email", "uri", "upn")
 """What a mapping of certificates can look at: the subject as RFC 4514 writes it, parts of it, alternative names."""

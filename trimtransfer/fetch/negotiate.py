@@ -129,15 +129,16 @@ class Proof:
         Raises:
             Failed: the server does not accept the ticket, or answers without having proven who it is.
         """
-        token = _token(headers.get("www-authenticate", ""))
+        token, more = _token(headers.get("www-authenticate", "")), False
         if token and not self._complete:
             try:
                 self._step(token)
+                more = bool(self._token)
             except self._gssapi.exceptions.GSSError as error:
                 what = "the server does not accept the ticket" if status == 401 else "the server's proof does not count"
                 raise self._failed(error, what, headers) from None
         if status == 401:
-            if token and not self._complete:
+            if more:
                 return False
             raise Failed(Cause.DENIED, _denied(headers), status=status)
         if status < 400 and not (self._complete and self._mutual):
