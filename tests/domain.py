@@ -21,16 +21,18 @@ _PYTHON = "/usr/bin/python3"
 
 def missing() -> str:
     """Return what a domain controller lacks here; empty: nothing."""
-    programs = [name for name in ("samba", "kinit", "kvno") if shutil.which(name, path=_path()) is None]
-    if programs:
-        return (
-            f"{', '.join(programs)}: not installed (Debian: samba-ad-dc samba-ad-provision krb5-user); CI installs it"
-        )
-    if find_spec("gssapi") is None:
-        return "gssapi is not installed: pip install 'trimtransfer[kerberos]', which needs libkrb5-dev; CI installs it"
+    if shutil.which("samba", path=_path()) is None:
+        return "samba is not installed (Debian: samba-ad-dc samba-ad-provision python3-samba); CI installs it"
     if os.geteuid() != 0:
         return "a domain controller needs ports below 1024: only root can start one; CI does"
-    return ""
+    return missing_client()
+
+
+def missing_client() -> str:
+    """Return what a client of Kerberos lacks here; empty: nothing."""
+    if find_spec("gssapi") is None:
+        return "gssapi is not installed: pip install 'trimtransfer[kerberos]', which needs libkrb5-dev; CI installs it"
+    return "" if shutil.which("kinit") else "kinit is not installed (Debian: krb5-user); CI installs it"
 
 
 class Domain:

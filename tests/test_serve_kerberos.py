@@ -15,8 +15,11 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from domain import REALM, Begun, Domain, missing, prolong, shift_clock
+from domain import REALM, Begun, Domain, missing, missing_client, prolong, shift_clock
 from gateways import QUICK, Front, Serving, Tenants, tenants
+from realm import REALM as MIT
+from realm import Realm
+from realm import missing as missing_realm
 from servers import HOST, MISSING_NGINX, Authority, BadServer, Fault, Request, has_nginx
 from test_serve_access import ROUTES
 from test_serve_sync import is_published
@@ -462,3 +465,29 @@ def test_a_ticket_that_has_ended(
             assert "expired" in line["reason"]
         finally:
             domain.configure()
+
+
+# ---- another KDC
+
+
+def test_a_kdc_of_another_kind(repository: Tenants, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of MIT's, names are the principals'; without being told so, the server refuses its tickets and says why."""
+    if lacking := missing_realm() or missing_client():
+        pytest.skip(lacking)
+    rule = f'[[rule]]\nimages = ["alpha"]\nusers = ["alice@{MIT}"]\ncomputers = ["pc1.mit.test@{MIT}"]\n'
+    with Realm(tmp_path) as realm, httpx.Client(trust_env=False, timeout=30) as client:
+        for name, value in realm.environment.items():
+            monkeypatch.setenv(name, value)
+        kerberos = f'{QUICK}[kerberos]\nkeytab = "{realm.keytab("http")}"\n'
+        for text, status in ((kerberos + rule, 401), (kerberos + "pac = false\n" + rule, 200)):
+            with Serving(repository.root, tmp_path / "work", text) as server:
+                for who in ("alice", "pc1"):
+                    headers = {"Authorization": Begun(realm.cache(who)).header()}
+                    url = f"{server.url}/images/alpha/head.json"
+                    assert client.get(url, headers=headers).status_code == status, who
+                    assert client.get(url.replace("alpha", "beta"), headers=headers).status_code == 401, "a replay"
+                if status == 401:
+                    assert "pac = false" in server.wait_for(status=401)[0]["reason"]
+                else:
+                    server.wait_for(user=f"alice@{MIT}")
+                    server.wait_for(user=f"pc1.mit.test@{MIT}")

@@ -91,13 +91,11 @@ class KerberosScheme:
             raise Refused(self.name, f"{client.principal[:200]!r} is of another realm than {known}")
         if not self._pac:
             return self._by_name(name, realm)
-        if not client.pac:
-            reason = f"the ticket of {client.principal[:200]!r} holds no account (PAC)"
-            raise Refused(self.name, f"{reason}: [kerberos] pac = false where the KDC is no Active Directory")
         try:
             return self._by_account(read(client.pac), realm)
         except FormatError as error:
-            raise Refused(self.name, str(error)) from None
+            reason = f"the ticket of {client.principal[:200]!r} tells no account ({error})"
+            raise Refused(self.name, f"{reason}; [kerberos] pac = false if the KDC is no Active Directory") from None
 
     def _by_account(self, account: Account, realm: str) -> Principal:
         name = account.name.translate(_CAPITALS)
