@@ -135,7 +135,7 @@ class Begun:
 
     def answered(self, header: str) -> bool:
         """Take an answer's WWW-Authenticate in; tell whether it holds the server's proof."""
-        kind, _, token = header.partition(" ")
+        kind, _, token = header.partition(",")[0].partition(" ")
         if kind == "Negotiate" and token:
             self.step(base64.b64decode(token))
         return self.complete

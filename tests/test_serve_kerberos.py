@@ -111,6 +111,7 @@ def house(
     top, kind = tmp_path_factory.mktemp("kerberos"), request.param
     names = [f'"{name}={domain.sids[name]}"' for name in ("alphas", "betas")]
     text = RULES + f'[kerberos]\nkeytab = "{domain.keytab("http")}"\ngroups = [{", ".join(names)}]\n'
+    text += f'[tokens]\nfile = "{top}/tokens.json"\n'
     context = ssl.create_default_context(cafile=authority.file)
     with httpx.Client(verify=context, trust_env=False, timeout=60) as client:
         made = lambda url, serving: House(  # noqa: E731
