@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from medv.commands.doctor import doctor
 from medv.commands.serve import serve
 from medv.commands.sign import sign
 from medv.commands.token import token
@@ -23,7 +24,7 @@ _NEEDED: Final = ("aiofiles", "trustme", "uvicorn")
 _REMEDY: Final = "the demonstration needs its server: pip install 'trimtransfer[demo]'"
 
 
-for _command in (serve, token, sign):
+for _command in (serve, token, sign, doctor):
     medv_repo.add_command(_command)
 
 

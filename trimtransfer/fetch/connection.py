@@ -89,6 +89,16 @@ class Connection:
             url = follow(url, exchange.headers.get("location"), status=exchange.status)
         raise Failed(Cause.REDIRECT, f"more than {self._options.redirects} redirects", status=exchange.status)
 
+    def ask_once(self, url: str, headers: Mapping[str, str]) -> _Exchange:
+        """Send a GET and return the answer, a redirect as it is."""
+        return self._send(url, headers)
+
+    def proxy(self, url: str) -> str | None:
+        """Return the proxy of the environment through which a URL is asked for, without secrets, or None."""
+        pool = getattr(self._client._transport_for_url(httpx.URL(url)), "_pool", None)
+        place = getattr(pool, "_proxy_url", None)
+        return None if place is None else f"{place.scheme.decode()}://{place.host.decode()}:{place.port or ''}"
+
     def received(self, count: int) -> None:
         """Note arrived bytes: real progress moves the deadline."""
         self._recent += count
@@ -210,6 +220,8 @@ class _Exchange:
         self.status, self.authorization = response.status_code, authorization
         self.headers: Mapping[str, str] = dict(response.headers.items())
         self.url = url
+        self.protocol, self.opened, self.address = response.http_version, connection._connected, connection._address
+        self.tls: Any = response.extensions["network_stream"].get_extra_info("ssl_object")
         self._connection, self._response = connection, response
 
     def chunks(self) -> Iterator[bytes]:

@@ -23,9 +23,10 @@ class NobodyListens(httpcore.ConnectError):
 
 
 class Reach(httpcore.SyncBackend):
-    """Connects for all connections of a store. Safe among threads."""
+    """Connects for all connections of a store. Safe among threads. ``only``: to this address, whatever the name has."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: str | None = None) -> None:
+        self._only = only
         self._lock = threading.Lock()
         self._failed: dict[str, int] = {}
         self._failures = 0
@@ -75,18 +76,24 @@ class Reach(httpcore.SyncBackend):
             return address in self._several
 
     def _in_order(self, addresses: list[str]) -> list[str]:
+        if self._only is not None:
+            return [self._only]
         with self._lock:
             if len(addresses) > 1:
                 self._several.update(addresses)
             return sorted(addresses, key=lambda address: self._failed.get(address, 0))
 
 
+def addresses_of(host: str, port: int) -> list[str]:
+    """Return the addresses of a name, in the system's order; ``OSError`` if it has none, ``UnicodeError``."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
 def _resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a name, in the system's order."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return addresses_of(host, port)
     except OSError as error:
         raise httpcore.ConnectError(str(error)) from error
     except UnicodeError as error:
         raise httpcore.ConnectError(f"{host!r} is no host name: {error}") from error
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

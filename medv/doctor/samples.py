@@ -1,0 +1,79 @@
+"""Which pieces of a version to look at: few bytes, and of each it is known what is right. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from trimtransfer.chunk import object_check
+from trimtransfer.location import Locations
+from trimtransfer.manifest import LOCATIONS, TABLES, Manifest, StoredRef
+from trimtransfer.pack import pack_name
+
+RUN: Final = 128 << 10
+"""Most bytes of frames in a row that are asked for at once."""
+_EDGES: Final = (1 << 31, 1 << 32)
+_SPAN: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PackSample:
+    """A pack, and frames in a row within it: bytes ``start`` to ``stop``; ``ends`` and ``checks`` of the frames."""
+
+    name: str
+    length: int
+    start: int
+    stop: int
+    ends: tuple[int, ...]
+    checks: tuple[bytes, ...]
+
+    def is_right(self, body: bytes) -> bool:
+        """Tell whether these are the frames' bytes."""
+        starts = (self.start, *self.ends[:-1])
+        parts = (body[start - self.start : end - self.start] for start, end in zip(starts, self.ends, strict=True))
+        return all(object_check(part) == check for part, check in zip(parts, self.checks, strict=True))
+
+
+def pieces(manifest: Manifest, *, kind: int, limit: int) -> Iterator[StoredRef]:
+    """Yield stored pieces of at most ``limit`` bytes in files of a ``kind`` (``TABLES``, ``LOCATIONS``), those of the
+    newest content first."""
+    names = ("full",) if kind == TABLES else ("fresh", "rest")
+    assert kind in (TABLES, LOCATIONS)
+    for name in names:
+        for number in np.flatnonzero((manifest.rows[name]["length"] > 0) & (manifest.rows[name]["length"] <= limit)):
+            row = manifest.rows[name][number]
+            yield StoredRef(int(row["file"]), int(row["offset"]), int(row["length"]), row["check"].tobytes())
+
+
+def choose(locations: Locations) -> PackSample | None:
+    """Return a run of whole frames in the longest pack: from its middle on, as far as ``RUN`` reaches.
+
+    None if there are no frames.
+    """
+    frames = locations.frames
+    if not len(frames):
+        return None
+    used = np.unique(frames["pack"]).tolist()
+    number = max(used, key=lambda pack: locations.packs[pack].length)
+    here = np.sort(frames[frames["pack"] == number], order="offset")
+    first = len(here) // 2
+    start = end = int(here["offset"][first])
+    ends: list[int] = []
+    checks: list[bytes] = []
+    for frame in here[first:]:
+        if int(frame["offset"]) != end or (ends and end + int(frame["stored"]) - start > RUN):
+            break
+        end += int(frame["stored"])
+        ends.append(end)
+        checks.append(frame["check"].tobytes())
+    ref = locations.packs[number]
+    return PackSample(pack_name(ref.digest), ref.length, start, end, tuple(ends), tuple(checks))
+
+
+def edges(total: int) -> list[tuple[int, int]]:
+    """Return the ranges of a large object that 32-bit numbers fail at: over 2 and 4 GiB, and at its end."""
+    found = [(edge - _SPAN // 2, edge + _SPAN // 2) for edge in _EDGES if edge + _SPAN <= total]
+    return [*found, (total - _SPAN, total)] if found else []
