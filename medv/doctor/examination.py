@@ -24,7 +24,7 @@ from trimtransfer.fetch.retry import Cause
 from trimtransfer.fetch.seen import AddressSeen, Seen
 from trimtransfer.head import MAX_HEAD, Head
 from trimtransfer.location import Locations
-from trimtransfer.manifest import LOCATIONS, Manifest
+from trimtransfer.manifest import Manifest
 from trimtransfer.names import deltas_name, head_name, manifest_name
 from trimtransfer.pack import PACK_MAGIC
 from trimtransfer.store import Store
@@ -281,7 +281,7 @@ class Examination:
         for file, name in zip(manifest.files, names, strict=True):
             for start, stop in samples.edges(file.length):
                 self._piece(name, start, stop, file.length)
-        for ref in samples.pieces(manifest, kind=LOCATIONS, limit=self._probe.left // 4):
+        for ref in samples.location_pieces(manifest, limit=self._probe.left // 4):
             total = manifest.files[ref.file].length
             seen = self._piece(names[ref.file], ref.offset, ref.offset + ref.length, total)
             if seen.status != 206 or not seen.succeeded:

@@ -10,7 +10,7 @@ import numpy as np
 
 from trimtransfer.chunk import object_check
 from trimtransfer.location import Locations
-from trimtransfer.manifest import LOCATIONS, TABLES, Manifest, StoredRef
+from trimtransfer.manifest import Manifest, StoredRef
 from trimtransfer.pack import pack_name
 
 RUN: Final = 128 << 10
@@ -37,13 +37,13 @@ class PackSample:
         return all(object_check(part) == check for part, check in zip(parts, self.checks, strict=True))
 
 
-def pieces(manifest: Manifest, *, kind: int, limit: int) -> Iterator[StoredRef]:
-    """Yield stored pieces of at most ``limit`` bytes in files of a ``kind`` (``TABLES``, ``LOCATIONS``), those of the
-    newest content first."""
-    names = ("full",) if kind == TABLES else ("fresh", "rest")
-    assert kind in (TABLES, LOCATIONS)
-    for name in names:
-        for number in np.flatnonzero((manifest.rows[name]["length"] > 0) & (manifest.rows[name]["length"] <= limit)):
+def location_pieces(manifest: Manifest, *, limit: int) -> Iterator[StoredRef]:
+    """Yield stored pieces of locations of at most ``limit`` bytes, those of the newest content and long ones first."""
+    for name in ("fresh", "rest"):
+        lengths = manifest.rows[name]["length"]
+        for number in np.argsort(lengths)[::-1]:
+            if not 0 < lengths[number] <= limit:
+                continue
             row = manifest.rows[name][number]
             yield StoredRef(int(row["file"]), int(row["offset"]), int(row["length"]), row["check"].tobytes())
 

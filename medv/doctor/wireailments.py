@@ -71,7 +71,6 @@ WIRE: Final = {
         do="Allow TLS 1.2 and 1.3 with usual ciphers. Where a client's certificate is demanded, name one.",
         nginx="ssl_protocols TLSv1.2 TLSv1.3;",
         iis="Enable TLS 1.2 for servers (SCHANNEL), and SNI in the binding.",
-        squid="tls-min-version=1.2 in https_port.",
     ),
     "tls-expired": Ailment(
         severity=ERROR,
