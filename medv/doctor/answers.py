@@ -86,15 +86,18 @@ def judge_blocked(seen: Seen, *, kind: str, names: tuple[str, ...]) -> Iterator[
         yield find(f"{kind}-blocked", told)
 
 
-def judge_missing(seen: Seen) -> Iterator[Finding]:
-    """What is wrong with the answer to a question for what cannot be there."""
+def judge_missing(seen: Seen, *, admitted: bool) -> Iterator[Finding]:
+    """What is wrong with the answer to a question for what cannot be there.
+
+    ``admitted``: what is there was had, so that a refusal here is not one of everything.
+    """
     status = seen.status
-    if status is None or status in (404, 410):
+    if status is None or status in (401, 404, 407, 410) or (status == 403 and not admitted):
         return
     told = f"{seen.url}, which does not exist: HTTP {status}{_title(seen)}"
     if status in (200, 206, 304):
         yield find("soft-404", told)
-    elif status in (401, 403):
+    elif status == 403:
         yield find("missing-denied", told)
     elif status not in (429, 503):
         yield find("missing-odd", told)

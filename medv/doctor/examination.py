@@ -131,8 +131,8 @@ class Examination:
         self._add(wire.judge_addresses(found))
         if all(one.seen.status is None for one in found):
             judged = [one for known in found for one in wire.judge_failure(known.seen)]
-            told = any(one.code.startswith("tls-") for one in self._findings)
-            self._add(one for one in judged if not (told and one.code.startswith("tls-")))
+            if not any(one.code.startswith("tls-") for one in self._findings):  # these say it better
+                self._add(judged)
             raise _Enough
 
     def _look_at_tls(self, address: str, host: str, seen: Seen) -> None:
@@ -284,7 +284,7 @@ class Examination:
         for ref in samples.location_pieces(manifest, limit=self._probe.left // 4):
             total = manifest.files[ref.file].length
             seen = self._piece(names[ref.file], ref.offset, ref.offset + ref.length, total)
-            if seen.status != 206 or not seen.succeeded:
+            if not _is_whole(seen):
                 return
             if object_check(seen.body) != ref.check:
                 self._add([find("damaged", f"{seen.url}, {ref.length:,} bytes from {ref.offset:,} on")])
@@ -303,7 +303,7 @@ class Examination:
             return
         self._row.append(first)
         self._add(caching.judge_lasting(first, credentials=self._probe.has_credentials))
-        if first.status == 206 and first.succeeded and first.ended and not sample.is_right(first.body):
+        if _is_whole(first) and not sample.is_right(first.body):
             self._add([find("damaged", f"{first.url}, bytes {sample.start:,} to {sample.stop - 1:,}")])
         if sample.stop - sample.start <= self._probe.left // 2:
             second = self._piece(name, sample.start, sample.stop, total)
@@ -325,11 +325,13 @@ class Examination:
     def _absent(self) -> None:
         """Ask for what is not there, or should not be shown."""
         missing = self._ask(_NO_PACK, Question(limit=_PAGE), judge=False)
-        self._add(answers.judge_missing(missing))
+        admitted = bool(self._row)
+        self._add(answers.judge_missing(missing, admitted=admitted))
         image, version = self._facts.get("image"), self._facts.get("version")
         if image and version:
             name = deltas_name(image, version, f"doctor-{secrets.token_hex(4)}")
-            self._add(answers.judge_missing(self._ask(name, Question(fresh=True, limit=_PAGE), judge=False)))
+            missing = self._ask(name, Question(fresh=True, limit=_PAGE), judge=False)
+            self._add(answers.judge_missing(missing, admitted=admitted))
         self._add(answers.judge_long_name(self._ask(_LONGEST, Question(limit=_PAGE), judge=False)))
         self._add(answers.judge_listing(self._ask("images/", Question(limit=_PAGE), judge=False)))
         self._add(answers.judge_private(self._ask(_LOCK, Question(limit=_PAGE), judge=False), missing))
@@ -341,6 +343,12 @@ class Examination:
             plain = self._ask(_TIMESTAMP, Question(limit=_PAGE))
             self._add(caching.judge_mutable(plain))
             self._add(caching.judge_fresh(past, plain))
+
+
+def _is_whole(seen: Seen) -> bool:
+    """Tell whether all bytes of a range came, as far as their number goes."""
+    start, stop = seen.asked or (0, 0)
+    return seen.status == 206 and seen.succeeded and len(seen.body) == stop - start
 
 
 def examine(
