@@ -1,4 +1,4 @@
-"""The doctor and bad servers: each fault that shows from outside is found and named, and nothing else counts as an error."""
+"""The doctor and bad servers: each fault that shows from outside is found, by its name."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def test_the_command(repository: Path) -> None:
         assert "Sound: 0 errors, 0 warnings" in done.output
         assert done.output.count("GET http") == len(server.requests)
     with serving(
-        objects_in(repository), on(r"\.bin$", headers={"Server": "nginx/1.22", "ETag": None}, mask=1)
+        objects_in(repository), on(r"\.bin", headers={"Server": "nginx/1.22"}, mask=1)
     ) as server:
         arguments = ["doctor", server.url.replace("://", "://user:secret@"), "disk"]
         told = CliRunner().invoke(medv_repo, arguments)
