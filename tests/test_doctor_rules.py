@@ -75,7 +75,8 @@ SEEN = st.builds(
 def test_whatever_a_server_says(one: Seen, other: Seen, total: int, right: bytes, yes: bool) -> None:
     found = [
         *answers.judge_answer(one), *answers.judge_body(one), *answers.judge_head(one), *answers.judge_listing(one),
-        *answers.judge_missing(one, admitted=yes), *answers.judge_long_name(one), *answers.judge_private(one, other),
+        *answers.judge_missing(one, admitted=yes), *answers.judge_long_name(one, admitted=yes),
+        *answers.judge_private(one, other),
         *answers.judge_blocked(one, kind="bin", names=("bin",)), *answers.judge_openness(one),
         *ranges.judge_range(one, total, right), *ranges.judge_whole(one, total, right),
         *caching.judge_mutable(one), *caching.judge_lasting(one, credentials=yes), *caching.judge_same(one, other),

@@ -308,9 +308,7 @@ def test_the_command(repository: Path) -> None:
         assert done.exit_code == 0, done.output
         assert "Sound: 0 errors, 0 warnings" in done.output
         assert done.output.count("GET http") == len(server.requests)
-    with serving(
-        objects_in(repository), on(r"\.bin", headers={"Server": "nginx/1.22"}, mask=1)
-    ) as server:
+    with serving(objects_in(repository), on(r"\.bin", headers={"Server": "nginx/1.22"}, mask=1)) as server:
         arguments = ["doctor", server.url.replace("://", "://user:secret@"), "disk"]
         told = CliRunner().invoke(medv_repo, arguments)
         assert told.exit_code == 6

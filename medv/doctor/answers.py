@@ -103,10 +103,13 @@ def judge_missing(seen: Seen, *, admitted: bool) -> Iterator[Finding]:
         yield find("missing-odd", told)
 
 
-def judge_long_name(seen: Seen) -> Iterator[Finding]:
-    """What is wrong with the answer to a question for a missing object of the longest name there can be."""
-    if seen.status in (400, 405, 413, 414, 431) or (seen.status == 404 and b"404.1" in seen.body):
-        yield find("long-name-refused", f"a name of {len(seen.name)} characters: HTTP {seen.status}{_title(seen)}")
+def judge_long_name(seen: Seen, *, admitted: bool) -> Iterator[Finding]:
+    """What is wrong with the answer to a question for a missing object of the longest name there can be, with all sorts
+    of characters in it. ``admitted`` as for :func:`judge_missing`."""
+    if seen.status in (400, 405, 406, 413, 414, 431) or (seen.status == 404 and b"404.1" in seen.body):
+        yield find("long-name-refused", f"{seen.name}: HTTP {seen.status}{_title(seen)}")
+    else:
+        yield from judge_missing(seen, admitted=admitted)
 
 
 def judge_listing(seen: Seen) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ _TIMESTAMP: Final = "metadata/timestamp.json"
 _NO_PACK: Final = f"packs/00/{'0' * 64}.bin"
 _LOCK: Final = ".trimtransfer/lock"
 _EDGE: Final = 16
-_LONGEST: Final = deltas_name("i" * 64, "v" * 64, "b" * 64)
+_LONGEST: Final = deltas_name("doctor-" + "i" * 57, "0.1_2-" + "v" * 58, "1." + "b" * 62)
 
 
 class _Enough(Exception):
@@ -85,6 +85,9 @@ class Examination:
 
     def _ask(self, name: str, question: Question | None = None, *, judge: bool = True) -> Seen:
         """Ask; with ``judge`` it is for an object that should be there."""
+        if self._probe.left <= 0:
+            self._add([find("not-examined", f"all after {self._probe.requests} requests")])
+            raise _Enough
         seen = self._probe.ask(name, question)
         self._answers.append(seen)
         if judge or seen.cause is not None:
@@ -140,6 +143,8 @@ class Examination:
         if tls is None:
             return
         self._facts.setdefault("tls", tls.version)
+        if tls.chain and tls.chain[0].not_after is not None:
+            self._facts.setdefault("certificate_until", int(tls.chain[0].not_after))
         place = host if host == address else f"{host} ({address})"
         self._add(wire.judge_tls(tls, place, now=time.time()))
 
@@ -320,6 +325,7 @@ class Examination:
             with self._probe.without_credentials() as probe:
                 seen = probe.ask(head_name(self._image), Question(fresh=True, limit=_PAGE))
                 self._loose += probe.requests
+                self._probe.left -= len(seen.body)
             self._add(answers.judge_openness(seen))
 
     def _absent(self) -> None:
@@ -332,7 +338,8 @@ class Examination:
             name = deltas_name(image, version, f"doctor-{secrets.token_hex(4)}")
             missing = self._ask(name, Question(fresh=True, limit=_PAGE), judge=False)
             self._add(answers.judge_missing(missing, admitted=admitted))
-        self._add(answers.judge_long_name(self._ask(_LONGEST, Question(limit=_PAGE), judge=False)))
+        long = self._ask(_LONGEST, Question(limit=_PAGE), judge=False)
+        self._add(answers.judge_long_name(long, admitted=admitted))
         self._add(answers.judge_listing(self._ask("images/", Question(limit=_PAGE), judge=False)))
         self._add(answers.judge_private(self._ask(_LOCK, Question(limit=_PAGE), judge=False), missing))
 

@@ -52,8 +52,9 @@ OBJECTS: Final = {
     ),
     "long-name-refused": Ailment(
         severity=ERROR,
-        why="Names of objects can be 250 characters long; the server refuses such a URL instead of looking for it.",
-        do="Allow URLs of 1,024 characters beside the query.",
+        why="Names of objects can be 220 characters long, with dots, hyphens and underscores in each part; the server "
+        "refuses such a URL instead of looking for it.",
+        do="Allow URLs of 1,024 characters beside the query, and these characters anywhere in them.",
         nginx="large_client_header_buffers 4 16k;",
         iis="requestLimits maxUrl='4096' maxQueryString='8192'.",
     ),

@@ -205,7 +205,7 @@ class Probe:
     def _read(self, exchange: Exchange, question: Question) -> tuple[bytes, bool, float]:
         """Return a body as far as it may be read, whether that is all of it, and the seconds it took."""
         body, begun = bytearray(), time.monotonic()
-        limit = min(question.limit, self.left)
+        limit = max(0, min(question.limit, self.left))
         ended = True
         for chunk in exchange.chunks():
             body += chunk
