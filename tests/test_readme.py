@@ -40,7 +40,7 @@ def test_commands_have_the_options_that_are_shown(line: str) -> None:
     program, *words = line.split("#")[0].split()
     names = {"plan", "index", "verify", "publish", "delta", "bundle", "ls", "show", "demo", "diff", "estimate"}
     names |= {"versions", "annotate", "channel", "promote", "retain", "remove", "gc", "repair", "stats"}
-    names |= {"keys", "init", "timestamp", "serve"}
+    names |= {"keys", "init", "timestamp", "serve", "doctor"}
     command = [str(Path(sys.executable).with_name(program)), *[word for word in words if word in names], "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for option in (word for word in words if word.startswith("-")):
