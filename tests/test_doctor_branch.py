@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,6 +105,19 @@ def test_the_second_client_costs_the_origin_nothing(branch: Branch) -> None:
     branch.forget()
     branch.client(first)
     assert sum(line.bytes for line in branch.origin.served()) < 500, "an image that is up to date"
+
+
+def test_squid_has_nothing_to_say_about_its_configuration(branch: Branch) -> None:
+    parsed = subprocess.run(
+        ["squid", "-k", "parse", "-f", str(branch.squid.work / "squid.conf")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = [line for line in parsed.stderr.splitlines() if re.search("WARNING|ERROR|FATAL|UPGRADE|deprecated", line)]
+    assert told == []
+    log = (branch.squid.work / "log/cache.log").read_text()
+    assert not re.search("WARNING|ERROR|FATAL", log), log
 
 
 def test_a_new_version_is_seen_at_once(branch: Branch) -> None:
@@ -227,3 +242,41 @@ def test_a_cache_that_keeps_no_ranges_is_found(branch: Branch) -> None:
         report = examine(squid.url, "disk", ca_cert=branch.authority.file)
         assert "not-kept" in {one.code for one in report.findings}
     shutil.rmtree(work, ignore_errors=True)
+
+
+def test_a_proxy_of_the_environment(branch: Branch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Squid as the proxy through which a company's machines reach the world, with passwords."""
+    work = branch.folder / "proxy"
+    work.mkdir()
+
+    class Proxy(Squid):
+        def _write_config(self) -> None:
+            (self.work / "squid.conf").write_text(f"""
+                visible_hostname proxy
+                http_port 127.0.0.1:{self.port}
+                auth_param basic program /usr/lib/squid/basic_ncsa_auth {self.work}/passwd
+                acl known proxy_auth REQUIRED
+                http_access allow known
+                http_access deny all
+                cache deny all
+                access_log stdio:{self.work}/log/access.log
+                cache_log {self.work}/log/cache.log
+                coredump_dir {self.work}
+                pid_filename {self.work}/squid.pid
+                shutdown_lifetime 0 seconds
+                pinger_enable off
+            """)
+            self._own()
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name)
+    url = branch.origin.url.replace("://", "://branch:origin%20pass@")
+    with Proxy(work, branch.origin, branch.authority) as proxy:
+        for words, expected in (("client:wrong", {"proxy-denied"}), ("client:client%3Ap%40ss", set())):
+            monkeypatch.setenv("https_proxy", f"http://{words}@localhost:{proxy.port}")
+            report = examine(url, "disk", ca_cert=branch.authority.file)
+            found = {one.code for one in report.findings if one.severity is Severity.ERROR}
+            assert found == expected
+            assert "proxy-environment" in {one.code for one in report.findings}
+            assert report.exit_code == (8 if expected else 0)
+            assert "wrong" not in str(report.to_dict())

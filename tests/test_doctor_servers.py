@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import time
 from collections.abc import Callable
@@ -297,8 +298,6 @@ def test_exit_codes(repository: Path) -> None:
 
 
 def test_the_command(repository: Path) -> None:
-    import json
-
     from click.testing import CliRunner
 
     from medv.cli import medv_repo
@@ -366,6 +365,30 @@ def test_credentials_lost_by_a_redirect(repository: Path) -> None:
 def test_without_an_image(repository: Path) -> None:
     report = look(repository, lambda *_: None, image=None)
     assert codes(report) == {"no-image"}
+
+
+def test_an_image_is_found_by_the_source_or_by_signed_metadata(repository: Path) -> None:
+    report = look(repository, lambda *_: None, image=None, source=DirectoryStore(repository))
+    assert report.facts["image"] == "disk"
+    meta = {"timestamp.json": {"snapshot.json": {"version": 7}}, "7.snapshot.json": {"image-disk.json": {"version": 2}}}
+    signed = {
+        f"metadata/{name}": json.dumps({"signatures": [], "signed": {"meta": {"targets.json": {}, **told}}}).encode()
+        for name, told in meta.items()
+    }
+    with serving({**objects_in(repository), **signed}, lambda *_: None) as server:
+        report = examine(server.url)
+    assert (report.facts["image"], codes(report)) == ("disk", {"speed"})
+    for broken in (b"{", b"[]", b'{"signed": {"meta": {"snapshot.json": {"version": "../x"}}}}'):
+        with serving(
+            {**objects_in(repository), **signed, "metadata/timestamp.json": broken}, lambda *_: None
+        ) as server:
+            assert "no-image" in codes(examine(server.url))
+
+
+def test_nothing_of_a_server_reaches_the_terminal_raw(repository: Path) -> None:
+    page = b"<html><title>\x1b[31mred\x07</title>"
+    report = look(repository, on(".", status=502, body=page, headers={"Server": "nginx"}))
+    assert "?[31mred?" in report.findings[0].seen
 
 
 def test_a_name_that_iis_hides(tmp_path: Path) -> None:

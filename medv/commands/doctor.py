@@ -53,6 +53,8 @@ def doctor(
 ) -> None:
     """Examine the server, proxies and caches of the repository at URL, by one IMAGE in it, as a client would meet them.
 
+    IMAGE may be left out where --source or signed metadata tell of one.
+
     Names and addresses, TLS, redirects, kept connections, the clock; whether all kinds of files are served, unaltered;
     ranges; what is not there; what caches may keep, and whether they show the newest version. Each finding says what
     was seen, why it matters, and what to do, on the server that was recognised or else on nginx, IIS, S3 and Squid.
@@ -112,11 +114,13 @@ def _print_example(output: Output, server: str) -> None:
 
 def _request(seen: Seen) -> str:
     """Return one line about a request."""
+    from medv.doctor.finding import plain
+
     asked = f" bytes {seen.asked[0]}-{seen.asked[1] - 1}" if seen.asked else ""
     hops = "".join(f" -> {hop.status} {hop.target}" for hop in seen.hops)
     came = seen.problem if seen.status is None else f"HTTP {seen.status}, {len(seen.body):,} bytes"
     broke = f", {seen.problem}" if seen.status is not None and seen.problem else ""
-    return f"GET {seen.url}{asked}{hops}: {came}{broke}, {seen.seconds * 1000:.0f} ms"
+    return plain(f"GET {seen.url}{asked}{hops}: {came}{broke}, {seen.seconds * 1000:.0f} ms")
 
 
 def _told(report: Report) -> str:

@@ -27,6 +27,7 @@ from trimtransfer.location import Locations
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import deltas_name, head_name, manifest_name
 from trimtransfer.pack import PACK_MAGIC
+from trimtransfer.repository.reading import Listed, image_names
 from trimtransfer.store import Store
 
 BUDGET: Final = 1 << 20
@@ -158,7 +159,20 @@ class Examination:
         self._metadata()
         self._add(wire.judge_connection(self._row))
 
+    def _choose_image(self) -> None:
+        """Choose an image by the repository's directory, or by signed metadata."""
+        names: list[str] = []
+        if isinstance(self._source, Listed):
+            names = image_names(self._source)
+        elif (stamp := self._ask(_TIMESTAMP, Question(limit=_PAGE), judge=False)).succeeded:
+            name = samples.snapshot_of(stamp.body)
+            if name is not None:
+                names = samples.images_of(self._ask(name, Question(limit=self._probe.left // 4), judge=False).body)
+        self._image = min(names, default=None)
+
     def _head(self) -> Head | None:
+        if self._image is None:
+            self._choose_image()
         if self._image is None:
             self._add([find("no-image", "no image was named")])
             return None

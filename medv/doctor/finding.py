@@ -100,6 +100,11 @@ class Report:
         }
 
 
+def plain(text: str) -> str:
+    """Return a text of a server's for a terminal: what is not printable, such as control sequences, becomes ``?``."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return findings without repetitions, errors before warnings before notes, else as they were found.
 

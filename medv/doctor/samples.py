@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,6 +19,8 @@ RUN: Final = 128 << 10
 """Most bytes of frames in a row that are asked for at once."""
 _EDGES: Final = (1 << 31, 1 << 32)
 _SPAN: Final = 16
+_ROLE: Final = "image-"
+_FILE: Final = re.compile(r"(?:snapshot|image-[a-z0-9][a-z0-9._-]{0,63})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,26 @@ def choose(locations: Locations) -> PackSample | None:
         checks.append(frame["check"].tobytes())
     ref = locations.packs[number]
     return PackSample(pack_name(ref.digest), ref.length, start, end, tuple(ends), tuple(checks))
+
+
+def images_of(snapshot: bytes) -> list[str]:
+    """Return the names of images that a file of signed metadata tells of (a snapshot: FORMAT.md, "Trust"), not checked."""
+    return [name[len(_ROLE) : -len(".json")] for name in _meta(snapshot) if name.startswith(_ROLE)]
+
+
+def snapshot_of(timestamp: bytes) -> str | None:
+    """Return the store name of the snapshot that a timestamp tells of, not checked; None if it tells of none."""
+    number = _meta(timestamp).get("snapshot.json", {}).get("version")
+    return f"metadata/{number}.snapshot.json" if type(number) is int and number > 0 else None
+
+
+def _meta(data: bytes) -> dict[str, dict[str, Any]]:
+    """Return what a file of signed metadata says of others."""
+    try:
+        found = json.loads(data)["signed"]["meta"]
+        return {str(name): told for name, told in found.items() if isinstance(told, dict) and _FILE.fullmatch(name)}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def edges(total: int) -> list[tuple[int, int]]:
