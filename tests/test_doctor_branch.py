@@ -115,7 +115,7 @@ def test_squid_has_nothing_to_say_about_its_configuration(branch: Branch) -> Non
         check=True,
     )
     told = [line for line in parsed.stderr.splitlines() if re.search("WARNING|ERROR|FATAL|UPGRADE|deprecated", line)]
-    assert told == []
+    assert all("in 'refresh_pattern' violates HTTP" in line for line in told), told  # as reverse proxies may
     log = (branch.squid.work / "log/cache.log").read_text()
     assert not re.search("WARNING|ERROR|FATAL", log), log
 

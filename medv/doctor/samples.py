@@ -78,7 +78,7 @@ def choose(locations: Locations) -> PackSample | None:
 
 
 def images_of(snapshot: bytes) -> list[str]:
-    """Return the names of images that a file of signed metadata tells of (a snapshot: FORMAT.md, "Trust"), not checked."""
+    """Return the names of images that a snapshot of signed metadata tells of, not checked."""
     return [name[len(_ROLE) : -len(".json")] for name in _meta(snapshot) if name.startswith(_ROLE)]
 
 
