@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -76,10 +76,18 @@ def doctor(
     if example is not None:
         _print_example(output, example)
         return
+    assert url is not None
+    report = _examine(output, url, image, source, ca_cert=ca_cert, budget=max_bytes, patience=timeout)
+    output.result(report.to_dict(), _told(report))
+    if report.exit_code:
+        raise SystemExit(report.exit_code)
+
+
+def _examine(output: Output, url: str, image: str | None, source: str | None, **options: Any) -> Report:
+    """Examine, showing how far it is; what cannot be a URL is wrong usage."""
     from medv.doctor.examination import examine
     from trimtransfer.store import DirectoryStore
 
-    assert url is not None
     read = 0
 
     def tell(seen: Seen) -> None:
@@ -89,20 +97,9 @@ def doctor(
         output.detail(_request(seen))
 
     try:
-        report = examine(
-            url,
-            image,
-            source=None if source is None else DirectoryStore(source),
-            ca_cert=ca_cert,
-            budget=max_bytes,
-            patience=timeout,
-            tell=tell,
-        )
+        return examine(url, image, source=None if source is None else DirectoryStore(source), tell=tell, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    output.result(report.to_dict(), _told(report))
-    if report.exit_code:
-        raise SystemExit(report.exit_code)
 
 
 def _print_example(output: Output, server: str) -> None:
