@@ -105,6 +105,9 @@ def test_the_wheel_works_without_a_checkout(tmp_path: Path) -> None:
     assert "cp311-abi3-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"trimtransfer", "medv"}
+    assert {f"medv/doctor/examples/{name}" for name in ("nginx.conf", "squid.conf", "web.config", "s3.md")} <= set(
+        names
+    )
     assert any(re.fullmatch(r"trimtransfer/_native\.abi3\.so", name) for name in names)
     run([sys.executable, "-m", "venv", str(tmp_path / "fresh")])
     python = str(tmp_path / "fresh/bin/python")
