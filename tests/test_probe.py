@@ -96,7 +96,8 @@ def test_each_address_by_itself() -> None:
         return replace(Fault(), body=b"one") if request.target == "/x.bin" else None
 
     with (
-        BadServer({}, script) as one, BadServer({"x.bin": b"two"}, address="127.0.0.2", port=one.port),
+        BadServer({}, script) as one,
+        BadServer({"x.bin": b"two"}, address="127.0.0.2", port=one.port),
         Probe(f"http://localhost:{one.port}", budget=1000) as probe,
     ):
         bodies = [probe.ask("x.bin", Question(address=f"127.0.0.{number}")).body for number in (1, 2)]
