@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from medv.doctor.ailments import find
-from medv.doctor.finding import Finding
+from medv.doctor.finding import Finding, Severity
 from medv.doctor.servers import recognise
 from medv.doctor.wire import judge_failure
 from trimtransfer.fetch.seen import Seen
@@ -99,8 +99,9 @@ def judge_missing(seen: Seen, *, admitted: bool) -> Iterator[Finding]:
         yield find("soft-404", told)
     elif status == 403:
         yield find("missing-denied", told)
-    elif status not in (429, 503):
-        yield find("missing-odd", told)
+    elif status != 429:
+        # The status of a failure makes clients try again, and fail in the end: for want of what they can do without.
+        yield find("missing-odd", told, severity=Severity.ERROR if status >= 500 else None)
 
 
 def judge_long_name(seen: Seen, *, admitted: bool) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ CACHES: Final = {
         nginx="As a cache: proxy_cache_bypass $http_cache_control; or no proxy_cache for *.json.",
         iis="Output caching off for .json, and <clientCache cacheControlMode='NoControl'/> with a custom header.",
         s3="CloudFront: minimum TTL 0, and Cache-Control: no-cache on the objects; invalidate /images/*/head.json.",
-        squid="refresh_pattern \\.json$ 0 0% 0 reload-into-ims, and above it nothing that fits with override-expire.",
+        squid="Keep no heads: acl heads urlpath_regex /(head|channel-[^/]+|timestamp)\\.json$ ; cache deny heads.",
     ),
     "head-cached": Ailment(
         severity=WARNING,
@@ -28,7 +28,7 @@ CACHES: Final = {
         nginx='location ~ \\.json$ { add_header Cache-Control "public, no-cache"; }',
         iis="<location path='images'> ... <add name='Cache-Control' value='no-cache'/>; see `--example iis`.",
         s3="aws s3 cp --cache-control 'public, no-cache' for *.json; CloudFront: minimum TTL 0.",
-        squid="refresh_pattern \\.json$ 0 0% 0 reload-into-ims.",
+        squid="acl heads urlpath_regex /(head|channel-[^/]+|timestamp)\\.json$ ; cache deny heads.",
     ),
     "head-undeclared": Ailment(
         severity=WARNING,
@@ -38,7 +38,7 @@ CACHES: Final = {
         nginx='location ~ \\.json$ { add_header Cache-Control "public, no-cache"; }',
         iis="<add name='Cache-Control' value='no-cache'/>; see `--example iis`.",
         s3="aws s3 cp --cache-control 'public, no-cache' for *.json; CloudFront: default TTL 0.",
-        squid="refresh_pattern \\.json$ 0 0% 0 reload-into-ims.",
+        squid="acl heads urlpath_regex /(head|channel-[^/]+|timestamp)\\.json$ ; cache deny heads.",
     ),
     "lasting-forbidden": Ailment(
         severity=WARNING,

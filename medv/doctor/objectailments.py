@@ -51,7 +51,7 @@ OBJECTS: Final = {
         iis="<security><requestFiltering><hiddenSegments><remove segment='bin'/>; see `--example iis`.",
     ),
     "long-name-refused": Ailment(
-        severity=ERROR,
+        severity=WARNING,
         why="Names of objects can be 220 characters long, with dots, hyphens and underscores in each part; the server "
         "refuses such a URL instead of looking for it.",
         do="Allow URLs of 1,024 characters beside the query, and these characters anywhere in them.",
@@ -112,20 +112,20 @@ OBJECTS: Final = {
         s3="--content-type application/octet-stream on upload.",
     ),
     "soft-404": Ailment(
-        severity=ERROR,
-        why="What is not there is answered with 200: clients take the page for the object, so optional ones (deltas) "
-        "seem damaged instead of missing.",
+        severity=WARNING,
+        why="What is not there is answered with 200: optional objects (deltas) seem damaged instead of missing, and "
+        "clients "
+        "warn of them; a version that is not there looks damaged, too.",
         do="Answer 404.",
         nginx="No `try_files ... /index.html` or `error_page 404 =200` here: try_files $uri =404;",
         iis="<httpErrors existingResponse='Auto'> without a rewrite to a page.",
         s3="CloudFront: no custom error response that maps 403 or 404 to 200.",
     ),
     "missing-denied": Ailment(
-        severity=ERROR,
+        severity=WARNING,
         exit_code=8,
-        why="What is not there is answered with access denied: clients ask for optional objects (deltas), and stop "
-        "where "
-        "they are denied access.",
+        why="What is not there is answered with access denied: clients ask for optional objects (deltas) and warn of a "
+        "refusal; a version that is not there looks like one that may not be read.",
         do="Answer 404 for what does not exist.",
         nginx="try_files $uri =404; and no deny rule that is wider than it need be.",
         s3="Who lacks s3:ListBucket gets 403 for missing objects: grant it to the reader (CloudFront's identity), or "
@@ -134,7 +134,9 @@ OBJECTS: Final = {
     ),
     "missing-odd": Ailment(
         severity=WARNING,
-        why="What is not there is answered with another status than 404: clients may try it again and again.",
+        why="What is not there is answered with another status than 404. Clients ask for optional objects (deltas); "
+        "where "
+        "the server seems to have failed (5xx) they try again for a quarter of an hour, then give up.",
         do="Answer 404.",
         nginx="try_files $uri =404;",
         iis="<httpErrors errorMode='Custom'> without redirects.",
