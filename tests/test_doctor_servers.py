@@ -119,6 +119,11 @@ def on_ranges(change: Change) -> Change:
     return lambda request, good, data: change(request, good, data) if request.range and data is not None else None
 
 
+def missing(**changes: Any) -> Change:
+    """Answer otherwise for what is not there."""
+    return lambda request, good, data: replace(good, **changes) if data is None else None
+
+
 def head_only(pattern: str, **headers: str | None) -> Change:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return on(pattern, headers=named)
@@ -193,8 +198,8 @@ ONE_FAULT: list[tuple[str, Severity, Change]] = [
     ("range-wrong", ERROR, on_ranges(on(".", shift=1))),
     ("range-wrong", ERROR, on_ranges(add(Content_Range=None))),
     ("range-wrong", ERROR, on_ranges(add(Content_Range="bytes 0-15/99"))),
-    ("range-wrong", ERROR, on_ranges(on(".", longer=5))),
-    ("range-mixed", ERROR, on_ranges(on("manifest", mask=1))),
+    ("range-wrong", WARNING, on_ranges(on(".", longer=5))),
+    ("range-mixed", ERROR, on_ranges(on(r"\.bin", mask=1))),
     ("damaged", ERROR, on_ranges(on(WHOLE_PACK, mask=1))),
     ("damaged", ERROR, on_ranges(on("locations", mask=1))),
     ("damaged", ERROR, on("manifest", mask=1)),
@@ -232,10 +237,10 @@ ONE_FAULT: list[tuple[str, Severity, Change]] = [
     ("clock-skew", ERROR, on(".", headers={"Date": in_days(-400)})),
     ("no-date", NOTE, on(".", headers={"Date": None})),
     ("no-date", NOTE, on(".", headers={"Date": "yesterday"})),
-    ("soft-404", WARNING, on(r"^/packs/00/|doctor-", status=200, body=PAGE)),
-    ("missing-denied", WARNING, on(r"^/packs/00/|doctor-", status=403, body=b"")),
-    ("missing-odd", ERROR, on(r"^/packs/00/|doctor-", status=500, body=b"")),
-    ("missing-odd", WARNING, on(r"^/packs/00/|doctor-", status=451, body=b"")),
+    ("soft-404", WARNING, missing(status=200, body=PAGE)),
+    ("missing-denied", WARNING, missing(status=403, body=b"")),
+    ("missing-odd", ERROR, missing(status=500, body=b"")),
+    ("missing-odd", WARNING, missing(status=451, body=b"")),
     ("long-name-refused", WARNING, on("iiii", status=414, body=b"")),
     ("listing", NOTE, on("^/images/$", status=200, body=b"<html><title>Index of /images/</title></html>")),
     ("private-folder", WARNING, on("trimtransfer/lock", status=200, body=b"")),

@@ -53,7 +53,8 @@ def _judge_bytes(seen: Seen, answer: Answer, right: bytes | None) -> Iterator[Fi
     start, stop = seen.asked
     if seen.ended and len(seen.body) != answer.stop - answer.start:
         told = f"{len(seen.body):,} bytes came, announced were {answer.stop - answer.start:,}"
-        yield find("range-wrong", f"{_asked(seen)}: {told}")
+        longer = len(seen.body) > answer.stop - answer.start  # what is too much, clients leave
+        yield find("range-wrong", f"{_asked(seen)}: {told}", severity=Severity.WARNING if longer else None)
     elif answer.stop < stop:
         yield find("range-short", f"{_asked(seen)}: {answer.stop - start:,} bytes came")
     if right is not None and not right.startswith(seen.body[: len(right)]):
