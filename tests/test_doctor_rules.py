@@ -81,7 +81,8 @@ def test_whatever_a_server_says(one: Seen, other: Seen, total: int, right: bytes
         *ranges.judge_range(one, total, right), *ranges.judge_whole(one, total, right),
         *caching.judge_mutable(one), *caching.judge_lasting(one, credentials=yes), *caching.judge_same(one, other),
         *caching.judge_condition(one), *caching.judge_fresh(one, other), *caching.judge_keeping(one, other),
-        *caching.judge_way(one), *wire.judge_clock(one), *wire.judge_connection([one, other]),
+        *caching.judge_way(one), *caching.judge_missing_again(one), *wire.judge_clock(one),
+        *wire.judge_connection([one, other]),
         *wire.judge_redirects(one, credentials=yes), *wire.judge_speed([one, other]),
         *wire.judge_addresses([AddressSeen("1", one), AddressSeen("2", other)]),
     ]  # fmt: skip

@@ -260,6 +260,7 @@ ONE_FAULT: list[tuple[str, Severity, Change]] = [
     ("vary", WARNING, add(Vary="Accept-Encoding, Cookie")),
     ("cookie", WARNING, add(Set_Cookie="session=1; path=/")),
     ("not-kept", WARNING, add(X_Cache="MISS from branch", Via="1.1 branch (squid/5.7)")),
+    ("missing-kept", WARNING, missing(headers={"Age": "3", "X-Cache": "HIT from here"})),
     ("cache-seen", NOTE, add(X_Cache="HIT from branch", Age="5")),
     ("whole-wrong", ERROR, on(WHOLE_PACK + "(?!.*x)", body=b"TrimPack" + bytes(500))),
     ("no-length", NOTE, on(r"\.bin", chunked=True)),
@@ -366,6 +367,14 @@ def test_credentials_lost_by_a_redirect(repository: Path) -> None:
 
         report = look(repository, away, credentials="user:pass@")
     assert codes(report, ERROR) == {"access-denied", "redirect-elsewhere"}
+
+
+def test_a_portal(repository: Path) -> None:
+    with BadServer({}, lambda request, turn: Fault(status=200, body=PAGE), address="127.0.0.2") as portal:
+        to_portal = on(".", status=302, headers={"Location": f"http://127.0.0.2:{portal.port}/login"})
+        report = look(repository, to_portal)
+    assert "web-page" in codes(report, ERROR)
+    assert '"Please log in"' in next(one.seen for one in report.findings if one.code == "web-page")
 
 
 def test_without_an_image(repository: Path) -> None:

@@ -138,6 +138,18 @@ CACHES: Final = {
         s3="CloudFront keeps ranges by itself: does Cache-Control allow it, is Authorization in the cache key?",
         squid="range_offset_limit none; quick_abort_min -1 KB; maximum_object_size 1 GB; see `--example squid`.",
     ),
+    "missing-kept": Ailment(
+        severity=WARNING,
+        why="A cache keeps the answer that something is not there: what is published a moment later is not found as "
+        "long as "
+        "that lasts.",
+        do="Let caches keep no 404.",
+        nginx="As a cache: proxy_cache_valid 200 206 ...; not `any`.",
+        iis="Output caching off.",
+        s3="CloudFront: custom error responses for 403 and 404 with error caching minimum TTL 0 (by default 10 "
+        "seconds).",
+        squid="negative_ttl 0 seconds.",
+    ),
     "cache-seen": Ailment(
         severity=NOTE,
         why="Answers came through this; some of the findings may be its, not the server's.",

@@ -122,6 +122,12 @@ def judge_keeping(first: Seen, second: Seen) -> Iterator[Finding]:
         yield find("not-kept", f"{second.url}: {on_the_way(second.headers)}, asked for a second time")
 
 
+def judge_missing_again(seen: Seen) -> Iterator[Finding]:
+    """Whether a cache kept the answer that something is not there: ``seen`` is that to the second question for it."""
+    if seen.status in (404, 410) and is_cached(seen.headers):
+        yield find("missing-kept", f"{seen.url}: HTTP {seen.status} out of a cache ({on_the_way(seen.headers)})")
+
+
 def judge_way(seen: Seen) -> Iterator[Finding]:
     """What is on the way, by its own account."""
     told = on_the_way(seen.headers)

@@ -347,6 +347,7 @@ class Examination:
         missing = self._ask(_NO_PACK, Question(limit=_PAGE), judge=False)
         admitted = bool(self._row)
         self._add(answers.judge_missing(missing, admitted=admitted))
+        self._add(caching.judge_missing_again(self._ask(_NO_PACK, Question(limit=_PAGE), judge=False)))
         image, version = self._facts.get("image"), self._facts.get("version")
         if image and version:
             name = deltas_name(image, version, f"doctor-{secrets.token_hex(4)}")

@@ -94,8 +94,12 @@ class Connection:
         return self._send(url, headers)
 
     def proxy(self, url: str) -> str | None:
-        """Return the proxy of the environment through which a URL is asked for, without secrets, or None."""
-        pool = getattr(self._client._transport_for_url(httpx.URL(url)), "_pool", None)
+        """Return the proxy of the environment through which a URL is asked for, without secrets, or None.
+
+        httpx does not tell. Should its insides change one day, none is told of.
+        """
+        choose = getattr(self._client, "_transport_for_url", lambda url: None)
+        pool = getattr(choose(httpx.URL(url)), "_pool", None)
         place = getattr(pool, "_proxy_url", None)
         return None if place is None else f"{place.scheme.decode()}://{place.host.decode()}:{place.port or ''}"
 
@@ -221,7 +225,6 @@ class _Exchange:
         self.headers: Mapping[str, str] = dict(response.headers.items())
         self.url = url
         self.protocol, self.opened, self.address = response.http_version, connection._connected, connection._address
-        self.tls: Any = response.extensions["network_stream"].get_extra_info("ssl_object")
         self._connection, self._response = connection, response
 
     def chunks(self) -> Iterator[bytes]:

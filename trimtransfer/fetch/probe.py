@@ -216,6 +216,8 @@ class Probe:
         return bytes(body[:limit]), ended, time.monotonic() - begun
 
     def _connect(self, question: Question | None = None) -> Connection:
+        if self._connection is not None and self._connection.aborted:
+            self._drop()
         if self._connection is None:
             question = question or Question()
             line = Line(
