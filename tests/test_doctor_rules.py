@@ -14,9 +14,10 @@ from servers import MISSING_NGINX, Authority, Nginx, has_nginx
 from medv.commands.doctor import _request, _told
 from medv.doctor import answers, caching, ranges, samples, wire
 from medv.doctor.ailments import AILMENTS, find
-from medv.doctor.examination import Examination, examine
+from medv.doctor.examination import examine
 from medv.doctor.examples import FILES, example
 from medv.doctor.finding import SERVERS, Finding, Report, Severity, in_order
+from medv.doctor.interview import Interview
 from medv.doctor.servers import is_cached, on_the_way, recognise
 from trimtransfer.errors import FetchError
 from trimtransfer.fetch.probe import Probe
@@ -285,10 +286,10 @@ def test_real_ranges_above_4_GiB(tmp_path: Path, authority: Authority) -> None:
             file.seek(start)
             file.write(b"0123456789abcdef")
     with Nginx(root, tmp_path, authority) as nginx, Probe(nginx.url, ca_cert=authority.file, budget=1000) as probe:
-        looked = Examination(probe, image=None)
+        looked = Interview(probe)
         for start, stop in samples.edges(total):
-            looked._piece("x.bin", start, stop, total, b"0123456789abcdef")
-        assert looked._findings == []
+            looked.piece("x.bin", start, stop, total, b"0123456789abcdef")
+        assert looked.findings == []
         assert probe.left == 1000 - 48
 
 

@@ -22,6 +22,7 @@ from medv.doctor.ailments import AILMENTS
 from medv.doctor.examination import examine
 from medv.doctor.finding import Report, Severity
 from trimtransfer.chunk import object_digest
+from trimtransfer.repository.mirrors import set_mirrors
 from trimtransfer.store import DirectoryStore
 
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -289,7 +290,7 @@ OTHERWISE = {
     "proxy-environment", "unencrypted", "name-unknown", "no-connection", "address-silent", "address-differs", "not-tls",
     "tls-handshake", "tls-expired", "tls-name", "tls-chain", "tls-authority", "tls-expiring", "redirect-elsewhere",
     "speed", "not-examined", "given-up", "open-despite-credentials", "no-image", "name-blocked", "source-differs",
-    "not-public", "range-large", "size-limit",
+    "not-public", "range-large", "size-limit", "mirror-fails",
 }  # fmt: skip
 """What tests below, and in other files, are about."""
 
@@ -406,6 +407,27 @@ def test_nothing_of_a_server_reaches_the_terminal_raw(repository: Path) -> None:
     assert "?[31mred?" in report.findings[0].seen
 
 
+def test_mirrors(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    publish_all(root, make_images(np.random.default_rng(5)), small_packs=False)
+    objects = objects_in(root)
+    lying = on("packs/", mask=1)
+    with (
+        serving(objects, lambda *_: None) as good,
+        serving({}, lambda *_: None) as empty,
+        serving(objects, lying) as bad,
+    ):
+        for servers, expected in (((good,), 0), ((good, empty), 1), ((bad,), 1)):
+            set_mirrors(root, [server.url for server in servers])
+            report = look(root, lambda *_: None, credentials="user:pass@", budget=4 << 20)
+            found = [one.seen for one in report.findings if one.code == "mirror-fails"]
+            assert len(found) == expected
+            assert report.exit_code == 0
+            if found:
+                assert servers[-1].url in found[0]
+        assert all(request.get("authorization") is None for request in good.requests)
+
+
 def test_a_name_that_iis_hides(tmp_path: Path) -> None:
     publish_all(tmp_path / "repository", [b"x" * 10_000], image="bin")
     report = look(tmp_path / "repository", on("/bin/1/", status=404, body=IIS), image="bin")
@@ -430,6 +452,17 @@ def test_the_budget_holds(repository: Path) -> None:
     report = look(repository, lambda *_: None, budget=2000)
     assert "not-examined" in codes(report)
     assert report.bytes < 2000 + (64 << 10)
+
+
+@pytest.mark.parametrize(
+    "endless", [b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 60_000, b"HTTP/1.1 200 OK\r\nX: ", b"\x00" * 999]
+)
+def test_answers_without_end(repository: Path, endless: bytes) -> None:
+    begun = time.monotonic()
+    report = look(repository, on(".", endless=endless), patience=2.0)
+    assert report.exit_code != 0
+    assert report.bytes <= (1 << 20) + (64 << 10)
+    assert time.monotonic() - begun < 15
 
 
 def test_it_gives_up_where_nothing_answers(repository: Path) -> None:

@@ -190,6 +190,13 @@ WIRE: Final = {
         why="After several failures of the network no more was asked, so further faults were not looked for.",
         do="Put the errors right first.",
     ),
+    "mirror-fails": Ailment(
+        severity=WARNING,
+        why="A mirror that the repository names does not serve a pack as it should: clients try it, pass over it, "
+        "and take "
+        "all from elsewhere. They show mirrors no credentials, and use only https where the repository does.",
+        do="Bring the mirror up to date (packs, before heads are replaced), or name it no more: medv-repo mirrors.",
+    ),
     "speed": Ailment(
         severity=NOTE,
         why="Of use to judge how long a sync will take from here; measured by a few requests only.",

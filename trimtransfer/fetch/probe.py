@@ -103,12 +103,20 @@ class Probe:
         return bool(urlsplit(self._url).query)
 
     def without_credentials(self) -> Probe:
-        """Return a probe of the same server that shows no credentials; its requests are counted by itself."""
+        """Return a probe of the same server that shows no credentials."""
         parts = urlsplit(self._url)
-        bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        probe = Probe(bare, budget=min(self.left, 64 << 10), patience=self._patience, tell=self._tell)
+        return self.elsewhere(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+
+    def elsewhere(self, url: str) -> Probe:
+        """Return a probe of another server, as this one is but for credentials. It counts by itself: see ``charge``."""
+        probe = Probe(url, budget=self.left, patience=self._patience, tell=self._tell)
         probe._tls = self._tls
         return probe
+
+    def charge(self, other: Probe) -> None:
+        """Count what a probe of :meth:`elsewhere` has cost."""
+        self.requests += other.requests
+        self.left = min(self.left, other.left)
 
     def proxy(self) -> str | None:
         """Return the proxy of the environment through which the server is reached, or None."""
