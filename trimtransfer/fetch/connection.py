@@ -91,7 +91,7 @@ class Connection:
 
     def ask_once(self, url: str, headers: Mapping[str, str]) -> _Exchange:
         """Send a GET and return the answer, a redirect as it is."""
-        return self._send(url, headers)
+        return self._send(url, headers, self._line.site.authorization(url))
 
     def proxy(self, url: str) -> str | None:
         """Return the proxy of the environment through which a URL is asked for, without secrets, or None.
