@@ -17,7 +17,7 @@ from trimtransfer.fetch import mirrored
 from trimtransfer.fetch.retry import FetchOptions
 
 SYNC = importlib.import_module("trimtransfer.assembly.sync")
-PATIENCE = FetchOptions(connect=1, stall=0.7, first_delay=0.01, max_delay=0.02, budget=1, first_budget=1, attempts=4)
+PATIENCE = FetchOptions(connect=3, stall=2, first_delay=0.01, max_delay=0.02, budget=5, first_budget=5, attempts=3)
 LATER = {"clock-skew", "head-cached", "head-stale"}
 """What does not break this sync: a new version is seen late, or something signed is refused."""
 

@@ -273,7 +273,7 @@ ONE_FAULT: list[tuple[str, Severity, Change]] = [
     ("code", "severity", "change"), ONE_FAULT, ids=[f"{n}-{code}" for n, (code, *_) in enumerate(ONE_FAULT)]
 )
 def test_one_fault(repository: Path, code: str, severity: Severity, change: Change) -> None:
-    report = look(repository, change, patience=1.5)
+    report = look(repository, change, patience=3)
     found = {one.code: one for one in report.findings}
     assert code in found, list(found)
     assert found[code].severity is severity
@@ -462,14 +462,14 @@ def test_answers_without_end(repository: Path, endless: bytes) -> None:
     report = look(repository, on(".", endless=endless), patience=2.0)
     assert report.exit_code != 0
     assert report.bytes <= (1 << 20) + (64 << 10)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 40
 
 
 def test_it_gives_up_where_nothing_answers(repository: Path) -> None:
     begun = time.monotonic()
     report = look(repository, on("(manifest|pack|doctor|ii)", stall=-1), patience=1.0)
     assert {"stalled", "given-up"} <= codes(report)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
 
 
 # ---- signed metadata
