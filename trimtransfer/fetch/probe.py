@@ -228,16 +228,17 @@ class Probe:
             self._drop()
         if self._connection is None:
             question = question or Question()
+            reach = Reach(question.address)
             line = Line(
                 self.site,
-                lambda line: Connection(line, self._tls, Reach(question.address)),
+                lambda line: Connection(line, self._tls, reach),
                 connections=1,
                 throttle=Throttle(_NARROW if question.narrow else None),
                 options=self._options,
                 cancel=threading.Event(),
                 on_bytes=None,
             )
-            self._connection = Connection(line, self._tls, Reach(question.address))
+            self._connection = Connection(line, self._tls, reach)
         return self._connection
 
     def _drop(self) -> None:
