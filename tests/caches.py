@@ -17,7 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import pytest
 from servers import Authority, Nginx, free_port
 
 from medv.doctor.examples import example
@@ -219,3 +221,13 @@ class Squid:
 def objects_of(passed: list[Passed], kind: str) -> list[Passed]:
     """Return the lines about objects whose name has a pattern."""
     return [one for one in passed if re.search(kind, one.url)]
+
+
+def only_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``localhost`` have the address that the servers of the tests listen on, and no other."""
+    resolve = socket.getaddrinfo
+
+    def resolve_local(host: Any, *arguments: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if host == "localhost" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_local)

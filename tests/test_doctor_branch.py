@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from caches import MISSING_SQUID, Origin, Squid, has_squid, objects_of
+from caches import MISSING_SQUID, Origin, Squid, has_squid, objects_of, only_ipv4
 from servers import MISSING_NGINX, Authority, has_nginx
 from syncing import make_images, publish_all, write_sparse
 
@@ -33,6 +33,11 @@ pytestmark = [
     pytest.mark.skipif(not has_squid(), reason=MISSING_SQUID),
 ]
 QUICK = FetchOptions(first_delay=0.02, max_delay=0.1, budget=2, first_budget=2)
+
+
+@pytest.fixture(autouse=True)
+def plain_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_ipv4(monkeypatch)
 
 
 class Branch:
@@ -206,6 +211,7 @@ def test_a_damaged_pack_in_the_cache_is_fetched_anew(branch: Branch) -> None:
     name = path.relative_to(branch.root).as_posix()
     store = HttpStore(branch.squid.url, ca_cert=branch.authority.file, options=QUICK)
     assert store.read_range(Range(name, 0, 100, len(right))) != right[:100]
+    assert [line.bytes for line in branch.origin.served(1)] == [len(right)], "nginx is done with the file"
     path.write_bytes(right)
     assert store.read_range(Range(name, 0, 100, len(right))) != right[:100], "kept"
     store.close()

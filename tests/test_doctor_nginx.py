@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caches import password_file
+from caches import only_ipv4, password_file
 from servers import MISSING_NGINX, Authority, Nginx, free_port, has_nginx
 from syncing import make_images, publish_all
 
@@ -20,6 +20,11 @@ SOUND = """
     location ~ (manifest|tables|locations|keys).bin$ { add_header Cache-Control "public, max-age=31536000, immutable"; }
     location / { add_header Cache-Control "public, no-cache"; }
 """
+
+
+@pytest.fixture(autouse=True)
+def plain_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_ipv4(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from caches import only_ipv4
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import MISSING_NGINX, Authority, Nginx, has_nginx
@@ -25,6 +26,11 @@ from trimtransfer.fetch.retry import Cause
 from trimtransfer.fetch.seen import AddressSeen, Certificate, Hop, Seen, TlsSeen
 
 URL = "https://images.example.org/packs/x.bin"
+
+
+@pytest.fixture(autouse=True)
+def plain_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_ipv4(monkeypatch)
 
 
 def test_the_table_is_complete() -> None:

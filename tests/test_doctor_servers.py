@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from caches import only_ipv4
 from servers import BadServer, Fault, Request
 from syncing import make_images, publish_all
 
@@ -33,7 +34,8 @@ IIS = b"<html><head><title>IIS 10.0 Detailed Error - 404.3 - Not Found</title></
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_ipv4(monkeypatch)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("NO_PROXY", "*")
 
