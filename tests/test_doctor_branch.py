@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,6 +69,7 @@ class Branch:
             cache=self.folder / f"cache-{self.clients}",
         )
         assert output.read_bytes() == self.images[int(report.version) - 1]
+        time.sleep(0.2)  # logs are written after answers
         return output, report.network.bytes
 
     def forget(self) -> None:
