@@ -195,6 +195,13 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(name, self.url) from None
 
+    def holds(self, name: str, length: int) -> bool:
+        """Tell whether an object is there, as long as it should be."""
+        try:
+            return self.size(name) == length
+        except NotFound:
+            return False
+
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield (name, length) of every object below the directory ``prefix``, sorted by name within a directory."""
         yield from self._walk(self._locate(prefix) if prefix else self.path, prefix)
@@ -222,6 +229,14 @@ class DirectoryStore:
             number = self._temporary_number
         temporary = self.path / _TEMPORARY / f"{os.getpid()}-{id(self):x}-{number}"
         return StagedObject(temporary, self._locate(name), self.path)
+
+    def take(self, file: Path, name: str) -> None:
+        """Make a complete and durable file of the scratch directory an object, replacing one of that name."""
+        path = self._locate(name)
+        with space_errors(path):
+            _make_directories(path.parent, self.path)
+            os.replace(file, path)
+            sync_directory(path.parent)
 
     def delete(self, name: str) -> bool:
         """Delete an object; return whether it existed. Directories left empty are removed up to the root."""

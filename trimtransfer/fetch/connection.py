@@ -89,6 +89,16 @@ class Connection:
             url = follow(url, exchange.headers.get("location"), status=exchange.status)
         raise Failed(Cause.REDIRECT, f"more than {self._options.redirects} redirects", status=exchange.status)
 
+    def tell(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> _Exchange:
+        """Send a request with a body, and return the answer; a redirect is ``Failed``: bodies go nowhere else."""
+        exchange = self._proven(url, headers, method, body)
+        if exchange.status in (301, 302, 303, 307, 308):
+            exchange.close()
+            raise Failed(
+                Cause.REDIRECT, "redirect, but uploads go to the server's own URL only", status=exchange.status
+            )
+        return exchange
+
     def ask_once(self, url: str, headers: Mapping[str, str]) -> _Exchange:
         """Send a GET and return the answer, a redirect as it is."""
         return self._send(url, headers, self._line.site.authorization(url))
@@ -146,20 +156,20 @@ class Connection:
             raise Failed(Cause.REDIRECT, f"malformed URL: {error}") from error
         self.check()
 
-    def _proven(self, url: str, headers: Mapping[str, str]) -> _Exchange:
-        """Send a GET with what the server is shown."""
+    def _proven(self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes = b"") -> _Exchange:
+        """Send a request with what the server is shown."""
         if self._negotiator is not None and self._line.site.is_own(url):
-            return self._negotiated(self._negotiator.begin(), url, headers)
-        exchange = self._send(url, headers, self._line.site.authorization(url))
+            return self._negotiated(self._negotiator.begin(), url, headers, method, body)
+        exchange = self._send(url, headers, self._line.site.authorization(url), method, body)
         if exchange.status == 401 and self._renewed is not None and self._renewed(exchange.authorization or ""):
             exchange.close()
-            exchange = self._send(url, headers, self._line.site.authorization(url))
+            exchange = self._send(url, headers, self._line.site.authorization(url), method, body)
         return exchange
 
-    def _negotiated(self, proof: Proof, url: str, headers: Mapping[str, str]) -> _Exchange:
-        """Send a GET, again with each token that the server asks for; ``Failed`` where either side proves nothing."""
+    def _negotiated(self, proof: Proof, url: str, headers: Mapping[str, str], method: str, body: bytes) -> _Exchange:
+        """Send a request, again with each token that the server asks for; ``Failed`` where a side proves nothing."""
         for _ in range(ROUNDS):
-            exchange = self._send(url, headers, proof.header())
+            exchange = self._send(url, headers, proof.header(), method, body)
             try:
                 done = proof.answered(exchange.status, exchange.headers)
             except BaseException:
@@ -170,7 +180,9 @@ class Connection:
             exchange.close()
         raise Failed(Cause.DENIED, f"Kerberos came to no end in {ROUNDS} rounds", status=401)
 
-    def _send(self, url: str, headers: Mapping[str, str], authorization: str | None) -> _Exchange:
+    def _send(
+        self, url: str, headers: Mapping[str, str], authorization: str | None, method: str = "GET", body: bytes = b""
+    ) -> _Exchange:
         own = dict(headers)
         if authorization is not None:
             own["Authorization"] = authorization
@@ -180,7 +192,8 @@ class Connection:
         self._connected = False
         with self.translated(body=False):
             client = self._client if self._line.site.is_own(url) else self._others
-            request = client.build_request("GET", url, headers=own, extensions={"trace": self._trace})
+            content = None if method == "GET" else body
+            request = client.build_request(method, url, headers=own, content=content, extensions={"trace": self._trace})
             self._line.stats.count(requests=1)
             begun = time.monotonic()
             response = client.send(request, stream=True)

@@ -44,6 +44,10 @@ class Connection(Protocol):
         """Send a GET, follow redirects, and return the answer, whatever its status; ``Failed``."""
         ...
 
+    def tell(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Exchange:
+        """Send a request with a body, and return the answer, whatever its status but a redirect; ``Failed``."""
+        ...
+
     def received(self, count: int) -> None:
         """Note arrived bytes: real progress moves the deadline."""
         ...

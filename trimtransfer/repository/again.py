@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtransfer.errors import NotFound
 from trimtransfer.pack import PACK_MAGIC, pack_name
 from trimtransfer.repository.dedupe import Packs
 from trimtransfer.repository.inventory import AGAIN, NOWHERE, Inventory
@@ -175,8 +174,5 @@ def _lost(packs: Packs, store: DirectoryStore) -> NDArray[np.bool_]:
     """Return which known packs are missing or have a wrong length."""
     lost = np.zeros(packs.known, dtype=np.bool_)
     for number in range(packs.known):
-        try:
-            lost[number] = store.size(pack_name(packs[number].digest)) != packs[number].length
-        except NotFound:
-            lost[number] = True
+        lost[number] = not store.holds(pack_name(packs[number].digest), packs[number].length)
     return lost

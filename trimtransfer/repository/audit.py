@@ -137,6 +137,44 @@ def audit(
         )
 
 
+def audit_new(
+    store: DirectoryStore,
+    disks: Sequence[Manifest],
+    bases: Sequence[Manifest],
+    sound: Sequence[Manifest],
+    *,
+    workers: int = 2,
+    watch: Watch = Watch(),  # noqa: B008 - immutable
+) -> tuple[list[Damage], dict[bytes, int]]:
+    """Check a version that nobody knows of yet - its ``disks``, from the first on - against what it promises.
+
+    All of it is read, decoded and compared, as :func:`audit` does, but for what it shares with manifests that are
+    ``sound`` already: stored pieces, and regions of the same content in the same places. ``bases`` are the versions
+    that its deltas start from. Deltas that cannot be made here, from host files, count as damage. Returns the damage,
+    and the lengths (0: not told) of all packs that it refers to beyond what is sound.
+    """
+    deltas = DeltaCheck(store, sample=Sample(100.0, 0), quick=False, watch=watch)
+    with tempfile.TemporaryDirectory(prefix="trimtransfer-") as directory, HostCheck(store, deltas) as hosts:
+        keys = KeyCheck(store)
+        metadata = _Metadata(store, Path(directory), keys, deltas, hosts, watch)
+        metadata.trust(sound)
+        for manifest in disks:
+            known = {one.version: one for one in bases if one.image == manifest.image}
+            metadata.version(manifest, known.get(manifest.parent))
+            deltas.run(manifest, known)
+            hosts.run(manifest)
+        packs = PackCheck(store, metadata.expected, watch)
+        contents = ContentCheck(store, metadata.expected, packs.damaged, keys, watch)
+        packs.run(Sample(100.0, 0), workers)
+        contents.run(Sample(100.0, 0), workers)
+        wrong = [Damage(name, problem, KEYS_REMEDY) for name, problem in keys.problems.items()]
+        problem = "deltas from host files, which are not here, cannot be checked"
+        wrong += [Damage(name, problem) for name in hosts.not_made]
+        damage = [*metadata.damage, *packs.damage(), *contents.damage(), *deltas.damage, *wrong]
+        needed = {digest: ref.length for digest, ref in metadata.expected.packs.items()}
+        return damage, needed | {digest: 0 for digest in deltas.packs if digest not in needed}
+
+
 def _require(store: DirectoryStore, image: str, version: str | None, images: Sequence[str]) -> None:
     """Raise ``NotFound`` for an image or version of which there is no file, and that no head names."""
     if image not in images:
@@ -165,7 +203,7 @@ class _Metadata:
         self.images = self.regions = 0
         self.expected = Expected(directory)
         self._seen: set[bytes] = set()
-        self._files: set[tuple[str, bytes]] = set()
+        self._files: set[tuple[str, int, bytes]] = set()
         self._pending = pending(store)
 
     @contextmanager
@@ -205,7 +243,7 @@ class _Metadata:
             self.damage += check_catalogue(self._store, image, found)
         for manifest in sorted(found.values(), key=lambda manifest: manifest.sequence):
             if version in (None, manifest.version) and (head is None or manifest.sequence <= head.sequence):
-                self._version(manifest, found.get(manifest.parent))
+                self.version(manifest, found.get(manifest.parent))
                 self._deltas.run(manifest, found)
                 self._hosts.run(manifest)
 
@@ -217,11 +255,20 @@ class _Metadata:
         kept = kept_names(self._store, whole, version_names(self._store, whole))
         return [name for name in names if name in kept]
 
-    def _version(self, manifest: Manifest, parent: Manifest | None) -> None:
+    def trust(self, manifests: Sequence[Manifest]) -> None:
+        """Take what these versions consist of as checked."""
+        for manifest in manifests:
+            for name, file in zip(manifest.file_names(), manifest.files, strict=True):
+                self._files.add((name, file.length, file.digest))
+            used = np.flatnonzero(~manifest.zero).tolist()
+            self._seen.update(_identity(manifest, manifest.region(index)) for index in used)
+
+    def version(self, manifest: Manifest, parent: Manifest | None) -> None:
+        """Check what a manifest refers to; regions and files that were seen before are not looked at again."""
         self.expected.versions.append(manifest)
         for name, file in zip(manifest.file_names(), manifest.files, strict=True):
-            if (name, file.digest) not in self._files:
-                self._files.add((name, file.digest))
+            if (name, file.length, file.digest) not in self._files:
+                self._files.add((name, file.length, file.digest))
                 with self._noting(name):
                     self._file(name, file.length, file.digest)
                     if file.kind == KEYS:

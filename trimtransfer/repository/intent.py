@@ -99,9 +99,8 @@ class Intent:
         """
         rescue(self._store, self._needs)
         for name, length in self._needs.items():
-            found = self._store.size(name)
-            if found != length:
-                raise FormatError(name, "its end", f"{length:,} bytes", f"{found:,}")
+            if not self._store.holds(name, length):
+                raise FormatError(name, "its end", f"{length:,} bytes", f"{self._store.size(name):,}")
 
     def close(self) -> None:
         """Close the file; it stays until the publish is settled by :func:`clean_up` or committed by :meth:`done`."""

@@ -48,7 +48,7 @@ _LOG: Final = logging.getLogger("trimtransfer.repository")
 
 
 def publish(
-    repository: str | os.PathLike[str],
+    repository: str | os.PathLike[str] | DirectoryStore,
     path: str | os.PathLike[str],
     *,
     image: str,
@@ -99,7 +99,7 @@ def publish(
     job = Job(image, version, parent, *named, workers or len(os.sched_getaffinity(0)), _pack_limit, _limits)
     job.check(1 + len(disks))
     watch = Watch(progress, cancel, "stopped; nothing was published")
-    store = DirectoryStore(repository)
+    store = repository if isinstance(repository, DirectoryStore) else DirectoryStore(repository)
     with contextlib.ExitStack() as opened, space_errors(store.path):
         sources = [opened.enter_context(open_disk(one, format=format)) for one in (path, *disks)]
         check_target(store)
@@ -182,7 +182,7 @@ def _open_base(job: Job, store: DirectoryStore, disks: int, wishes: Wishes, sign
         catalogue = known_catalogue(store, signer, job.image)
     except NotFound:
         head, catalogue = None, Catalogue(job.image)
-    _check_free(job, store, disks, catalogue)
+    check_free(store, job.image, job.version, disks, catalogue)
     sequence = 1 + max(head.sequence if head else 0, catalogue.sequence)
     wishes.granted(catalogue.with_version(Entry(job.version, sequence, "", bytes(DIGEST_SIZE), 0, 0)), job.version, 0)
     name = job.parent or (head.version if head else None)
@@ -205,14 +205,15 @@ def _open_base(job: Job, store: DirectoryStore, disks: int, wishes: Wishes, sign
     )
 
 
-def _check_free(job: Job, store: DirectoryStore, disks: int, catalogue: Catalogue) -> None:
+def check_free(store: DirectoryStore, image: str, version: str, disks: int, catalogue: Catalogue) -> None:
     """Raise ``VersionExists`` for a version that is there, or was: later versions may refer to its files, or have
     deltas from it."""
-    images = [disk_name(job.image, number) for number in range(disks)]
-    own = [name(image, job.version) for image in images for name in (manifest_name, tables_name, locations_name)]
-    later = [deltas_name(job.image, entry.version, job.version) for entry in catalogue.versions]
-    if any(store.exists(name) for name in (*own, *(keys_name(image, job.version) for image in images), *later)):
-        raise VersionExists(job.image, job.version)
+    images = [disk_name(image, number) for number in range(disks)]
+    own = [name(one, version) for one in images for name in (manifest_name, tables_name, locations_name, keys_name)]
+    later = [deltas_name(image, entry.version, version) for entry in catalogue.versions]
+    named = any(entry.version == version for entry in catalogue.versions)
+    if named or any(store.exists(name) for name in (*own, *later)):
+        raise VersionExists(image, version)
 
 
 def _open_version(store: DirectoryStore, catalogue: Catalogue, version: str, head: Head | None) -> VersionReader:

@@ -168,6 +168,24 @@ class SignedMetadata:
         fields = image_fields(self.repository, number, now, role.to_fields(), self.days(PUBLISHER))
         return signed_file(fields, ring.of(keys))
 
+    def accepted_image(self, role: ImageRole, data: bytes, now: datetime) -> bytes:
+        """Return a new file of an image's role that somebody else has signed, if it says what ``role`` does.
+
+        Raises:
+            Untrusted: too few of the image's keys have signed it. TargetRefused: it says something else.
+        """
+        name = role_of(role.image)
+        document = open_document(name, data)
+        check_signatures(document, self.targets)
+        number, days = self.files[name][0] + 1 if name in self.files else 1, self.days(PUBLISHER)
+        expected: dict[str, Any] = image_fields(self.repository, number, now, role.to_fields(), days)
+        wrong = [key for key in sorted({*expected, *document.fields}) if expected.get(key) != document.fields.get(key)]
+        left = (document.expires - now).total_seconds() / 86_400
+        if wrong not in ([], ["expires"]) or not 0 < left <= days + 1:
+            problem = f"says something else than what there is ({', '.join(wrong)}): that changed meanwhile"
+            raise TargetRefused(f"the signed role of {role.image}", f"{problem}; run the same command again")
+        return data
+
     def stage(
         self,
         ring: Ring,

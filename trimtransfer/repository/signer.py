@@ -105,15 +105,27 @@ class Signer:
         """Id of the repository."""
         return self._metadata.repository
 
-    def stage(self, intent: Intent, image: str, versions: Sequence[str], *, catalogue: Catalogue | None = None) -> None:
+    def stage(
+        self,
+        intent: Intent,
+        image: str,
+        versions: Sequence[str],
+        *,
+        catalogue: Catalogue | None = None,
+        signed: bytes | None = None,
+    ) -> None:
         """Write the role of an image in which these ``versions`` are as they are now, all others as they were signed,
         and stage the timestamp that will make it count. Files that are gone are signed no more. ``catalogue`` has the
-        versions that are kept, and what is said of them (None: as it was)."""
+        versions that are kept, and what is said of them (None: as it was). ``signed`` is that role if its publisher has
+        signed it already."""
         from trimtransfer.repository.signed import clock
 
         now = clock()
         role = image_role(self._store, self._metadata.image_role(image), self.repository, image, versions, catalogue)
-        data = self._metadata.signed_image(role, self._ring, now)
+        if signed is None:
+            data = self._metadata.signed_image(role, self._ring, now)
+        else:
+            data = self._metadata.accepted_image(role, signed, now)
         self._metadata.stage(self._ring, now, intent.add, roles={role_of(image): data})
 
     def finish(self) -> None:
