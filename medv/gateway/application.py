@@ -84,6 +84,8 @@ class Gateway:
         self.root, self.settings, self.door = root.resolve(strict=True), settings, door
         self.proxies, self.limits, self.metrics = proxies, limits, metrics
         self.refreshers = refreshers
+        self.further: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {}
+        """Further ASGI applications, by path."""
         self._problem = ""
         self.stopping = False
 
@@ -97,6 +99,7 @@ class Gateway:
             Route("/readyz", self._readyz),
             Route("/metrics", self._metrics),
             Route(AUTHORISE, _Raw(self._authorise)),
+            *(Route(path, _Raw(further)) for path, further in self.further.items()),
             Mount("/", app=self._objects),
         ]
         return Starlette(routes=routes, lifespan=self._lifespan)
@@ -107,8 +110,8 @@ class Gateway:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        exchange = self._exchange(scope)
-        sender = self._sender(scope, send, exchange)
+        exchange = self.exchange(scope)
+        sender = self.sender(scope, send, exchange)
         self.metrics.running.inc()
         try:
             await self._admit(exchange, scope, sender)
@@ -119,7 +122,7 @@ class Gateway:
             await sender.break_off("file shrank")
         finally:
             self.metrics.running.dec()
-            self._note(exchange, scope, sender)
+            self.note(exchange, scope, sender)
 
     async def _admit(self, exchange: Exchange, scope: Scope, sender: Sender) -> None:
         """Find out who asks, and how much; then serve."""
@@ -127,18 +130,18 @@ class Gateway:
         try:
             proven = await self._identify(exchange, scope, raw_path, query)
         except (BadPath, Refused) as error:
-            if wait := self._enter(exchange):
-                await self._later(exchange, sender, wait)
+            if wait := self.enter(exchange):
+                await self.later(exchange, sender, wait)
                 return
             try:
-                await self._refuse_identity(exchange, sender, error)
+                await self.refuse_identity(exchange, sender, error)
             finally:
                 self.limits.leave(exchange.client)
             return
         exchange.principal = proven.principal
         exchange.headers += proven.headers
-        if wait := self._enter(exchange):
-            await self._later(exchange, sender, wait)
+        if wait := self.enter(exchange):
+            await self.later(exchange, sender, wait)
             return
         client = exchange.client
         try:
@@ -170,7 +173,7 @@ class Gateway:
 
     async def _serve(self, exchange: Exchange, scope: Scope, sender: Sender) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await self._refuse(exchange, sender, 405, "method not allowed", [(b"allow", b"GET, HEAD")])
+            await self.refuse(exchange, sender, 405, "method not allowed", [(b"allow", b"GET, HEAD")])
             return
         decision = await self.door.decide(exchange.principal, exchange.named, exchange.name)
         exchange.reason = decision.reason
@@ -178,7 +181,7 @@ class Gateway:
         if not decision.allowed:
             refusal = self.door.refusal(exchange.principal, exchange.named)
             challenges = self.door.authenticator.challenges() if refusal.status == 401 else []
-            await self._refuse(exchange, sender, refusal.status, refusal.text, challenges)
+            await self.refuse(exchange, sender, refusal.status, refusal.text, challenges)
             return
         caching = self._caching(exchange.name, decision)
         if exchange.told.trusted and self.settings.proxy.accel:
@@ -189,9 +192,9 @@ class Gateway:
         except OSError as error:
             if error.errno not in files.NO_SUCH_FILE:
                 _LOG.error("%s cannot be read: %s", "/".join(exchange.name), error)
-                await self._refuse(exchange, sender, 503, "unavailable", [(b"retry-after", b"5")])
+                await self.refuse(exchange, sender, 503, "unavailable", [(b"retry-after", b"5")])
                 return
-            await self._refuse(exchange, sender, 404, "not found")
+            await self.refuse(exchange, sender, 404, "not found")
             return
         lines = files.fields(exchange.name, reading.facts, reading.answer, caching)
         await reading.send(sender, lines + exchange.headers)
@@ -211,11 +214,11 @@ class Gateway:
     # ---- the answer to a proxy that asks
 
     async def _authorise(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = self._exchange(scope)
-        sender = self._sender(scope, send, exchange)
+        exchange = self.exchange(scope)
+        sender = self.sender(scope, send, exchange)
         try:
             if not exchange.told.trusted or self.settings.proxy.accel:
-                await self._refuse(exchange, sender, 404, "not found")
+                await self.refuse(exchange, sender, 404, "not found")
                 return
             proven = await self._identify(exchange, scope, exchange.told.path, exchange.told.query)
             exchange.principal = proven.principal
@@ -225,11 +228,11 @@ class Gateway:
             self._count_decision(exchange.principal, decision)
             await self._tell(exchange, sender, decision, proven)
         except (BadPath, Refused) as error:
-            await self._refuse_identity(exchange, sender, error)
+            await self.refuse_identity(exchange, sender, error)
         except Gone as gone:
             exchange.reason = str(gone)
         finally:
-            self._note(exchange, scope, sender, event="authorise")
+            self.note(exchange, scope, sender, event="authorise")
 
     async def _tell(self, exchange: Exchange, sender: Sender, decision: Decision, proven: Proven) -> None:
         """Answer 204, 401 or 403, the only ones that nginx's auth_request knows, and how long that may be believed."""
@@ -247,29 +250,32 @@ class Gateway:
         refusal = self.door.refusal(exchange.principal, exchange.named)
         status = 401 if refusal.status == 401 else 403
         challenges = self.door.authenticator.challenges() if status == 401 else []
-        await self._refuse(exchange, sender, status, refusal.text, [*challenges, (b"x-accel-expires", b"0")])
+        await self.refuse(exchange, sender, status, refusal.text, [*challenges, (b"x-accel-expires", b"0")])
 
     # ---- refusals
 
-    async def _refuse_identity(self, exchange: Exchange, sender: Sender, error: BadPath | Refused) -> None:
+    async def refuse_identity(self, exchange: Exchange, sender: Sender, error: BadPath | Refused) -> None:
+        """Answer a request that names nothing, or whose credentials do not count."""
         exchange.reason = str(error)
         if isinstance(error, BadPath):
-            await self._refuse(exchange, sender, 400, "bad request", [(b"connection", b"close")])
+            await self.refuse(exchange, sender, 400, "bad request", [(b"connection", b"close")])
             return
         exchange.reason = f"{error.scheme}: {error.reason}"
         self.metrics.decisions.labels(error.scheme, "expired" if error.expired else "not valid").inc()
         text = "the credentials have expired" if error.expired else "the credentials are not valid here"
-        await self._refuse(exchange, sender, 401, text, self.door.authenticator.challenges(error))
+        await self.refuse(exchange, sender, 401, text, self.door.authenticator.challenges(error))
 
-    async def _later(self, exchange: Exchange, sender: Sender, seconds: float) -> None:
+    async def later(self, exchange: Exchange, sender: Sender, seconds: float) -> None:
+        """Answer that it is too much for now."""
         self.metrics.limited.inc()
         exchange.reason = "over the limits of one client"
         wait = str(max(1, round(seconds))).encode()
-        await self._refuse(exchange, sender, 429, "too many requests", [(b"retry-after", wait)])
+        await self.refuse(exchange, sender, 429, "too many requests", [(b"retry-after", wait)])
 
-    async def _refuse(
+    async def refuse(
         self, exchange: Exchange, sender: Sender, status: int, text: str, headers: Headers | None = None
     ) -> None:
+        """Answer with a status and a line of text."""
         body = f"{status} {text}\n".encode()
         lines = [
             (b"content-type", b"text/plain; charset=utf-8"),
@@ -337,7 +343,8 @@ class Gateway:
     def _check_root(self) -> None:
         (self.root / "images").stat()
 
-    def _exchange(self, scope: Scope) -> Exchange:
+    def exchange(self, scope: Scope) -> Exchange:
+        """Return a request as it begins."""
         started = time.monotonic()
         certificate = certificate_of(scope)
         try:
@@ -348,7 +355,8 @@ class Gateway:
         id = told.id or secrets.token_hex(8)
         return Exchange(told, id, started, headers=[(b"x-request-id", id.encode())])
 
-    def _sender(self, scope: Scope, send: Send, exchange: Exchange) -> Sender:
+    def sender(self, scope: Scope, send: Send, exchange: Exchange) -> Sender:
+        """Return what its answer goes through."""
         return Sender(
             send,
             scope.get("extensions", {}).get("medv.connection"),
@@ -356,7 +364,8 @@ class Gateway:
             spend=lambda size: self.limits.spend(exchange.client, size, time.monotonic()),
         )
 
-    def _enter(self, exchange: Exchange) -> float:
+    def enter(self, exchange: Exchange) -> float:
+        """Let a request in: 0.0, and ``limits.leave`` must follow; or return the seconds after which it may come."""
         return self.limits.enter(exchange.client, time.monotonic())
 
     def _caching(self, name: tuple[str, ...], decision: Decision) -> str:
@@ -365,7 +374,7 @@ class Gateway:
     def _count_decision(self, principal: Principal, decision: Decision) -> None:
         self.metrics.decisions.labels(principal.how, "allowed" if decision.allowed else "refused").inc()
 
-    def _note(self, exchange: Exchange, scope: Scope, sender: Sender, *, event: str = "request") -> None:
+    def note(self, exchange: Exchange, scope: Scope, sender: Sender, *, event: str = "request") -> None:
         """Write the line of the log, and count."""
         seconds = time.monotonic() - exchange.started
         kind = exchange.named.kind.value if exchange.named else "other"

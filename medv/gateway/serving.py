@@ -37,6 +37,10 @@ from medv.gateway.proxy import Proxies
 from medv.gateway.schemes import Authenticator
 from medv.gateway.settings import LimitSettings, Settings, Tls, networks
 from medv.gateway.trouble import ConfigError
+from medv.gateway.uploading import PREFIX, Uploading
+from trimtransfer.repository.signer import Keys
+from trimtransfer.repository.uploads import UploadLimits, Uploads
+from trimtransfer.store import DirectoryStore
 
 _LOG: Final = logging.getLogger("medv.server")
 _BACKLOG: Final = 512
@@ -80,6 +84,8 @@ def serve(
         gateway.metrics.watch("medv_lost_log_lines", "Lines of the log that found no place.", lambda: waiting.dropped)
         if gateway.door.index is not None:
             stack.callback(gateway.door.index.close)
+        if settings.upload.enabled:
+            stack.callback(accept_uploads(gateway).close)
         server = RepositoryServer(gateway, settings, stack)
         if stop is not None:
             stop(server.stop)
@@ -109,6 +115,22 @@ def build(repository: Path, settings: Settings) -> Gateway:
         metrics=metrics,
         refreshers=refreshers,
     )
+
+
+def accept_uploads(gateway: Gateway) -> Uploading:
+    """Let a gateway take uploads; what is returned must be closed."""
+    upload = gateway.settings.upload
+    limits = UploadLimits(
+        bytes=int(upload.max_gigabytes * 1e9),
+        each=upload.per_user,
+        lifetime=int(upload.keep_days * 86_400),
+        free=int(upload.keep_free_gigabytes * 1e9),
+    )
+    keys = Keys(tuple(map(Path, upload.keys))) if upload.keys else None
+    uploading = Uploading(gateway, Uploads(DirectoryStore(gateway.root), limits), keys=keys)
+    gateway.further |= {PREFIX: uploading, PREFIX + "/{rest:path}": uploading}
+    gateway.refreshers.append(uploading.refresh)
+    return uploading
 
 
 def allowance_of(limits: LimitSettings) -> Limits:

@@ -117,6 +117,25 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadSettings:
+    """``[upload]``"""
+
+    enabled: bool = False
+    """Whoever has the role `publish` on an image publishes versions of it over HTTPS."""
+    keys: tuple[str, ...] = ()
+    """Folders of the keys of snapshot and timestamp, where the repository is signed; with those of the publisher,
+    nobody else must sign."""
+    max_gigabytes: float = 1024.0
+    """Of one upload."""
+    per_user: int = 4
+    """Uploads that a publisher has open at a time."""
+    keep_days: float = 7.0
+    """After so long an upload that nobody goes on with is deleted."""
+    keep_free_gigabytes: float = 1.0
+    """So much of the disk is not filled."""
+
+
+@dataclass(frozen=True, slots=True)
 class LimitSettings:
     """``[limits]``"""
 
@@ -179,6 +198,7 @@ class Settings:
     oidc: Oidc = field(default_factory=Oidc)
     kerberos: Kerberos = field(default_factory=Kerberos)
     proxy: Proxy = field(default_factory=Proxy)
+    upload: UploadSettings = field(default_factory=UploadSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     log: Log = field(default_factory=Log)
     metrics: MetricSettings = field(default_factory=MetricSettings)
@@ -188,7 +208,8 @@ class Settings:
 
 _SECTIONS: Final[Mapping[str, type[Any]]] = {
     "server": Server, "tls": Tls, "tokens": Tokens, "signed_urls": SignedUrls, "oidc": Oidc,
-    "kerberos": Kerberos, "proxy": Proxy, "limits": LimitSettings, "log": Log, "metrics": MetricSettings,
+    "kerberos": Kerberos, "proxy": Proxy, "upload": UploadSettings, "limits": LimitSettings, "log": Log,
+    "metrics": MetricSettings,
 }  # fmt: skip
 _RULE_KEYS: Final = ("images", "users", "groups", "computers", "anyone", "role")
 
