@@ -17,6 +17,7 @@ from trimtransfer.cli.output import EXIT_CODES, Output, count_text, output_optio
 from trimtransfer.cli.profile import profile, source_text
 from trimtransfer.cli.signing import keys_option, take_keys
 from trimtransfer.cli.upkeep import UPKEEP
+from trimtransfer.cli.upload import drop_upload_options, is_server, publish_to_server, upload_options
 from trimtransfer.cli.verify import verify
 from trimtransfer.cli.versions import named, remarks
 
@@ -133,6 +134,7 @@ def repo() -> None:
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Threads that compress.  [default: all cores]")
 @keys_option
+@upload_options
 @output_options
 def publish(
     output: Output, /, repository: str, files: tuple[str, ...], image: str, kind: str, format: str, **options: Any
@@ -155,22 +157,31 @@ def publish(
     can be run again. A published version never changes. Its date is now, or SOURCE_DATE_EPOCH of the environment.
     Where REPO is signed (`keys`), the publisher's and the online keys sign it; without them nothing is begun.
 
+    REPO may be the URL of a server (`medv-repo serve`) that lets you publish this image. Then all work is done here;
+    only the packs that the server lacks are sent, it checks them, and the version appears all at once. Interrupted, by
+    whatever, the same command goes on: nothing is sent twice. What you show the server is said as for medv-sync.
+
     \b
     Examples:
       medv-repo publish /srv/images debian.img --image debian --version 12.1
+      medv-repo publish https://images.example.org/ win.img --image win10 --version 2026-12 --token-file ci.token
       medv-repo publish /srv/images win.img --image win11-fr --version 1 --like win11-en --level 19
       medv-repo publish /srv/images system.vhdx data.vhdx --image finance --version 7
     """
     from trimtransfer.chunk import Kind
     from trimtransfer.repository.publish import publish as run
 
+    options["kind"] = None if kind == "auto" else Kind[kind.upper()]
+    options["format"] = None if format == "auto" else format
+    if is_server(repository):
+        publish_to_server(output, repository, image, options.pop("version"), files, options, _published)
+        return
+    drop_upload_options(options)
     report = run(
         repository,
         files[0],
         disks=files[1:],
         image=image,
-        kind=None if kind == "auto" else Kind[kind.upper()],
-        format=None if format == "auto" else format,
         progress=output.progress,
         keys=take_keys(options),
         **options,
