@@ -407,6 +407,8 @@ def test_killed_servers_and_publishers(root: Path, tmp_path: Path, rnd: random.R
                         server = stack.enter_context(program(*serve, **environment))
                 if publisher.poll() is not None:
                     output, errors = publisher.communicate()
+                    if publisher.returncode == 5 and turn < 11:
+                        continue  # the server that was killed was not back in time; the same command goes on
                     assert publisher.returncode == 0, (output, errors)
                     break
                 publisher.kill()
