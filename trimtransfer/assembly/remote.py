@@ -207,7 +207,7 @@ def open_store(
     manners: Manners | None = None,
     cache: Path | None = None,
 ) -> Store:
-    """Return the store at ``url``: http or https, a ``file:`` URL, or the path of a directory or a bundle.
+    """Return the store at ``url``: http, https or s3, a ``file:`` URL, or the path of a directory or a bundle.
 
     ``on_bytes`` is called as body bytes arrive. ``manners`` are those towards servers, ``credentials`` what these are
     shown; what is learnt of them is kept
@@ -220,7 +220,7 @@ def open_store(
     """
     text = os.fspath(url)
     scheme = text.partition("://")[0].lower() if "://" in text else ""
-    if scheme in ("http", "https"):
+    if scheme in ("http", "https", "s3"):
         from trimtransfer.fetch.mirrored import open_servers
 
         return open_servers(
@@ -230,7 +230,7 @@ def open_store(
     if scheme == "file":
         text = unquote(urlsplit(text).path)
     elif scheme:
-        raise ValueError(f"{text}: use http://, https:// or the path of a directory or bundle")
+        raise ValueError(f"{text}: use http://, https://, s3:// or the path of a directory or bundle")
     if not os.path.isdir(text):
         if part_paths(text):
             return BundleStore(text, connections=connections, on_bytes=on_bytes)

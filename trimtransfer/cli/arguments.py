@@ -66,7 +66,7 @@ def size(context: click.Context, parameter: click.Parameter, value: str | None) 
 
 
 def repository_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Check that a client can read from this: http, https, a ``file:`` URL, or the path of a directory or bundle."""
+    """Check that a client can read from this: http, https, s3, ``file:``, or the path of a directory or bundle."""
     scheme = value.partition("://")[0].lower() if "://" in value else "file"
     if scheme in ("http", "https"):
         from trimtransfer.fetch.site import Site
@@ -75,6 +75,15 @@ def repository_url(context: click.Context, parameter: click.Parameter, value: st
             Site(value)
         except ValueError as error:
             raise click.BadParameter(str(error), context, parameter) from None
+    elif scheme == "s3":
+        from trimtransfer.fetch.account import Address
+
+        try:
+            Address.parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from None
     elif scheme != "file":
-        raise click.BadParameter(f"{value}: use http://, https:// or the path of a directory", context, parameter)
+        raise click.BadParameter(
+            f"{value}: use https://, http://, s3:// or the path of a directory", context, parameter
+        )
     return value

@@ -193,11 +193,16 @@ def only_image(url: str) -> str:
 
 
 def open_repository(path: str) -> DirectoryStore | BundleStore:
-    """Return the store of a directory or of a bundle; ``NotFound`` for a directory with nothing published in it."""
+    """Return the store of a directory, bundle or object store; ``NotFound`` for a directory with nothing published."""
     from trimtransfer.bundlestore import BundleStore, part_paths
+    from trimtransfer.fetch.account import is_s3
     from trimtransfer.repository.reading import require_repository
     from trimtransfer.store import DirectoryStore
 
+    if is_s3(path):
+        from trimtransfer.bucket.store import BucketStore
+
+        return BucketStore(path)
     if part_paths(path):
         return BundleStore(path, partial=True)
     store = DirectoryStore(path)

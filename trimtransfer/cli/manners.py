@@ -84,7 +84,7 @@ def take_manners(options: dict[str, Any], url: str) -> Manners:
     from trimtransfer.fetch.manners import Manners
 
     metered, limit = options.pop("metered"), options.pop("max_bytes")
-    remote = url.lower().startswith(("http://", "https://"))
+    remote = url.lower().startswith(("http://", "https://", "s3://"))
     costly = remote and metered != "no" and (metered == "yes" or _is_metered())
     return Manners(
         schedule=options.pop("schedule"),

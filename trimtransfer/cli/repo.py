@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from trimtransfer.cli.arguments import HELP_OPTIONS, VERSION_MESSAGE, local_paths, name_of
+from trimtransfer.cli.bucket import pull, push, reach_buckets
 from trimtransfer.cli.bundle import bundle, bundle_text, describe_bundle, open_repository
 from trimtransfer.cli.diff import diff
 from trimtransfer.cli.estimate import estimate
@@ -40,7 +41,8 @@ _REPOSITORY: Final = click.Path(path_type=str)
 def repo() -> None:
     """Publish disk images to a repository, and look after it.
 
-    A repository is a plain directory. Any web server that serves it can serve clients: nothing runs on the server.
+    A repository is a plain directory. Any web server that serves it can serve clients: nothing runs on the server. Or
+    it is in an object store, s3://bucket/prefix (see `push`).
 
     \b
     First steps:
@@ -327,8 +329,9 @@ def show(output: Output, repository: str, image: str, version: str | None) -> No
 repo.add_command(verify)
 
 
-for command in (bundle, diff, estimate, mirrors, keys, timestamp, *UPKEEP):
+for command in (bundle, diff, estimate, mirrors, keys, timestamp, push, pull, *UPKEEP):
     repo.add_command(command)
+reach_buckets(repo)
 
 
 def _published(report: PublishReport) -> str:

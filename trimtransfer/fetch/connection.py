@@ -27,6 +27,7 @@ from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.negotiate import ROUNDS, Negotiator, Proof
 from trimtransfer.fetch.reach import NobodyListens, Reach
 from trimtransfer.fetch.retry import Cause, Failed
+from trimtransfer.fetch.s3 import MOST, Signer, refusal
 from trimtransfer.fetch.site import follow, shown
 
 _KEPT_ALIVE: Final = 30.0
@@ -49,7 +50,8 @@ class Connection:
 
     Usually one socket; redirects to other hosts add some. These see ``others``, the TLS without a client's certificate,
     where that differs from ``tls``. ``renewed`` tells whether there are new credentials instead of those in a header;
-    a ``negotiator`` proves each request to the site's own origin anew, instead of such credentials.
+    a ``negotiator`` proves each request to the site's own origin anew, instead of such credentials; so does the
+    ``signer`` of an object store.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Connection:
         others: ssl.SSLContext | None = None,
         renewed: Callable[[str], bool] | None = None,
         negotiator: Negotiator | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.deadline = _NEVER
         self.aborted = False
@@ -73,7 +76,7 @@ class Connection:
         self._address: str | None = None
         self._client = _client(line, tls)
         _connect_by(self._client, reach)
-        self._renewed, self._negotiator = renewed, negotiator
+        self._renewed, self._negotiator, self._signer = renewed, negotiator, signer
         self._others = self._client
         if others is not None and others is not tls:
             self._others = _client(line, others)
@@ -160,11 +163,28 @@ class Connection:
         """Send a request with what the server is shown."""
         if self._negotiator is not None and self._line.site.is_own(url):
             return self._negotiated(self._negotiator.begin(), url, headers, method, body)
+        if self._signer is not None and self._line.site.is_own(url):
+            return self._signed(self._signer, url, headers)
         exchange = self._send(url, headers, self._line.site.authorization(url), method, body)
         if exchange.status == 401 and self._renewed is not None and self._renewed(exchange.authorization or ""):
             exchange.close()
             exchange = self._send(url, headers, self._line.site.authorization(url), method, body)
         return exchange
+
+    def _signed(self, signer: Signer, url: str, headers: Mapping[str, str]) -> _Exchange:
+        """Send a GET to an object store, once more if there are new keys; ``Failed`` for refusals that it explains."""
+        tried = False
+        while True:
+            exchange = self._send(url, {**headers, **signer.headers("GET", url)}, None)
+            if exchange.status < 300:
+                return exchange
+            failed = refusal(exchange.status, exchange.headers, exchange.beginning(MOST))
+            if failed is None:
+                return exchange
+            exchange.close()
+            if tried or failed.cause is not Cause.DENIED or not signer.renewed():
+                raise failed
+            tried = True
 
     def _negotiated(self, proof: Proof, url: str, headers: Mapping[str, str], method: str, body: bytes) -> _Exchange:
         """Send a request, again with each token that the server asks for; ``Failed`` where a side proves nothing."""
@@ -244,6 +264,15 @@ class _Exchange:
         """Yield the body as it arrives; iter_raw undoes the transfer coding only."""
         with self._connection.translated(body=True):
             yield from self._response.iter_raw()
+
+    def beginning(self, limit: int) -> bytes:
+        """Return the body's first bytes, up to about ``limit``: all there will be of it."""
+        data = b""
+        for chunk in self.chunks():
+            data += chunk
+            if len(data) >= limit:
+                break
+        return data
 
     def close(self) -> None:
         """End the exchange; the short body of an answer that is no object is read, to keep the connection."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
+from trimtransfer.fetch.account import Address, is_s3
 from trimtransfer.fetch.connection import Connection, tls_context
 from trimtransfer.fetch.credentials import NOTHING, Credential, bearer_for, negotiator_for
 from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import FetchOptions
+from trimtransfer.fetch.s3 import Signer
 from trimtransfer.fetch.site import Site
 from trimtransfer.fetch.throttle import Throttle
 from trimtransfer.fetch.transfer import Transfer
@@ -30,6 +32,8 @@ class HttpStore:
     a file or directory of certificate authorities to believe instead of the system's. ``credential`` is shown to this
     origin alone. Once ``cancel`` is set, running
     calls raise ``Cancelled``. ``on_bytes`` is called from worker threads with the number of body bytes that came.
+
+    A URL ``s3://bucket/prefix`` is an object store, asked by the keys that ``account.py`` finds.
 
     Raises ``ValueError`` for a malformed URL or limit, ``FetchError`` for unusable certificates, ``AccessDenied`` for
     credentials that cannot be used.
@@ -50,6 +54,10 @@ class HttpStore:
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections={connections}: at least 1 is needed")
+        signer = None
+        if is_s3(url):
+            signer, credential = Signer(Address.parse(url)), NOTHING
+            url, ca_cert = signer.url, ca_cert or signer.account.ca_cert
         bearer, negotiator = bearer_for(credential, Site(url).url), negotiator_for(credential, Site(url).url)
         site = Site(url, bearer.header if bearer else None)
         believed = ca_cert or credential.ca_cert or None
@@ -58,7 +66,13 @@ class HttpStore:
         self._line = Line(
             site,
             lambda line: Connection(
-                line, tls, reach, others=others, renewed=bearer.renewed if bearer else None, negotiator=negotiator
+                line,
+                tls,
+                reach,
+                others=others,
+                renewed=bearer.renewed if bearer else None,
+                negotiator=negotiator,
+                signer=signer,
             ),
             connections=connections,
             throttle=throttle or Throttle(limit_rate),

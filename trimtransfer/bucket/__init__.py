@@ -1,0 +1,1 @@
+"""Repositories in S3-compatible object stores: what writes to them. They are read as web servers are."""
