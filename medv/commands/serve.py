@@ -16,7 +16,7 @@ _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=str)
 
 
 @click.command()
-@click.argument("repository", metavar="REPO", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="REPO", type=click.Path(path_type=str))
 @click.option("--config", metavar="FILE", type=_FILE, envvar="MEDV_SERVE_CONFIG", help="Configuration (TOML).")
 @click.option("--listen", metavar="ADDRESS", help="host:port or unix:/path.  [default: 127.0.0.1:8080]")
 @click.option("--tls-cert", metavar="FILE", type=_FILE, help="Certificate chain (PEM): serve HTTPS.")
@@ -30,7 +30,7 @@ _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=str)
     help="Print an example of nginx's configuration for a way to put it in front, and end.",
 )
 @output_options
-def serve(output: Output, /, repository: Path, config: str | None, anonymous: bool, **options: Any) -> None:
+def serve(output: Output, /, repository: str, config: str | None, anonymous: bool, **options: Any) -> None:
     """Serve the repository REPO over HTTP or HTTPS, to those who may have it.
 
     Without any configuration everybody on this machine may read everything. Any web server can serve a repository, as
@@ -47,6 +47,9 @@ def serve(output: Output, /, repository: Path, config: str | None, anonymous: bo
     file. What may change on disk is looked at every two seconds: the repository, tokens, keys, certificates; all else
     at the start.
 
+    REPO may be in an object store (s3://bucket/prefix): clients are then sent there for packs, each time by a URL that
+    is good for one pack and a few minutes; all else comes from a copy, which is looked after every half minute.
+
     SIGTERM and Ctrl-C end it: running answers get 30 s, a second signal cuts them. Log lines are JSON, on standard
     error or in a file; no token and no signature ever gets into them. /healthz and /readyz are for probes.
 
@@ -57,17 +60,25 @@ def serve(output: Output, /, repository: Path, config: str | None, anonymous: bo
       medv-repo serve /srv/images --print-config > serve.toml
       medv-repo serve /srv/images --print-nginx auth-request > /etc/nginx/conf.d/images.conf
     """
-    printed = _printed(repository, options)
+    printed = _printed(Path(repository), options)
     if printed is not None:
         click.echo(printed, nl=False)
         return
     require_server()
     from medv.gateway.serving import serve as run
+    from trimtransfer.fetch.account import is_s3
     from trimtransfer.repository.reading import require_repository
     from trimtransfer.store import DirectoryStore
+    from trimtransfer.watch import Watch
 
     settings = _settings(config, options)
-    require_repository(DirectoryStore(repository))
+    path, copy = Path(repository), None
+    if is_s3(repository):
+        from trimtransfer.bucket.mirror import Mirror
+
+        copy = Mirror(repository, watch=Watch(output.progress))
+        path = copy.path
+    require_repository(DirectoryStore(path))
     _warn_if_open(output, settings, anonymous)
 
     def started(listening: Any) -> None:
@@ -75,7 +86,7 @@ def serve(output: Output, /, repository: Path, config: str | None, anonymous: bo
         if listening.metrics:
             output.say(f"Metrics at {listening.metrics}")
 
-    run(repository.resolve(), settings, started=started)
+    run(path.resolve(), settings, copy=copy, started=started)
     output.result({"stopped": True}, "Stopped")
 
 

@@ -34,7 +34,7 @@ from medv.gateway.schemes import Presented, Proven
 from medv.gateway.sending import Gone, Sender
 from medv.gateway.settings import Settings
 from medv.gateway.trouble import Refused
-from medv.objects import Named, cache_control, identify
+from medv.objects import Kind, Named, cache_control, identify
 from medv.ranges import BadPath, Headers, object_name
 
 AUTHORISE: Final = "/_medv/authorise"
@@ -67,8 +67,8 @@ class Exchange:
 
 
 class Gateway:
-    """A repository directory behind a door. ``refreshers`` are called now and then in a thread: they look at files that
-    may have changed."""
+    """A repository directory behind a door. ``links`` returns the URL from which a pack is to be fetched instead.
+    ``refreshers`` are called now and then in a thread: they look at files that may have changed."""
 
     def __init__(
         self,
@@ -80,10 +80,11 @@ class Gateway:
         limits: Limits,
         metrics: Metrics,
         refreshers: list[Callable[[], object]],
+        links: Callable[[str], str] | None = None,
     ) -> None:
         self.root, self.settings, self.door = root.resolve(strict=True), settings, door
         self.proxies, self.limits, self.metrics = proxies, limits, metrics
-        self.refreshers = refreshers
+        self.refreshers, self._links = refreshers, links
         self.further: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {}
         """Further ASGI applications, by path."""
         self._problem = ""
@@ -187,6 +188,9 @@ class Gateway:
         if exchange.told.trusted and self.settings.proxy.accel:
             await self._hand_over(exchange, sender, caching)
             return
+        if self._links is not None and exchange.named is not None and exchange.named.kind is Kind.PACK:
+            await self._lead_away(exchange, sender, self._links("/".join(exchange.name)))
+            return
         try:
             reading = await files.begin(self.root, exchange.name, scope["method"], scope["headers"])
         except OSError as error:
@@ -198,6 +202,12 @@ class Gateway:
             return
         lines = files.fields(exchange.name, reading.facts, reading.answer, caching)
         await reading.send(sender, lines + exchange.headers)
+
+    async def _lead_away(self, exchange: Exchange, sender: Sender, link: str) -> None:
+        """Let an object store send the bytes: by a URL that is good for this object only, and not for long."""
+        headers = [(b"location", link.encode()), (b"cache-control", b"no-store"), (b"content-length", b"0")]
+        await sender({"type": "http.response.start", "status": 307, "headers": headers + exchange.headers})
+        await sender({"type": "http.response.body", "body": b""})
 
     async def _hand_over(self, exchange: Exchange, sender: Sender, caching: str) -> None:
         """Let nginx send the bytes: it answers ranges and conditions itself."""

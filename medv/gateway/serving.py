@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import uvicorn
 
@@ -67,10 +67,12 @@ def serve(
     repository: Path,
     settings: Settings,
     *,
+    copy: Copy | None = None,
     started: Callable[[Listening], None] = lambda _: None,
     stop: Callable[[Callable[[], None]], None] | None = None,
 ) -> None:
-    """Serve a repository until SIGTERM or SIGINT; ``started`` is called once it is reachable.
+    """Serve a repository until SIGTERM or SIGINT: a directory, or the ``copy`` of an object store, which sends packs.
+    ``started`` is called once it is reachable.
 
     Outside the main thread there are no signals: ``stop`` is given a function, which ends the server.
 
@@ -80,7 +82,7 @@ def serve(
     """
     with contextlib.ExitStack() as stack:
         waiting = stack.enter_context(journal(settings.log.file, level=settings.log.level))
-        gateway = build(repository, settings)
+        gateway = build(repository, settings, copy=copy)
         gateway.metrics.watch("medv_lost_log_lines", "Lines of the log that found no place.", lambda: waiting.dropped)
         if gateway.door.index is not None:
             stack.callback(gateway.door.index.close)
@@ -92,10 +94,22 @@ def serve(
         asyncio.run(server.run_until_stopped(started))
 
 
-def build(repository: Path, settings: Settings) -> Gateway:
+class Copy(Protocol):
+    """The directory of a repository in an object store."""
+
+    def refresh(self) -> None:
+        """Look whether the store has a newer state."""
+        ...
+
+    def link(self, name: str) -> str:
+        """Return a URL with which an object can be fetched from the store, and nothing else."""
+        ...
+
+
+def build(repository: Path, settings: Settings, *, copy: Copy | None = None) -> Gateway:
     """Return the gateway that settings describe, its index of packs up to date; raises as :func:`serve`."""
     access = Access(settings.rules or (() if authenticates(settings) else (EVERYBODY,)))
-    metrics, refreshers = Metrics(), list[Callable[[], object]]()
+    metrics, refreshers = Metrics(), list[Callable[[], object]]([copy.refresh] if copy else [])
     authenticator = Authenticator(schemes_of(settings, refreshers))
     index = None
     if not access.everything(ANONYMOUS, Role.READ).allowed:
@@ -114,6 +128,7 @@ def build(repository: Path, settings: Settings) -> Gateway:
         limits=allowance_of(settings.limits),
         metrics=metrics,
         refreshers=refreshers,
+        links=copy.link if copy else None,
     )
 
 

@@ -21,7 +21,7 @@ from trimtransfer.fetch.s3 import field
 
 PART: Final = 16 << 20
 """Least bytes of a part; S3 allows parts of 5 MiB to 5 GiB, at most 10,000 of them."""
-_MOST_PARTS: Final = 1000
+_MOST_PARTS: Final = 9000
 _MD5: Final = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 
 

@@ -8,6 +8,7 @@ push is pushed by the next one, unless somebody else has published since: then i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from trimtransfer.bucket.claim import Claim, Terms, claimed
 from trimtransfer.bucket.commit import read_commit, settle
 from trimtransfer.bucket.pushing import PushReport, known_states, objects_of, pull, push
 from trimtransfer.bucket.wire import Wire
-from trimtransfer.errors import NotFound, TargetRefused
-from trimtransfer.fetch.account import Account
+from trimtransfer.errors import Locked, NotFound, TargetRefused
+from trimtransfer.fetch.account import Account, Address
 from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Watch
 
@@ -60,12 +61,12 @@ def changing(
     ``collecting``: what is deleted meanwhile was of no use for long enough, and is deleted there at once.
 
     Raises:
-        Locked: another process publishes there. Else what pulling and pushing raise.
+        Locked: another process publishes there, or works on the copy. Else what pulling and pushing raise.
     """
     account = Account()
     with Wire(url, account=account, cancel=watch.cancel) as wire:
         working = Working(working_path(wire.url, account))
-        with claimed(wire, purpose, break_others=break_others, terms=terms) as claim:
+        with _held(working.path), claimed(wire, purpose, break_others=break_others, terms=terms) as claim:
             store = DirectoryStore(working.path)
             _bring_up(wire, claim, store, watch)
             before = {name for name, _ in store.list()}
@@ -84,17 +85,34 @@ def reading(url: str, watch: Watch) -> Path:
 
     Raises:
         NotFound: there is no repository.
+        Locked: another command works on the copy.
         TargetRefused: others keep changing it.
     """
     account = Account()
-    with Wire(url, account=account, cancel=watch.cancel) as wire:
-        store = DirectoryStore(working_path(wire.url, account))
+    path = working_path(str(Address.parse(url)), account)
+    if DirectoryStore(path).private(_CHANGED).exists():
+        with changing(url, "finishing what was interrupted", watch=watch):
+            pass
+    with Wire(url, account=account, cancel=watch.cancel) as wire, _held(path):
+        store = DirectoryStore(path)
         for _ in range(_TRIES):
             last = read_commit(wire)
             pull(wire, store, watch=watch)
             if read_commit(wire) == last:
                 return store.path
     raise TargetRefused(url, "it keeps changing while it is read: somebody publishes; try again later")
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep other commands on this machine away from a working copy; ``Locked``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(str(path), "another command on the same repository, here") from None
+        yield
 
 
 def _bring_up(wire: Wire, claim: Claim, store: DirectoryStore, watch: Watch) -> None:

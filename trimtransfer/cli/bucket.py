@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from trimtransfer.cli.output import Output, count_text, output_options, size_text
+from trimtransfer.cli.output import Output, count_text, output_options, results_held, size_text
 
 if TYPE_CHECKING:
     from trimtransfer.bucket.pushing import PushReport
@@ -161,7 +161,7 @@ def _on_copy(name: str, callback: Callable[..., Any], args: tuple[Any, ...], url
             raise click.UsageError(str(error)) from None
         if name in _READING:
             return callback(*args, **{**options, "repository": str(reading(place, watch))})
-        with changing(place, name, collecting=name == "gc", watch=watch) as working:
+        with results_held(), changing(place, name, collecting=name == "gc", watch=watch) as working:
             result = callback(*args, **{**options, "repository": str(working.path)})
         if working.report is not None:
             output.detail(pushed_text(working.report))

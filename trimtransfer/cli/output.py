@@ -16,8 +16,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -42,6 +43,7 @@ _SYSTEM_CODES: Final = {
     errno.EACCES: AccessDenied.exit_code,
     errno.EPERM: AccessDenied.exit_code,
 }
+_HELD: Final[ContextVar[list[str] | None]] = ContextVar("held", default=None)
 _REDRAW_SECONDS: Final = 0.1
 _EVENT_SECONDS: Final = 1.0
 _LINE_SECONDS: Final = 5.0
@@ -127,9 +129,9 @@ class Output:
         self.stop_progress()
         self._log("info", text, shown=False)
         if self.json:
-            click.echo(json_module.dumps(values, sort_keys=False))
+            _print_result(json_module.dumps(values, sort_keys=False))
         elif not self.quiet:
-            click.echo(text)
+            _print_result(text)
 
     def fail(self, error: BaseException, message: str, exit_code: int) -> None:
         """Print an error: one line to standard error, and with ``--json`` an object to standard output."""
@@ -181,6 +183,27 @@ class Output:
 
     def _counted(self, phase: str) -> str:
         return "".join(f", {count:,} {name}" for name, count in self._counts.get(phase, {}).items())
+
+
+@contextmanager
+def results_held() -> Iterator[None]:
+    """Print results only after a clean end of this context: what they tell is not so before."""
+    held: list[str] = []
+    token = _HELD.set(held)
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
+    for text in held:
+        click.echo(text)
+
+
+def _print_result(text: str) -> None:
+    held = _HELD.get()
+    if held is None:
+        click.echo(text)
+    else:
+        held.append(text)
 
 
 def output_options(function: Callable[Concatenate[Output, P], R]) -> Callable[P, R]:
