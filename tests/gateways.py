@@ -19,7 +19,7 @@ import numpy as np
 from servers import Authority, Nginx, free_port
 
 from medv.gateway.examples import nginx_configuration
-from medv.gateway.serving import Listening, serve
+from medv.gateway.serving import Copy, Listening, serve
 from medv.gateway.settings import load
 from trimtransfer.repository.keysetup import Plan, init_keys
 from trimtransfer.repository.publish import publish
@@ -92,6 +92,7 @@ class Serving:
             given["tls.cert"], given["tls.key"] = authority.issue()
         self.settings = load(text, options=given)
         self.root = root
+        self.copy: Copy | None = None
         self.url = self.metrics = ""
         self.ca_cert = authority.file if authority else None
         self._stop: Callable[[], None] | None = None
@@ -143,7 +144,7 @@ class Serving:
             self._stop = stop
 
         try:
-            serve(self.root, self.settings, started=told.put, stop=remember)
+            serve(self.root, self.settings, copy=self.copy, started=told.put, stop=remember)
         except BaseException as error:
             self._failed = error
             told.put(None)

@@ -39,6 +39,7 @@ from trimtransfer.errors import (
 )
 from trimtransfer.repository.audit import audit
 from trimtransfer.repository.catalogues import read_catalogue
+from trimtransfer.repository.collecting import collect
 from trimtransfer.repository.keysetup import Plan, init_keys
 from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import read_head
@@ -262,9 +263,10 @@ class TestPush:
         pushed(place, directory)
         before = names_in(place)
         remove_versions(str(directory), "disk", ["1"])
-        gone = [name for name in before if name.startswith("images/disk/1/")]
-        for name in gone:
-            DirectoryStore(directory).delete(name)
+        collect(str(directory), grace=0)
+        here = dict(DirectoryStore(directory).list())
+        gone = [name for name in before if name not in here]
+        assert gone
         report = pushed(place, directory, grace=3600)
         assert (report.deleted, report.waiting) == (0, len(gone))
         assert set(gone) <= set(names_in(place))
@@ -275,7 +277,9 @@ class TestPush:
         DirectoryStore(directory).put(gone[0], kept)
         report = pushed(place, directory, grace=0)
         assert report.deleted == len(gone) - 1
-        assert gone[0] in names_in(place)
+        assert set(names_in(place)) == {*here, gone[0]}
+        DirectoryStore(directory).delete(gone[0])
+        pushed(place, directory, grace=0)
         check_place(place, "2")
 
     def test_signed_repositories(self, place: str, tmp_path: Path, rng: np.random.Generator) -> None:

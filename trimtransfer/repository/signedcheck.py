@@ -69,5 +69,5 @@ def _check_image(store: DirectoryStore, metadata: SignedMetadata, image: str, pu
         try:
             if store.exists(name) and signed_file(store, name) != file:
                 yield Damage(name, "it is not the file that is signed", _RESTORE)
-        except OSError as error:
+        except (TrimTransferError, OSError) as error:
             yield Damage(name, str(error), _RESTORE)

@@ -22,7 +22,7 @@ from trimtransfer.repository.intent import Intent, intended
 from trimtransfer.repository.mirrors import read_mirrors
 from trimtransfer.repository.reading import read_manifest
 from trimtransfer.repository.staged import finish, is_signed
-from trimtransfer.store import DirectoryStore
+from trimtransfer.store import DirectoryStore, Range
 from trimtransfer.trust.imagerole import ImageRole, SignedFile, SignedVersion
 from trimtransfer.trust.layout import role_of
 
@@ -225,13 +225,12 @@ def _names(store: DirectoryStore, manifest: Manifest) -> Iterator[str]:
 
 
 def signed_file(store: DirectoryStore, name: str) -> SignedFile:
-    """Return length and digests of a file in a store, read in pieces; ``OSError``."""
-    ours, theirs, length = object_hasher(), hashlib.sha256(), 0
-    with open(store.path / name, "rb") as file:
-        while data := file.read(_PIECE):
-            ours.update(data)
-            theirs.update(data)
-            length += len(data)
+    """Return length and digests of a file in a store, read in pieces; ``OSError``, or what reading it raises."""
+    ours, theirs, length = object_hasher(), hashlib.sha256(), store.size(name)
+    for start in range(0, length, _PIECE):
+        data = store.read_range(Range(name, start, min(_PIECE, length - start), length))
+        ours.update(data)
+        theirs.update(data)
     return SignedFile(length, ours.digest(), theirs.digest())
 
 
