@@ -25,15 +25,16 @@ from trimtransfer.fetch.s3 import Signer
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test:tester", "AWS_SECRET_ACCESS_KEY": "testing"}
 """As ``swiftserver.py`` has them."""
-MISSING = "no Swift: pip install swift, here or where MEDV_TEST_SWIFT names the Python"
+MISSING = "no Swift: pip install swift, and name that Python by MEDV_TEST_SWIFT"
 
 
 @cache
 def swift_python() -> str | None:
-    """Return a Python that has Swift: this one, or the one that MEDV_TEST_SWIFT names."""
-    if importlib.util.find_spec("swift") is not None:
-        return sys.executable
-    return os.environ.get("MEDV_TEST_SWIFT")
+    """Return a Python that has Swift: the one that MEDV_TEST_SWIFT names, that in the environment's folder ``swift``
+    (whose packages then do not mix), or this one."""
+    beside = Path(sys.prefix, "swift/bin/python")
+    given = os.environ.get("MEDV_TEST_SWIFT") or (os.fspath(beside) if beside.exists() else None)
+    return given or (sys.executable if importlib.util.find_spec("swift") is not None else None)
 
 
 class S3Server:

@@ -198,7 +198,7 @@ def test_warnings_stand_on_lines_of_their_own_on_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sync", "ftp://host/", "disk"], "use http://, https:// or the path of a directory"),
+        (["sync", "ftp://host/", "disk"], "use http://, https://, s3:// or the path of a directory"),
         (["sync", "https:///x", "disk"], "not an http:// or https:// URL"),
         (["plan", "https://host:99999/", "disk"], "URL"),
         (["sync", "https://host/", "Disk"], "'Disk' is no image name"),

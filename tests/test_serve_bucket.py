@@ -1,4 +1,4 @@
-"""The server for a repository in a real S3 store: it decides, and the store sends the packs, each by a URL of its own."""
+"""The server for a repository in a real S3 store: it decides, and the store sends packs, each by a URL of its own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from trimtransfer.bucket.pushing import push
 from trimtransfer.bucket.wire import Wire
 from trimtransfer.fetch.credentials import Credential, Credentials
 from trimtransfer.repository.publish import publish
+from trimtransfer.repository.published import PublishedImage
+from trimtransfer.repository.reading import VersionReader
 from trimtransfer.store import DirectoryStore
 
 pytestmark = pytest.mark.skipif(swift_python() is None, reason=MISSING)
@@ -41,9 +43,9 @@ def served(
     """The server, what it serves, tokens by user, and what the store is asked."""
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    repository = tenants(tmp_path / "tenants", np.random.default_rng(5))
+    repository = tenants(tmp_path, np.random.default_rng(5))
     tokens = TokenFile(tmp_path / "tokens.json")
-    secrets = {user: tokens.add(user)[1] for user in ("alice", "bob")}
+    secrets = {user: tokens.create(user=user)[0] for user in ("alice", "bob")}
     with S3Server(tmp_path / "s3") as server, HarmfulProxy(server.port) as store:
         use(monkeypatch, server, store.url)
         pushed(repository.root)
@@ -86,8 +88,9 @@ def test_it_decides_and_the_store_sends(
     store.seen.clear()
     credentials = Credentials(Credential(token_file=str(tmp_path / "token")))
     output = tmp_path / "alpha.img"
-    report = sync(serving.url, "alpha", output, credentials=credentials)
-    assert report.fetched_bytes > 0
+    sync(serving.url, "alpha", output=output, credentials=credentials)
+    published = PublishedImage(VersionReader.open(DirectoryStore(repository.root), "alpha", "2"))
+    assert output.read_bytes() == published.read(0, published.size)
     packs = [seen for seen in store.seen if "/packs/" in seen.target]
     assert packs
     assert not any("authorization" in seen.headers for seen in packs)

@@ -84,6 +84,6 @@ def repository_url(context: click.Context, parameter: click.Parameter, value: st
             raise click.BadParameter(str(error), context, parameter) from None
     elif scheme != "file":
         raise click.BadParameter(
-            f"{value}: use https://, http://, s3:// or the path of a directory", context, parameter
+            f"{value}: use http://, https://, s3:// or the path of a directory", context, parameter
         )
     return value

@@ -41,7 +41,7 @@ _NAMES: Final = {
 }  # fmt: skip
 _HELP: Final = """Bring a disk image up to date from a repository, with as few bytes as possible.
 
-URL is a repository (https://..., a local directory, or a bundle), IMAGE the name of an image in it. What is on this
+URL is a repository (https://..., s3://..., a local directory, or a bundle), IMAGE the name of an image in it. What is on this
 machine already - the old version, other images, program files - is not fetched again. Every byte is verified.
 
 Interrupted, killed or out of space: the old image is intact, or the new one complete; run the same command again
@@ -57,6 +57,10 @@ Examples:
 """
 _ENVIRONMENT: Final = (
     ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "The way to the server. A password belongs into the proxy's URL."),
+    (
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, ...",
+        "Keys and place of object stores (s3://bucket/prefix), as AWS tools find them.",
+    ),
     ("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities to trust; --ca-cert wins."),
     ("XDG_CACHE_HOME", "Folder of the indexes (in medv/); --cache wins."),
     ("XDG_STATE_HOME", "Folder of what is recorded of devices (in medv/)."),

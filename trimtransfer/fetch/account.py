@@ -8,12 +8,9 @@ keys by any other way. Keys are read when they are needed and again when a serve
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
 import re
-import shlex
-import subprocess
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,6 +127,8 @@ class Account:
 
     def _section(self, variable: str, file: str) -> Mapping[str, str]:
         """Return the profile's part of one of the two files; empty where there is none."""
+        import configparser  # as all below, only for those who read from object stores
+
         path = Path(self._environment.get(variable) or Path.home() / ".aws" / file)
         parser = configparser.RawConfigParser()
         try:
@@ -146,6 +145,9 @@ class Account:
 
     def _ask(self, command: str) -> AccessKeys:
         """Return the keys that a program prints (AWS, "Source credentials with an external process")."""
+        import shlex
+        import subprocess
+
         try:
             done = subprocess.run(shlex.split(command), capture_output=True, timeout=_PROCESS_SECONDS, check=True)
             fields: Any = json.loads(done.stdout[:_MAX_FILE])
