@@ -41,7 +41,7 @@ _NAMES: Final = {
 }  # fmt: skip
 _HELP: Final = """Bring a disk image up to date from a repository, with as few bytes as possible.
 
-URL is a repository (https://..., s3://..., a local directory, or a bundle), IMAGE the name of an image in it. What is on this
+URL is a repository (https://..., s3://..., a directory, or a bundle), IMAGE the name of an image in it. What is on this
 machine already - the old version, other images, program files - is not fetched again. Every byte is verified.
 
 Interrupted, killed or out of space: the old image is intact, or the new one complete; run the same command again
