@@ -30,6 +30,7 @@ from trimtransfer.errors import AccessDenied, FetchError, FormatError, NotFound,
 from trimtransfer.fetch import s3
 from trimtransfer.fetch.account import Account, Address
 from trimtransfer.fetch.http import FetchOptions, HttpStore
+from trimtransfer.fetch.retry import Cause
 from trimtransfer.fetch.sigv4 import AccessKeys, presigned, signed_headers
 from trimtransfer.store import DirectoryStore, Range
 
@@ -197,6 +198,30 @@ class TestLists:
         bomb = b'<!DOCTYPE a [<!ENTITY b "ccc">]><a>&b;</a>'
         with pytest.raises(FormatError, match="declarations"):
             parse_keys(bomb, "")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("status", "body", "cause", "text"),
+        [
+            (404, "<Error><Code>NoSuchKey</Code></Error>", None, ""),
+            (404, "", None, ""),
+            (404, "<Error><Code>XAdminUserNotFound</Code></Error>", Cause.REFUSED, "XAdminUserNotFound"),
+            (404, "<Error><Code>NoSuchBucket</Code></Error>", Cause.REFUSED, "no such bucket"),
+            (403, "", Cause.DENIED, "s3:GetObject"),
+            (403, "<Code>InvalidAccessKeyId</Code>", Cause.DENIED, "AWS_ACCESS_KEY_ID"),
+            (400, "<Code>AuthorizationHeaderMalformed</Code><Region>eu-1</Region>", Cause.REFUSED, "region, eu-1"),
+            (301, "", Cause.REFUSED, "region, eu-2"),
+            (503, "<Code>SlowDown</Code>", Cause.BUSY, "fewer requests"),
+            (500, "<Code>InternalError</Code>", None, ""),
+            (403, "<Code>" + "x" * 100_000, Cause.DENIED, "s3:GetObject"),
+        ],
+    )
+    def test_what_they_mean(self, status: int, body: str, cause: Cause | None, text: str) -> None:
+        headers = {"x-amz-bucket-region": "eu-2"} if status == 301 else {}
+        failed = s3.refusal(status, headers, body.encode())
+        assert (failed.cause if failed else None) == cause
+        assert text in str(failed)
 
 
 @needs_s3

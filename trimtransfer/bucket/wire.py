@@ -25,7 +25,7 @@ from trimtransfer.errors import AccessDenied, Cancelled, FetchError, NotFound
 from trimtransfer.fetch.account import Account, Address
 from trimtransfer.fetch.connection import tls_context
 from trimtransfer.fetch.retry import Cause, Failed, cause_of_status, parse_retry_after
-from trimtransfer.fetch.s3 import Signer, refusal
+from trimtransfer.fetch.s3 import Signer, field, refusal
 from trimtransfer.fetch.sigv4 import query_of
 
 _LOG: Final = logging.getLogger("trimtransfer.bucket")
@@ -196,7 +196,9 @@ class Wire:
             return None
         after = parse_retry_after(reply.headers.get("retry-after"), now=datetime.now(UTC))
         cause = cause_of_status(reply.status) if told is None else told.cause
-        detail = str(told) if told is not None else "the store refuses, or reports an error of its own"
+        code = field(reply.body, "Code")
+        own = f"the store refuses, or reports an error of its own{f' [{code}]' if code else ''}"
+        detail = str(told) if told is not None else own
         return Failed(cause, detail, status=reply.status, retry_after=after)
 
     def _error(self, failed: Failed, name: str, attempts: int) -> FetchError:

@@ -54,6 +54,10 @@ _REMEDIES: Final[Mapping[str, tuple[Cause, str]]] = {
 }
 
 
+_MISSING: Final = frozenset(("", "NoSuchKey", "NoSuchUpload", "NoSuchVersion"))
+"""What stores say of objects that are not there, with status 404."""
+
+
 class Signer:
     """Signs requests to the place ``address``. ``url`` is where its objects are."""
 
@@ -99,6 +103,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Failed | No
         known = _REMEDIES["PermanentRedirect"]
     if known is None and status == 403:
         known = _REMEDIES["AccessDenied"]
+    if known is None and status == 404 and code not in _MISSING:
+        known = Cause.REFUSED, "the store refuses: check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and the bucket's name"
     if known is None:
         return None
     cause, text = known
