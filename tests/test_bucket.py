@@ -241,6 +241,23 @@ class TestPush:
         with pytest.raises(TargetRefused, match="somebody else has published"):
             pushed(place, first)
 
+    def test_commits_that_never_arrived(
+        self, place: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images, directory = make_images(rng, versions=2), tmp_path / "r"
+        publish_all(directory, images[:1])
+        pushed(place, directory)
+        (tmp_path / "2.img").write_bytes(images[1])
+        publish(directory, tmp_path / "2.img", image="disk", version="2")
+        for _ in range(3):
+            with monkeypatch.context() as broken:
+                broken.setattr(pushing, "write_commit", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    pushed(place, directory)
+        check_place(place, "1")
+        pushed(place, directory)
+        check_place(place, "2")
+
     def test_a_copy_made_by_other_tools(self, place: str, tmp_path: Path, rng: np.random.Generator) -> None:
         directory, other = tmp_path / "r", tmp_path / "other"
         images = make_images(rng)
@@ -480,14 +497,15 @@ class TestClaims:
             wire.ask("PUT", "a", body=b"x")
 
     def test_broken_by_hand(self, place: str) -> None:
-        quick = Terms(renewal=0.1)
+        quick, deadline = Terms(renewal=3.0), time.monotonic() + 30
         with (
             Wire(place) as one,
             Wire(place) as two,
-            claimed(one, "test", terms=quick),
+            claimed(one, "test", terms=quick) as broken,
             claimed(two, "other", break_others=True),
         ):
-            time.sleep(0.5)
+            while not broken._lost and time.monotonic() < deadline:
+                time.sleep(0.1)
             self.refused(one)
 
     def test_renewal(self, place: str) -> None:

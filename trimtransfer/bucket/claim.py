@@ -67,25 +67,32 @@ class Claim:
         self._lost = False
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._keep, name="claim", daemon=True)
-        self.moment = 0.0
-        """The store's clock when it was taken, in seconds since 1970."""
+        self._ahead = 0.0
 
     def check(self) -> None:
         """Raise ``Locked`` unless nobody else can be writing."""
         if self._lost or _awake() - self._renewed > self._terms.fresh:
             raise Locked(self._wire.url, "perhaps somebody else: this process slept, or was offline, for too long")
 
+    def now(self) -> float:
+        """Return the store's clock, in seconds since 1970."""
+        return _awake() + self._ahead
+
     def take(self, *, break_others: bool = False) -> None:
         """Take it; ``Locked`` where somebody else has it."""
         for attempt in range(_TRIES):
             self._put()
-            others, now = self._others()
+            try:
+                others, now = self._others()
+            except BaseException:
+                self._withdraw()
+                raise
             live = [one for one in others if not break_others and now - one.written < self._terms.dead]
             if not live:
                 for one in others:
                     _LOG.warning("%s: the claim of a writer that died was removed", self._wire.url)
                     self._wire.ask("DELETE", one.name)
-                self.moment = now
+                self._ahead = now - _awake()
                 self._wire.guard = self.check
                 self._renewer.start()
                 return

@@ -94,7 +94,7 @@ def push(
         missing = [name for name in wanted if not _is_there(store, name, there.get(name), least, sure=not replacing)]
         _send(wire, store, missing, here, threads, least, watch)
         done = _commit(wire, claim, store, last, there, here)
-        deleted = _delete(wire, done, due, int(claim.moment) - grace, threads)
+        deleted = _delete(wire, done, due, int(claim.now()) - grace, threads)
         for name, id in begun_uploads(wire):
             abandon(wire, name, id)
         kept = [name for name in wanted if name not in set(missing)]
@@ -279,13 +279,15 @@ def _commit(
     put = {name: _path(store, name).read_bytes() for name in changed}
     drop = tuple(name for name in there if is_pointer(name) and name not in here)
     old = last.unused if last is not None else {}
-    unused = {name: old.get(name, int(claim.moment)) for name in there if name not in here and not is_pointer(name)}
+    unused = {name: old.get(name, int(claim.now())) for name in there if name not in here and not is_pointer(name)}
     known = known_states(store, wire.url)
     if last is not None and not put and not drop and unused == old and last.id in known:
         note_states(store, wire.url, [last.id])
         return last
     commit = Commit.new(put, drop, unused)
-    note_states(store, wire.url, [*known[-1:], commit.id])  # whether or not it gets there: the next push knows it
+    note_states(
+        store, wire.url, [*([last.id] if last else []), commit.id]
+    )  # whether or not it gets there: the next push knows it
     write_commit(wire, commit)
     done = do_commit(wire, commit)
     note_states(store, wire.url, [done.id])
