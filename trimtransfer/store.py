@@ -151,14 +151,10 @@ class DirectoryStore:
 
     def read_range(self, wanted: Range) -> bytes:
         """Return exactly the wanted bytes; ``FormatError`` where the object has another length: it is damaged."""
-        self.stats.count(requests=1)
-        return self._read_range(wanted)
-
-    def _read_range(self, wanted: Range) -> bytes:
         with self._open(wanted.name) as descriptor:
             self._check_total(wanted, descriptor)
             data = _pread(descriptor, wanted.length, wanted.start)
-        self.stats.count(bytes=len(data))
+        self.stats.count(bytes=len(data), requests=1)
         if len(data) != wanted.length:
             end = wanted.start + len(data)
             raise FormatError(f"object {wanted.name}", end, f"{wanted.start + wanted.length:,} bytes", "its end")
@@ -168,15 +164,15 @@ class DirectoryStore:
         self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
     ) -> None:
         """Deliver each range once from a few threads; ``again`` means nothing here: a directory has no cache."""
-        runs = self._count_runs(ranges)
-        in_threads(runs, lambda wanted: deliver(wanted, memoryview(self._read_range(wanted))), self._connections)
+        runs = self._runs(ranges)
+        in_threads(runs, lambda wanted: deliver(wanted, memoryview(self.read_range(wanted))), self._connections)
 
-    def _count_runs(self, ranges: Iterable[Range]) -> Iterator[Range]:
-        """Yield the ranges, and count each run of them as a request: over HTTP it would be one."""
+    def _runs(self, ranges: Iterable[Range]) -> Iterator[Range]:
+        """Yield the ranges; one that goes on with a run counts as no request of its own: over HTTP it would be none."""
         next_name, next_start = "", 0
         for wanted in ranges:
-            if (wanted.name, wanted.start) != (next_name, next_start):
-                self.stats.count(requests=1)
+            if (wanted.name, wanted.start) == (next_name, next_start):
+                self.stats.count(requests=-1)
             next_name = wanted.name if wanted.run > wanted.length else ""
             next_start = wanted.start + wanted.length
             yield wanted
