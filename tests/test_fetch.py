@@ -24,7 +24,10 @@ import pytest
 from servers import Authority, BadServer, ConnectProxy, Fault, Request, free_port
 
 from trimtransfer.errors import AccessDenied, Cancelled, FetchError, FormatError, NotFound
+from trimtransfer.fetch.connection import Connection
+from trimtransfer.fetch.crew import Crew, Stopped
 from trimtransfer.fetch.http import FetchOptions, HttpStore
+from trimtransfer.fetch.retry import Failed
 from trimtransfer.store import Range
 
 QUICK = FetchOptions(
@@ -1026,3 +1029,32 @@ def test_logs_tell_of_retries_and_no_secrets(opened: Opener, caplog: pytest.LogC
 def test_arguments_that_cannot_be(arguments: dict[str, int], opened: Opener) -> None:
     with pytest.raises(ValueError, match=r"connections|rate limit"):
         opened("http://localhost", **arguments)
+
+
+def test_a_connection_that_was_given_back_is_not_broken(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends a fetch breaks the connections in use, however long he takes: the next request finds sound ones."""
+    abort = Connection.abort
+
+    def slowly(connection: Connection, failure: Failed | None) -> None:
+        time.sleep(0.02)
+        abort(connection, failure)
+
+    monkeypatch.setattr(Connection, "abort", slowly)
+
+    def refuse(wanted: Range, view: memoryview) -> None:
+        raise RuntimeError("enough")
+
+    with BadServer(OBJECTS) as server:
+        store = opened(server)
+        for _ in range(30):
+            with pytest.raises(RuntimeError, match="enough"):
+                store.fetch(ranges(), refuse)
+            assert store.read(NAME, limit=SIZE) == DATA
+
+
+def test_a_thread_that_stops_unasked_has_not_done_its_work() -> None:
+    def work() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        Crew(size=1, tick=0.01).run(work, watch=lambda: None, interrupt=lambda: None)

@@ -91,9 +91,7 @@ class Crew:
     def _main(self) -> None:
         try:
             self._work()
-        except Stopped:
-            pass
-        except BaseException as error:
+        except BaseException as error:  # also of a thread that stopped although nobody said so: its work is not done
             with self._lock:
                 if self._error is None and not self.stop.is_set():
                     self._error = error

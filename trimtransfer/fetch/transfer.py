@@ -85,26 +85,27 @@ class Transfer:
         _, sleeps = self._line.clock.read()
         if self._line.throttle.paused:
             self._line.drop_idle()
-            for connection in self._connections():
-                connection.abort(Failed(Cause.PAUSED, "paused by the rate schedule"))
+            self._abort(Failed(Cause.PAUSED, "paused by the rate schedule"))
         if sleeps != self._sleeps:
             self._sleeps = sleeps
             self._line.drop_idle()
-            for connection in self._connections():
-                connection.abort(Failed(Cause.ASLEEP, "this machine or process was asleep"))
+            self._abort(Failed(Cause.ASLEEP, "this machine or process was asleep"))
             return
-        now = time.monotonic()
-        for connection in self._connections():
-            if connection.deadline < now:
-                connection.abort(Failed(Cause.STALL, f"no progress for {self._line.options.stall:g} seconds"))
+        failure = Failed(Cause.STALL, f"no progress for {self._line.options.stall:g} seconds")
+        self._abort(failure, overdue=time.monotonic())
 
     def _interrupt(self) -> None:
-        for connection in self._connections():
-            connection.abort(None)
+        self._abort(None)
 
-    def _connections(self) -> list[Connection]:
+    def _abort(self, failure: Failed | None, *, overdue: float | None = None) -> None:
+        """Break all exchanges, or those whose deadline is before ``overdue``.
+
+        Under the lock without which none is given back: else one would be broken that somebody else has taken since.
+        """
         with self._lock:
-            return list(self._busy)
+            for connection in self._busy:
+                if overdue is None or connection.deadline < overdue:
+                    connection.abort(failure)
 
     # ---- the working threads
 
