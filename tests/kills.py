@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable
@@ -28,6 +29,13 @@ def changes_until(limit: int, work: Callable[..., Any], *arguments: Any, **optio
         return int(result.get())
     assert process.exitcode == -signal.SIGKILL
     return 0
+
+
+def some_steps(total: int, rnd: random.Random, most: int) -> list[int]:
+    """Return at most so many of the steps from 1 to ``total``, the first and the last five among them."""
+    ends = {1, *range(max(1, total - 4), total + 1)}
+    others = [step for step in range(1, total + 1) if step not in ends]
+    return sorted([*ends, *rnd.sample(others, min(len(others), max(0, most - len(ends))))])
 
 
 def operations(limit: int) -> Callable[[], int]:

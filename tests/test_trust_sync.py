@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from kills import changes_until
+from kills import changes_until, some_steps
 from servers import Nginx
 from signedsim import Simulator
 from test_trust import oracle
@@ -329,7 +330,7 @@ def test_a_kill_at_any_change_leaves_a_state_that_clients_believe(house: House) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["rotate", "delta", "timestamp", "delegate"])
-def test_kills_in_other_commands(change: str, house: House) -> None:
+def test_kills_in_other_commands(change: str, house: House, rnd: random.Random) -> None:
     house.publish("2")
     whole, kept = house.folder / "whole", house.repository
     shutil.copytree(kept, whole)
@@ -342,7 +343,7 @@ def test_kills_in_other_commands(change: str, house: House) -> None:
         "delegate": lambda: delegate(str(kept), ["other"], keys=house.keys, offline=house.offline),
     }
     total = changes_until(0, works[change])
-    for step in range(1, total + 1, 1 if total < 60 else 2):
+    for step in some_steps(total, rnd, 24):
         shutil.rmtree(kept)
         shutil.copytree(whole, kept)
         if changes_until(step, works[change]):

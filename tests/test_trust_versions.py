@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from kills import changes_until
+from kills import changes_until, some_steps
 from test_trust_sync import House, house
 
 from trimtransfer.catalogue import Catalogue
@@ -196,7 +197,7 @@ def test_commands(three: House) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["publish", "channel", "remove"])
-def test_kills(change: str, three: House) -> None:
+def test_kills(change: str, three: House, rnd: random.Random) -> None:
     """Whatever dies when: clients believe what was before or after, and the next command writes what is signed."""
     whole, kept = three.folder / "whole", three.repository
     shutil.copytree(kept, whole)
@@ -218,8 +219,7 @@ def test_kills(change: str, three: House) -> None:
         return fields
 
     seen = set()
-    steps = [*range(1, total + 1)]
-    for step in (*steps[: max(0, total - 60) : 9], *steps[max(0, total - 60) :]):
+    for step in some_steps(total, rnd, 24):
         shutil.rmtree(kept)
         shutil.copytree(whole, kept)
         if changes_until(step, works[change]):
