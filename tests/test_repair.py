@@ -108,6 +108,15 @@ def test_everything_at_once(made: Path, broken: DirectoryStore, rnd: random.Rand
     assert mend(broken, made).repaired == ()
 
 
+def test_every_byte_of_an_index(made: Path, broken: DirectoryStore) -> None:
+    path = broken.path / "images/desk.disk1/c/from-b.bin"
+    sound = path.read_bytes()
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << at % 8]) + sound[at + 1 :])
+        assert [one.name for one in mend(broken, made, quick=True).repaired] == ["images/desk.disk1/c/from-b.bin"], at
+        assert path.read_bytes() == sound
+
+
 def test_a_copy_that_is_damaged_too_brings_nothing_wrong(
     made: Path, broken: DirectoryStore, tmp_path: Path, rnd: random.Random
 ) -> None:

@@ -202,7 +202,7 @@ def test_a_pack_that_shrinks_while_it_is_sent_breaks_the_transfer(root: Path, tm
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 answer.read()
         assert len(client.get(url).content) == 4096
-        assert server.lines(status=200, object=f"packs/cd/{victim.name}")
+        assert server.wait_for(status=200, object=f"packs/cd/{victim.name}")
 
 
 # ---- the end

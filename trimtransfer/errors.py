@@ -37,10 +37,9 @@ class IntegrityError(TrimTransferError):
 
     def __init__(self, what: str, expected: bytes, got: bytes, remedy: str = "") -> None:
         self.what, self.expected, self.got = what, expected, got
-        super().__init__(
-            f"{what}: digest {got.hex()[:16]}... instead of {expected.hex()[:16]}..."
-            + (f"; {remedy}" if remedy else "")
-        )
+        cut = got[:8] != expected[:8]  # or they would look the same
+        found, wanted = (f"{digest.hex()[:16]}..." if cut else digest.hex() for digest in (got, expected))
+        super().__init__(f"{what}: digest {found} instead of {wanted}" + (f"; {remedy}" if remedy else ""))
 
 
 class NotFound(TrimTransferError):

@@ -80,10 +80,7 @@ class DeltaCheck:
             FormatError, IntegrityError, NotFound: they are damaged.
         """
         new, here = ChunkReader(VersionReader(self._store, target)), np.uint32(usable(index.tool_checks()))
-        for done, number in enumerate(index.regions.tolist()):
-            units = index.units(number)
-            if units is None or number >= target.region_count or target.zero[number]:
-                raise FormatError("delta index", "directory", "regions that are not all zero", number)
+        for done, (number, units) in enumerate(made_regions(index, target)):
             for ref in units.packs:
                 self.packs.add(ref.digest)
                 if self._store.size(pack_name(ref.digest)) != ref.length:
@@ -133,6 +130,16 @@ class DeltaCheck:
         for number, end in enumerate(ends.tolist()):
             if not self._quick and self._sample.takes():
                 yield number, units.bases[end - int(units.units["bases"][number]) : end]
+
+
+def made_regions(index: DeltaIndex, target: Manifest) -> Iterator[tuple[int, Units]]:
+    """Yield the regions that an index makes something of, each by number, with its units; ``FormatError`` and
+    ``IntegrityError`` if the index is damaged, or they are none of a disk like ``target``."""
+    for number in index.regions.tolist():
+        units = index.units(number)
+        if units is None or number >= target.region_count or target.zero[number]:
+            raise FormatError("delta index", "directory", "regions that are not all zero", number)
+        yield number, units
 
 
 def _sound(read: Callable[[], T]) -> T | None:

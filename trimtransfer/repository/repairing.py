@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 from trimtransfer.catalogue import Catalogue, Entry
@@ -29,10 +30,18 @@ from trimtransfer.names import catalogue_name, disk_name, head_name, manifest_na
 from trimtransfer.pack import MAX_PACK, check_pack, pack_name
 from trimtransfer.repository.catalogues import current, head_of, is_right, read_catalogue, save
 from trimtransfer.repository.contents import Damage, in_parallel
+from trimtransfer.repository.deltacheck import made_regions
 from trimtransfer.repository.intent import clean_up, repository_lock
 from trimtransfer.repository.marking import Marker
 from trimtransfer.repository.mirrors import read_mirrors
-from trimtransfer.repository.reading import MAX_MANIFEST, delta_bases, host_profiles, read_head, require_repository
+from trimtransfer.repository.reading import (
+    MAX_MANIFEST,
+    VersionReader,
+    delta_bases,
+    host_profiles,
+    read_head,
+    require_repository,
+)
 from trimtransfer.store import DirectoryStore, Range, Store, space_errors
 from trimtransfer.watch import Progress, Watch
 
@@ -131,11 +140,15 @@ class _Repair:
         catalogue = self._catalogue(image)
         if catalogue is None:
             return
+        versions = list[list[Manifest]]()
         for entry in catalogue.versions:
             self._watch.check()
             manifest = self._manifest(image, entry)
             if manifest is not None:
-                self._version(manifest, entry)
+                versions.append(self._version(manifest))
+        known = {(disk.image, disk.version): disk.digest() for disks in versions for disk in disks}
+        for disks in versions:
+            self._needs(disks, known)
         with self._noting(head_name(image), f"{_UNKNOWN}copy it by hand from where you trust"):
             self._head(catalogue)
         wrong = [one.name for one in catalogue.channels if not is_right(self._store, catalogue, one.name)]
@@ -172,9 +185,9 @@ class _Repair:
             return None
         return Manifest.from_bytes(self._store.read(name, limit=MAX_MANIFEST))
 
-    def _version(self, manifest: Manifest, entry: Entry) -> None:
-        """Repair the files of all disks of a version; then learn which packs it needs."""
-        whole, left = [manifest], len(self._left)
+    def _version(self, manifest: Manifest) -> list[Manifest]:
+        """Repair the files of all disks of a version; return the disks whose manifests are sound."""
+        whole = [manifest]
         for number, file in enumerate(manifest.disks, 1):
             name = manifest_name(disk_name(manifest.image, number), manifest.version)
             if self._object(name, file.digest, file.length, limit=MAX_MANIFEST):
@@ -183,10 +196,17 @@ class _Repair:
             for name, file in zip(disk.file_names(), disk.files, strict=True):
                 if file.kind != DISK:
                     self._file(name, file)
-            self._indexes(disk)
-        if len(self._left) == left:
-            with self._noting(manifest_name(manifest.image, manifest.version), _NOT_THERE):
-                self._marker.version(manifest.image, manifest.version, entry.manifest_digest)
+        return whole
+
+    def _needs(self, disks: list[Manifest], known: Mapping[tuple[str, str], bytes]) -> None:
+        """Repair the indexes of a version; then learn which packs it needs, if everything that tells of them is sound.
+        ``known`` are the digests of all disks by image and version."""
+        first, names = disks[0], set[str]()
+        for disk in disks:
+            names.update(disk.file_names(), self._indexes(disk, known))
+        if names.isdisjoint(damage.name for damage in self._left):
+            with self._noting(manifest_name(first.image, first.version), _NOT_THERE):
+                self._marker.version(first.image, first.version, first.digest())
 
     def _head(self, catalogue: Catalogue) -> None:
         """Make a head that is damaged or lost anew: the newest version is the catalogue's."""
@@ -264,26 +284,33 @@ class _Repair:
         if hasher.digest() != file.digest:
             raise IntegrityError(name, file.digest, hasher.digest())
 
-    def _indexes(self, manifest: Manifest) -> None:
-        """Make sure that indexes of deltas can be read, and are of this version: what they name proves itself."""
-        digest, image, version = manifest.digest(), manifest.image, manifest.version
+    def _indexes(self, manifest: Manifest, known: Mapping[tuple[str, str], bytes]) -> list[str]:
+        """Make sure that indexes of deltas can be read, are of this disk, and start from the one that they are named
+        after, if its digest is ``known``: what they name otherwise proves itself. Return the names of all."""
+        image, version = manifest.image, manifest.version
         folder = manifest_name(image, version).rpartition("/")[0]
+        check = partial(_check_index, VersionReader(self._store, manifest))
 
-        def check(index: DeltaIndex) -> None:
-            if index.target != digest:
-                raise IntegrityError("target of a delta index", digest, index.target)
-            for region in index.regions.tolist():
-                index.units(region)
+        def check_delta(base: bytes | None, data: bytes) -> None:
+            index = DeltaIndex(data)
+            check(index)
+            if base is not None and index.base != base:  # of a version that was removed nothing tells it
+                raise IntegrityError("base of a delta index", base, index.base)
+
+        names = list[str]()
+
+        def whole(file: str, check: Callable[[bytes], object], limit: int) -> None:
+            names.append(f"{folder}/{file}")
+            self._whole(names[-1], check, limit, _DELTA)
 
         for base in delta_bases(self._store, image, version):
-            name = f"{folder}/from-{base}.bin"
-            self._whole(name, lambda data: check(DeltaIndex(data)), MAX_INDEX, _DELTA)
+            whole(f"from-{base}.bin", partial(check_delta, known.get((image, base))), MAX_INDEX)
         profiles = host_profiles(self._store, image, version)
         if profiles:
-            self._whole(f"{folder}/hosts.bin", parse_hosts, MAX_HOSTS, _DELTA)
+            whole("hosts.bin", parse_hosts, MAX_HOSTS)
         for profile in profiles:
-            name = f"{folder}/host-{profile}.bin"
-            self._whole(name, lambda data: check(HostDelta(data).index), MAX_HOST_DELTA, _DELTA)
+            whole(f"host-{profile}.bin", lambda data: check(HostDelta(data).index), MAX_HOST_DELTA)
+        return names
 
     # ---- packs
 
@@ -319,3 +346,17 @@ class _Repair:
             raise problem from None
         self._store.put(name, data)
         return str(problem)
+
+
+def _check_index(reader: VersionReader, index: DeltaIndex) -> None:
+    """Check that an index is of a version, and that its units fit the tables of that; what a unit makes is not looked
+    at. Raises what is wrong with it; a table that is damaged itself is no fault of an index."""
+    digest = reader.manifest.digest()
+    if index.target != digest:
+        raise IntegrityError("target of a delta index", digest, index.target)
+    for region, units in made_regions(index, reader.manifest):
+        try:
+            table = reader.table(region)
+        except (*_ABSENT, OSError):
+            continue
+        units.pieces(table)

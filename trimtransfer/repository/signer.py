@@ -20,7 +20,7 @@ from trimtransfer.names import disk_name, manifest_name
 from trimtransfer.repository.catalogues import current, save
 from trimtransfer.repository.intent import Intent, intended
 from trimtransfer.repository.mirrors import read_mirrors
-from trimtransfer.repository.reading import read_manifest
+from trimtransfer.repository.reading import read_head, read_manifest
 from trimtransfer.repository.staged import finish, is_signed
 from trimtransfer.store import DirectoryStore, Range
 from trimtransfer.trust.imagerole import ImageRole, SignedFile, SignedVersion
@@ -141,10 +141,11 @@ class Signer:
 
 def known_catalogue(store: DirectoryStore, signer: Signer | None, image: str) -> Catalogue:
     """Return the catalogue of an image to go on from: what is signed of it, not what lies beside, which anybody may
-    have written; in a repository that is not signed what is stored. Raises what reading it raises, ``NotFound``."""
-    stored = current(store, image)
+    have written, or damaged; in a repository that is not signed what is stored. Raises what reading it raises,
+    ``NotFound``."""
+    read_head(store, image)
     signed = signer.catalogue(image) if signer is not None else None
-    return stored if signed is None else signed
+    return current(store, image) if signed is None else signed
 
 
 def commit_catalogue(store: DirectoryStore, signer: Signer | None, catalogue: Catalogue) -> None:

@@ -193,13 +193,14 @@ def _remove(
         return RemovalReport(_some(gone), kept, _freed(store, gone, watch), dry_run)
     with space_errors(store.path), repository_lock(store, "removing versions"):
         clean_up(store)
-        signers = {image: Signer.open(store, image, keys) for image in images}  # or nothing is removed
-        before = {image: known_catalogue(store, signers[image], image) for image in images}
+        before = {image: current(store, image) for image in images}
+        signers = {image: Signer.open(store, image, keys) for image in images if choose(before[image])}
+        before |= {image: known_catalogue(store, signer, image) for image, signer in signers.items()}
         gone = {image: choose(catalogue) for image, catalogue in before.items()}
         after = {image: catalogue.without(gone[image]) for image, catalogue in before.items()}
-        for image, catalogue in after.items():
+        for image in signers:  # that keys are at hand for all of them is known by now; each commit makes a new snapshot
             watch.check()
-            commit_catalogue(store, Signer.open(store, image, keys) if gone[image] else None, catalogue)
+            commit_catalogue(store, Signer.open(store, image, keys), after[image])
         left: CollectReport = quarantine_unused(store, watch)
         kept = {image: len(catalogue.versions) for image, catalogue in after.items()}
         return RemovalReport(_some(gone), kept, left.new, dry_run)

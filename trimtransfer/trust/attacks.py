@@ -8,6 +8,7 @@ from typing import Final
 from trimtransfer.errors import FormatError, Untrusted
 
 _TELL: Final = "Tell whoever runs the repository"
+_THEN_TELL: Final = "tell whoever runs the repository"
 
 
 def forged(what: str, detail: str) -> Untrusted:
@@ -22,7 +23,8 @@ def forged(what: str, detail: str) -> Untrusted:
 
 def altered(what: str, error: FormatError | str) -> Untrusted:
     """Return the refusal of bytes that are not what a signer writes."""
-    return Untrusted(what, str(error), "data altered or damaged on the way", f"Try again; if it stays so: {_TELL}")
+    detail = str(error).removeprefix(f"{what}: ")
+    return Untrusted(what, detail, "data altered or damaged on the way", f"Try again; if it stays so: {_THEN_TELL}")
 
 
 def algorithm(what: str, found: str) -> Untrusted:
@@ -79,7 +81,7 @@ def frozen(what: str, expired: datetime, now: datetime) -> Untrusted:
         what,
         f"it was valid until {_text(expired)}; this machine's clock says {_text(now)}",
         "a freeze attack: what is new is withheld (or nobody renewed the signatures, or the clock is ahead)",
-        f"Check this machine's clock; if it is right: {_TELL}, who runs `medv-repo timestamp REPO`, by a timer best",
+        f"Check this machine's clock; if it is right: {_THEN_TELL} (`medv-repo timestamp REPO`, best by a timer)",
     )
 
 
@@ -99,7 +101,7 @@ def mixed(what: str, detail: str) -> Untrusted:
         what,
         detail,
         "a mix-and-match attack: files of different times or origins (or a cache that serves old ones)",
-        f"Try again in a minute; if it stays so: {_TELL}",
+        f"Try again in a minute; if it stays so: {_THEN_TELL}",
     )
 
 
@@ -135,7 +137,7 @@ def withdrawn(what: str) -> Untrusted:
         what,
         "it is not among the versions that are signed, as far as is known here",
         "a rollback attack: a version that was withdrawn, or none of this repository",
-        f"Make the bundle again; {_TELL[0].lower()}{_TELL[1:]} if that does not help",
+        f"Make the bundle again; {_THEN_TELL} if that does not help",
     )
 
 
