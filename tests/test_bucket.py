@@ -241,6 +241,64 @@ class TestPush:
         with pytest.raises(TargetRefused, match="somebody else has published"):
             pushed(place, first)
 
+    def test_what_was_made_here_is_not_deleted(self, place: str, tmp_path: Path, rng: np.random.Generator) -> None:
+        images = make_images(rng, versions=4)
+        first, second = tmp_path / "first", tmp_path / "second"
+        publish_all(first, images[:2])
+        pushed(place, first)
+        publish_all(second, images[3:])
+        with Wire(place) as wire:
+            with pytest.raises(TargetRefused, match=r"it has disk 1, .* would be deleted here"):
+                pull(wire, DirectoryStore(second))
+            pull(wire, DirectoryStore(second), replacing=True)
+            for number in (3, 4):
+                (tmp_path / "x.img").write_bytes(images[number - 1])
+                publish(second, tmp_path / "x.img", image="disk", version=str(number))
+            with pytest.raises(TargetRefused, match=r"it has disk 3, .* push it first"):
+                pull(wire, DirectoryStore(second))
+            assert audit(DirectoryStore(second)).damage == ()
+            pushed(place, second)
+            pull(wire, DirectoryStore(first))
+            remove_versions(str(first), "disk", ["1", "2"])
+            pushed(place, first)
+            pull(wire, DirectoryStore(second))  # what was removed there goes here
+        assert [entry.version for entry in read_catalogue(DirectoryStore(second), "disk").versions] == ["3", "4"]
+
+    def test_a_name_that_meant_something_else(self, place: str, tmp_path: Path, rng: np.random.Generator) -> None:
+        """Files of equal length under the same name: left by a writer that died, or of a version that was removed."""
+        base, plain = rng.bytes(200_000), {"parent": "1", "deltas": False}
+        (tmp_path / "1.img").write_bytes(base)
+        publish(tmp_path / "a", tmp_path / "1.img", image="disk", version="1")
+        pushed(place, tmp_path / "a")
+        others = DirectoryStore(tmp_path / "b"), DirectoryStore(tmp_path / "c")
+        for other in others:
+            with Wire(place) as wire:
+                pull(wire, other)
+        lengths = set()
+        for store in (DirectoryStore(tmp_path / "a"), others[0]):
+            (tmp_path / "2.img").write_bytes(base[:-100] + rng.bytes(100))
+            publish(store, tmp_path / "2.img", image="disk", version="2", **plain)
+            lengths.add(store.size("images/disk/2/manifest.bin"))
+        assert len(lengths) == 1
+        with Wire(place, patience=PATIENT) as wire, claimed(wire, "dies", terms=TERMS):
+            for name, _ in DirectoryStore(tmp_path / "a").list("images/disk/2"):
+                send_bytes(wire, name, (tmp_path / "a" / name).read_bytes(), headers=headers_of(name))
+        pushed(place, others[0].path)
+        check_place(place, "2")
+        with Wire(place) as wire:
+            pull(wire, others[1])
+        publish(others[0], tmp_path / "1.img", image="disk", version="3", **plain)
+        remove_versions(str(tmp_path / "b"), "disk", ["2"])
+        collect(str(tmp_path / "b"), grace=0)
+        (tmp_path / "2.img").write_bytes(base[:-100] + rng.bytes(100))
+        publish(others[0], tmp_path / "2.img", image="disk", version="2", **plain)
+        assert others[0].size("images/disk/2/manifest.bin") in lengths
+        pushed(place, others[0].path)
+        check_place(place, "2")
+        with Wire(place) as wire:
+            pull(wire, others[1])
+        assert audit(others[1]).damage == ()
+
     def test_commits_that_never_arrived(
         self, place: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -254,6 +312,8 @@ class TestPush:
                 broken.setattr(pushing, "write_commit", lambda *_: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     pushed(place, directory)
+            with Wire(place) as wire, pytest.raises(TargetRefused, match="push it first"):
+                pull(wire, DirectoryStore(directory))
         check_place(place, "1")
         pushed(place, directory)
         check_place(place, "2")
@@ -628,7 +688,20 @@ class TestCommands:
         assert self.run("push", str(tmp_path / "r"), place)["sent"] > 0
         assert self.run("pull", place, str(tmp_path / "copy"))["objects"] == len(names_in(place))
         self.run("verify", str(tmp_path / "copy"))
-        (tmp_path / "copy/images/disk/head.json").write_bytes(b"{}")
+        self.run("remove", str(tmp_path / "copy"), "1", "--image", "disk")
+        self.run("pull", place, str(tmp_path / "copy"))
+        self.run(
+            "publish",
+            str(tmp_path / "copy"),
+            str(tmp_path / "r/images/disk/1/manifest.bin"),
+            "--image",
+            "own",
+            "--version",
+            "1",
+        )
+        assert "own 1" in self.run("pull", place, str(tmp_path / "copy"), code=1)["error"]["message"]
+        self.run("pull", place, str(tmp_path / "copy"), "--replace")
+        assert not (tmp_path / "copy/images/own").exists()
         (tmp_path / "else").mkdir()
         (tmp_path / "else/file").touch()
         self.run("pull", place, str(tmp_path / "else"), code=1)

@@ -6,41 +6,26 @@ What is there already is not sent again. An interrupted push is gone on with by 
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 from trimtransfer.bucket.claim import Claim
-from trimtransfer.bucket.commit import (
-    Commit,
-    do_commit,
-    headers_of,
-    is_lasting,
-    is_pointer,
-    read_commit,
-    settle,
-    write_commit,
-)
+from trimtransfer.bucket.commit import Commit, do_commit, headers_of, is_pointer, read_commit, settle, write_commit
+from trimtransfer.bucket.comparing import Comparison, objects_of
 from trimtransfer.bucket.fetching import fetch_objects
 from trimtransfer.bucket.listing import Listed
-from trimtransfer.bucket.store import BucketStore
-from trimtransfer.bucket.uploading import PART, abandon, begun_uploads, is_tag, send_file, tag_of
+from trimtransfer.bucket.states import check_pull, check_push, known_states, note_states
+from trimtransfer.bucket.uploading import PART, abandon, begun_uploads, send_file
 from trimtransfer.bucket.wire import Wire
-from trimtransfer.errors import FormatError, NotFound, TargetRefused, TrimTransferError
-from trimtransfer.repository.catalogues import current
+from trimtransfer.errors import NotFound
 from trimtransfer.repository.intent import clean_up, repository_lock
-from trimtransfer.repository.reading import read_manifest
-from trimtransfer.store import DirectoryStore, sync_directory
+from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Watch
 
 GRACE: Final = 7 * 86_400
-_BASE: Final = "bucket.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +74,11 @@ def push(
         last = settle(wire)
         there = objects_of(wire)
         if not replacing:
-            _check_base(wire, store, last, there)
+            check_push(wire, store, last, there)
         wanted = [name for name in here if not is_pointer(name)]
-        missing = [name for name in wanted if not _is_there(store, name, there.get(name), least, sure=not replacing)]
-        _send(wire, store, missing, here, threads, least, watch)
+        compared = Comparison(wire, store, there, least=least)
+        missing = [name for name in wanted if not compared.same(name)]
+        _send(wire, compared, missing, here, threads, least, watch)
         done = _commit(wire, claim, store, last, there, here)
         deleted = _delete(wire, done, due, int(claim.now()) - grace, threads)
         for name, id in begun_uploads(wire):
@@ -111,14 +97,18 @@ def pull(
     wire: Wire,
     store: DirectoryStore,
     *,
+    replacing: bool = False,
     threads: int = 8,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> tuple[int, int]:
     """Make the directory what the place holds, and return the number and the bytes of objects that were fetched. Hold
-    the claim, or nobody may be writing. What the place does not have is deleted here.
+    the claim, or nobody may be writing. What the place does not have is deleted here. ``replacing``: whatever versions
+    the directory has.
 
     Raises:
         NotFound: there is no repository.
+        TargetRefused: the directory was changed since it was last brought up to date, and has versions that the place
+            has not.
         FormatError, IntegrityError: what came is not what its name, or the list, says.
     """
     with repository_lock(store, "pulling"):
@@ -127,101 +117,22 @@ def pull(
         there = objects_of(wire)
         if not there:
             raise NotFound("a repository", wire.url)
-        missing = [one for name, one in there.items() if not _is_there(store, name, one, PART)]
+        if not replacing:
+            check_pull(wire, store)
+        compared = Comparison(wire, store, there)
+        missing = [one for name, one in there.items() if not compared.same(name)]
         for early in (False, True):
             part = [one for one in missing if is_pointer(one.name) is early]
             fetch_objects(wire, store, part, threads=threads, watch=watch)
         for name in [name for name, _ in store.list() if name not in there]:
             store.delete(name)
-        note_states(store, wire.url, [last.id] if last else [])
+        note_states(store, wire.url, [last.id] if last else [], same=True)
         return len(missing), sum(one.length for one in missing)
-
-
-def objects_of(wire: Wire) -> dict[str, Listed]:
-    """Return the objects of the repository by name."""
-    return {one.name: one for one in wire.objects() if not one.name.startswith(".")}
-
-
-def known_states(store: DirectoryStore, url: str) -> list[str]:
-    """Return the ids of the commits, of which a directory knows one to be the newest of a place: that which it last
-    pulled or pushed, and one that it was about to push. None: it never met the place."""
-    try:
-        fields = json.loads(store.private(_BASE).read_bytes())
-        return [str(id) for id in fields.get(url, [])]
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, AttributeError) as error:
-        raise FormatError(str(store.private(_BASE)), 0, "what this directory knows of object stores", error) from None
-
-
-def note_states(store: DirectoryStore, url: str, ids: list[str]) -> None:
-    """Note these ids, durably, beside those of other places."""
-    path = store.private(_BASE)
-    fields: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-        fields = dict(json.loads(path.read_bytes()))
-    staged = path.with_name(_BASE + ".new")
-    with open(staged, "w", encoding="utf-8") as file:
-        file.write(json.dumps({**fields, url: ids}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    sync_directory(path.parent)
-
-
-def _check_base(wire: Wire, store: DirectoryStore, last: Commit | None, there: Mapping[str, Listed]) -> None:
-    """Refuse to undo what another working copy has pushed, or what lies there otherwise."""
-    if last is not None:
-        if last.id in known_states(store, wire.url):
-            return
-        raise TargetRefused(
-            wire.url,
-            "somebody else has published there, or from another directory, since this one was brought up to date; get "
-            f"that first (medv-repo pull {wire.url} DIR), publish to {wire.url} directly, or say --replace if what is "
-            "there does not count",
-        )
-    for name in there:
-        image = name.split("/")[1]
-        if name.endswith("/head.json") and is_pointer(name):
-            with contextlib.closing(BucketStore(wire.url)) as place:
-                for entry in current(place, image).versions:
-                    if not _has(store, image, entry.version, entry.manifest_digest):
-                        raise TargetRefused(
-                            wire.url,
-                            f"it has {image} {entry.version}, which this directory does not have; name another prefix, "
-                            f"or get it first (medv-repo pull {wire.url} DIR)",
-                        )
-
-
-def _has(store: DirectoryStore, image: str, version: str, digest: bytes) -> bool:
-    try:
-        read_manifest(store, image, version, digest=digest)
-    except TrimTransferError:
-        return False
-    return True
-
-
-def _is_there(store: DirectoryStore, name: str, one: Listed | None, least: int, *, sure: bool = True) -> bool:
-    """Tell whether directory and place have the same under a name.
-
-    The length is enough for what never changes, if both are ``sure`` to tell of the same versions.
-    """
-    if one is None or not store.exists(name) or store.size(name) != one.length:
-        return False
-    if name.startswith("packs/") or (sure and is_lasting(name)):
-        return True
-    if not is_tag(one.etag):
-        return is_lasting(name)
-    return one.etag in (tag_of(_path(store, name), least=least), tag_of(_path(store, name)))
-
-
-def _path(store: DirectoryStore, name: str) -> Path:
-    return store.path.joinpath(*name.split("/"))
 
 
 def _send(
     wire: Wire,
-    store: DirectoryStore,
+    compared: Comparison,
     names: list[str],
     lengths: Mapping[str, int],
     threads: int,
@@ -239,7 +150,7 @@ def _send(
 
     def send(name: str) -> None:
         watch.check()
-        send_file(wire, name, _path(store, name), headers=headers_of(name), least=least, sent=sent)
+        send_file(wire, name, compared.path(name), headers=headers_of(name), least=least, sent=sent)
 
     for packs in (True, False):
         in_pool(send, (name for name in names if name.startswith("packs/") is packs), threads)
@@ -274,23 +185,22 @@ def _commit(
     there: Mapping[str, Listed],
     here: Mapping[str, int],
 ) -> Commit:
-    pointers = [name for name in here if is_pointer(name)]
-    changed = [name for name in pointers if not _is_there(store, name, there.get(name), PART)]
-    put = {name: _path(store, name).read_bytes() for name in changed}
+    compared = Comparison(wire, store, there)
+    changed = [name for name in here if is_pointer(name) and not compared.same(name)]
+    put = {name: compared.path(name).read_bytes() for name in changed}
     drop = tuple(name for name in there if is_pointer(name) and name not in here)
     old = last.unused if last is not None else {}
     unused = {name: old.get(name, int(claim.now())) for name in there if name not in here and not is_pointer(name)}
     known = known_states(store, wire.url)
     if last is not None and not put and not drop and unused == old and last.id in known:
-        note_states(store, wire.url, [last.id])
+        note_states(store, wire.url, [last.id], same=True)
         return last
     commit = Commit.new(put, drop, unused)
-    note_states(
-        store, wire.url, [*([last.id] if last else []), commit.id]
-    )  # whether or not it gets there: the next push knows it
+    # Whether or not it gets there, the next push knows it.
+    note_states(store, wire.url, [*([last.id] if last else []), commit.id], same=False)
     write_commit(wire, commit)
     done = do_commit(wire, commit)
-    note_states(store, wire.url, [done.id])
+    note_states(store, wire.url, [done.id], same=True)
     return done
 
 

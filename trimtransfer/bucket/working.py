@@ -18,7 +18,9 @@ from typing import Final
 
 from trimtransfer.bucket.claim import Claim, Terms, claimed
 from trimtransfer.bucket.commit import read_commit, settle
-from trimtransfer.bucket.pushing import PushReport, known_states, objects_of, pull, push
+from trimtransfer.bucket.comparing import objects_of
+from trimtransfer.bucket.pushing import PushReport, pull, push
+from trimtransfer.bucket.states import known_states
 from trimtransfer.bucket.wire import Wire
 from trimtransfer.errors import Locked, NotFound, TargetRefused
 from trimtransfer.fetch.account import Account, Address
@@ -97,7 +99,7 @@ def reading(url: str, watch: Watch) -> Path:
         store = DirectoryStore(path)
         for _ in range(_TRIES):
             last = read_commit(wire)
-            pull(wire, store, watch=watch)
+            pull(wire, store, replacing=True, watch=watch)
             if read_commit(wire) == last:
                 return store.path
     raise TargetRefused(url, "it keeps changing while it is read: somebody publishes; try again later")
@@ -131,5 +133,5 @@ def _bring_up(wire: Wire, claim: Claim, store: DirectoryStore, watch: Watch) -> 
         for name in [name for name, _ in store.list()]:
             store.delete(name)
     else:
-        pull(wire, store, watch=watch)
+        pull(wire, store, replacing=True, watch=watch)
     mark.unlink(missing_ok=True)

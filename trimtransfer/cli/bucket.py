@@ -88,15 +88,20 @@ def push(
 @click.argument("url", metavar="S3URL", callback=_s3_url)
 @click.argument("repository", metavar="DIR", type=click.Path(file_okay=False, path_type=str))
 @click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once.")
+@click.option("--replace", is_flag=True, help="The object store counts, whatever versions DIR has.")
 @output_options
-def pull(output: Output, url: str, repository: str, connections: int) -> None:
-    """Make DIR a copy of the repository in an object store. What DIR has and the object store has not is deleted.
+def pull(output: Output, url: str, repository: str, connections: int, replace: bool) -> None:
+    """Make DIR a copy of the repository in an object store, or bring the copy up to date.
+
+    What others have removed there is deleted in DIR, too. Versions that were published to DIR itself and never pushed
+    are not: then it is refused, unless --replace is said.
 
     \b
     Example:
       medv-repo pull s3://images/prod /srv/images
     """
     from trimtransfer.bucket.claim import claimed
+    from trimtransfer.bucket.commit import settle
     from trimtransfer.bucket.pushing import pull as run
     from trimtransfer.bucket.wire import Wire
     from trimtransfer.repository.intent import check_target
@@ -106,7 +111,8 @@ def pull(output: Output, url: str, repository: str, connections: int) -> None:
     store = DirectoryStore(repository)
     check_target(store)
     with Wire(url) as wire, claimed(wire, "pulling"):
-        count, length = run(wire, store, threads=connections, watch=Watch(output.progress))
+        settle(wire)
+        count, length = run(wire, store, replacing=replace, threads=connections, watch=Watch(output.progress))
     output.result(
         {"url": url, "objects": count, "bytes": length}, f"Fetched {count_text(count, 'object')} of {size_text(length)}"
     )
