@@ -8,7 +8,6 @@ The write side (:meth:`DirectoryStore.put`) is durable on return: temporary file
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import stat
@@ -19,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from trimtransfer.chunk import object_digest, object_hasher
-from trimtransfer.errors import FormatError, IntegrityError, NoSpace, NotFound
+from trimtransfer.chunk import object_digest
+from trimtransfer.durable import StagedObject, make_directories, read_at, space_errors, sync_directory
+from trimtransfer.errors import FormatError, IntegrityError, NotFound
 
 PRIVATE: Final = ".trimtransfer"
 """Directory in the root of a directory store for what readers must not see: locks, temporary files, intents."""
@@ -28,7 +28,6 @@ DISK_REMEDY: Final = "the disk or memory of this machine damages data"
 _PIECE: Final = 4 << 20
 _TEMPORARY: Final = f"{PRIVATE}/tmp"
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ class DirectoryStore:
     def read(self, name: str, *, limit: int) -> bytes:
         """Return a small object whole; longer than ``limit``: ``FormatError``."""
         with self._open(name) as descriptor:
-            data = _pread(descriptor, limit + 1, 0)
+            data = read_at(descriptor, limit + 1, 0)
         self.stats.count(bytes=len(data), requests=1)
         if len(data) > limit:
             raise FormatError(f"object {name}", limit, f"at most {limit:,} bytes", "more")
@@ -153,7 +152,7 @@ class DirectoryStore:
         """Return exactly the wanted bytes; ``FormatError`` where the object has another length: it is damaged."""
         with self._open(wanted.name) as descriptor:
             self._check_total(wanted, descriptor)
-            data = _pread(descriptor, wanted.length, wanted.start)
+            data = read_at(descriptor, wanted.length, wanted.start)
         self.stats.count(bytes=len(data), requests=1)
         if len(data) != wanted.length:
             end = wanted.start + len(data)
@@ -230,7 +229,7 @@ class DirectoryStore:
         """Make a complete and durable file of the scratch directory an object, replacing one of that name."""
         path = self._locate(name)
         with space_errors(path):
-            _make_directories(path.parent, self.path)
+            make_directories(path.parent, self.path)
             os.replace(file, path)
             sync_directory(path.parent)
 
@@ -251,13 +250,13 @@ class DirectoryStore:
     def private(self, name: str) -> Path:
         """Return the path of a file in the private directory, which is made where missing."""
         directory = self.path / PRIVATE
-        _make_directories(directory, self.path)
+        make_directories(directory, self.path)
         return directory / name
 
     def scratch(self) -> Path:
         """Return the directory for temporary files on the store's disk, which is made where missing."""
         directory = self.path / _TEMPORARY
-        _make_directories(directory, self.path)
+        make_directories(directory, self.path)
         return directory
 
     def clear_temporary(self) -> int:
@@ -313,70 +312,6 @@ class DirectoryStore:
                 yield name, entry.stat().st_size
 
 
-class StagedObject:
-    """An object being written: ``write`` appends; leaving the ``with`` block cleanly commits, else it vanishes."""
-
-    def __init__(self, temporary: Path, final: Path, root: Path) -> None:
-        self._temporary, self._final, self._root = temporary, final, root
-        self._descriptor = -1
-        self.length = 0
-
-    def __enter__(self) -> StagedObject:
-        with space_errors(self._final):
-            _make_directories(self._temporary.parent, self._root)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(self._temporary, flags, 0o644)
-        return self
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes; ``NoSpace`` where the disk is full."""
-        view = memoryview(data).cast("B")
-        with space_errors(self._final):
-            while view:
-                written = os.write(self._descriptor, view)
-                self.length += written
-                view = view[written:]
-
-    def sync(self) -> None:
-        """Bring what was written to the disk (before it is read back)."""
-        with space_errors(self._final):
-            os.fsync(self._descriptor)
-
-    def read_back(self) -> bytes:
-        """Return what the file now holds, read again from it, past the page cache where the system allows that."""
-        self._drop_cache()
-        return _pread(self._descriptor, self.length + 1, 0)
-
-    def read_back_digest(self) -> bytes:
-        """Return the object digest of what the file now holds, read again in the same way but in pieces."""
-        self._drop_cache()
-        hasher, at = object_hasher(), 0
-        while data := _pread(self._descriptor, _PIECE, at):
-            hasher.update(data)
-            at += len(data)
-        return hasher.digest()
-
-    def _drop_cache(self) -> None:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._commit()
-        finally:
-            os.close(self._descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                self._temporary.unlink()
-
-    def _commit(self) -> None:
-        with space_errors(self._final):
-            os.fsync(self._descriptor)
-            _make_directories(self._final.parent, self._root)
-            os.replace(self._temporary, self._final)
-            sync_directory(self._final.parent)
-
-
 def in_threads(ranges: Iterable[Range], call: Callable[[Range], None], threads: int) -> None:
     """Call a function for each range from a few threads; the first exception ends the rest and is raised."""
     running: set[Future[None]] = set()
@@ -389,46 +324,3 @@ def in_threads(ranges: Iterable[Range], call: Callable[[Range], None], threads: 
             running.add(pool.submit(call, wanted))
         for future in running:
             future.result()
-
-
-def _pread(descriptor: int, length: int, offset: int) -> bytes:
-    """Return up to ``length`` bytes from ``offset`` on: fewer only at the file's end."""
-    data = os.pread(descriptor, length, offset)
-    if len(data) == length or not data:
-        return data
-    parts, got = [data], len(data)
-    while got < length and (data := os.pread(descriptor, length - got, offset + got)):
-        parts.append(data)
-        got += len(data)
-    return b"".join(parts)
-
-
-def _make_directories(directory: Path, root: Path) -> None:
-    """Make a directory below ``root`` and its parents, each one durable in its own parent."""
-    if directory.is_dir():
-        return
-    if directory != root:
-        _make_directories(directory.parent, root)
-    directory.mkdir(exist_ok=True, parents=directory == root)
-    sync_directory(directory.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring a directory's entries to the disk; systems that cannot (Windows) order them by themselves."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def space_errors(path: Path) -> Iterator[None]:
-    """Turn "disk full" and "quota exceeded" into ``NoSpace`` that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise NoSpace(str(path), None, None) from error
-        raise

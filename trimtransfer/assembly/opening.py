@@ -24,9 +24,10 @@ from trimtransfer.assembly.tablefile import TableFile
 from trimtransfer.assembly.ways import Old, open_old
 from trimtransfer.assembly.windows import comes_from_parent, share_that_stays, windows
 from trimtransfer.disk.layout import Layout
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import NoSpace
 from trimtransfer.manifest import Manifest
-from trimtransfer.store import Store, space_errors
+from trimtransfer.store import Store
 from trimtransfer.watch import Watch
 
 

@@ -15,9 +15,9 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import NoSpace, TargetRefused
 from trimtransfer.localfile import size_of
-from trimtransfer.store import space_errors
 
 _FICLONE: Final = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01  # linux/falloc.h

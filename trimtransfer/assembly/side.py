@@ -21,11 +21,11 @@ from typing import Any, Final
 
 from trimtransfer.chunk import DIGEST_SIZE, object_digest
 from trimtransfer.disk.layouts import WRITABLE
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, Locked, TargetRefused
 from trimtransfer.localfile import hanging_devices
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import MAX_DISKS, check_name
-from trimtransfer.store import space_errors
 
 SUFFIX: Final = ".medv"
 RACY_NS: Final = 2_000_000_000

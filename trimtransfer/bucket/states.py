@@ -13,9 +13,10 @@ from trimtransfer.bucket.commit import Commit, is_pointer
 from trimtransfer.bucket.listing import Listed
 from trimtransfer.bucket.store import BucketStore
 from trimtransfer.bucket.wire import Wire
+from trimtransfer.durable import sync_directory
 from trimtransfer.errors import FormatError, NotFound, TargetRefused
 from trimtransfer.repository.catalogues import current
-from trimtransfer.store import DirectoryStore, sync_directory
+from trimtransfer.store import DirectoryStore
 
 _FILE: Final = "bucket.json"
 

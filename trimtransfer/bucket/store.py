@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from trimtransfer.bucket.listing import Listed
 from trimtransfer.bucket.wire import Wire
+from trimtransfer.durable import StagedObject
 from trimtransfer.errors import FormatError, NotFound, TargetRefused
 from trimtransfer.fetch.http import HttpStore
-from trimtransfer.store import DirectoryStore, Range, StagedObject
+from trimtransfer.store import DirectoryStore, Range
 
 
 class BucketStore(DirectoryStore):

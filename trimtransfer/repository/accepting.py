@@ -18,6 +18,7 @@ from typing import Final
 
 from trimtransfer.catalogue import Catalogue
 from trimtransfer.chunk import DIGEST_SIZE
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, NotFound, TargetRefused, TrimTransferError, VersionExists
 from trimtransfer.location import PackRef
 from trimtransfer.manifest import Manifest
@@ -33,7 +34,7 @@ from trimtransfer.repository.publish import check_free
 from trimtransfer.repository.reading import further_disks, read_head, read_manifest
 from trimtransfer.repository.signer import Keys, Signer, known_catalogue
 from trimtransfer.repository.uploads import ROLE, Upload
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.trust.layout import TARGETS, max_length
 from trimtransfer.watch import Watch
 

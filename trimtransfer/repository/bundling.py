@@ -26,10 +26,11 @@ import numpy as np
 from trimtransfer.bundle import BundleVersion, Directory
 from trimtransfer.bundlestore import MAX_PARTS, BundleStore, is_bundle, part_path
 from trimtransfer.chunk import object_check
+from trimtransfer.durable import space_errors, sync_directory
 from trimtransfer.errors import FormatError, IntegrityError, Locked, NoSpace, TargetRefused
 from trimtransfer.repository.bundleparts import Spill, fetch_parts
 from trimtransfer.repository.bundleplan import Contents, Planner, Wanted
-from trimtransfer.store import DISK_REMEDY, Store, space_errors, sync_directory
+from trimtransfer.store import DISK_REMEDY, Store
 from trimtransfer.watch import Progress, Watch
 
 FAT_PART: Final = (4 << 30) - (1 << 20)

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from trimtransfer.catalogue import MAX_CATALOGUE, MAX_CHANNELS, MAX_LABELS, Catalogue, Entry, check_published
+from trimtransfer.durable import sync_directory
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TrimTransferError
 from trimtransfer.fields import Fields
 from trimtransfer.head import MAX_HEAD, Head
 from trimtransfer.manifest import Manifest
 from trimtransfer.names import catalogue_name, channel_name, head_name
 from trimtransfer.repository.reading import Listed, read_head, read_manifest, version_names
-from trimtransfer.store import DirectoryStore, Store, sync_directory
+from trimtransfer.store import DirectoryStore, Store
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")
 _WISHES: Final = "wishes.json"

@@ -20,6 +20,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, Locked
 from trimtransfer.names import channel_name, further_disk_of, head_name
 from trimtransfer.repository.catalogues import current, save
@@ -27,7 +28,7 @@ from trimtransfer.repository.intent import clean_up, intended_names, repository_
 from trimtransfer.repository.marking import Marker
 from trimtransfer.repository.quarantine import Moment, read_quarantine, state, write_quarantine
 from trimtransfer.repository.reading import image_names, require_repository
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Progress, Watch
 
 GRACE: Final = 7 * 86_400

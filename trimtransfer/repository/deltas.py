@@ -22,6 +22,7 @@ import numpy as np
 from trimtransfer.chunk import Bytes, object_check, object_digest
 from trimtransfer.delta import MAX_LEVEL, decode, encode
 from trimtransfer.deltaindex import MAX_BASES, MAX_TOOLS, TARGET, UNIT
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.location import PackRef
 from trimtransfer.names import deltas_name
@@ -32,7 +33,7 @@ from trimtransfer.repository.intent import Intent, clean_up, intended, repositor
 from trimtransfer.repository.reading import VersionReader, further_disks
 from trimtransfer.repository.signer import Keys, Signer
 from trimtransfer.repository.takes import Inside, unwrap_unit
-from trimtransfer.store import DISK_REMEDY, DirectoryStore, space_errors
+from trimtransfer.store import DISK_REMEDY, DirectoryStore
 from trimtransfer.tool import Tool
 from trimtransfer.unit import inflated, is_wrapped, make, wrap
 from trimtransfer.watch import Progress, Watch

@@ -21,6 +21,7 @@ import numpy as np
 
 from trimtransfer.chunk import Kind
 from trimtransfer.disk.source import open_disk
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, IntegrityError, NotFound
 from trimtransfer.filesystem.contents import CLEAN
 from trimtransfer.filesystem.ranges import Ranges, joined, merged
@@ -44,7 +45,7 @@ from trimtransfer.repository.reading import VersionReader, further_disks, read_h
 from trimtransfer.repository.rehearsal import Rehearsal, Rehearsed
 from trimtransfer.repository.survey import Survey, survey
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.table import Table
 from trimtransfer.watch import Progress, Watch
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import Kind
 from trimtransfer.deltaindex import Units, encode_index
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.hostdelta import BaseChunks, encode_host_delta
 from trimtransfer.hosts import MAX_HOSTS, MAX_OFFERS, MAX_SAMPLE, SAMPLE, Offer, encode_hosts, parse_hosts
@@ -35,7 +36,7 @@ from trimtransfer.repository.profiles import OpenProfile, forget_profile, is_tre
 from trimtransfer.repository.reading import VersionReader, folder_names, further_disks, image_names, version_names
 from trimtransfer.repository.signer import Keys, Signer, resign
 from trimtransfer.repository.solidreuse import joined
-from trimtransfer.store import DirectoryStore, Store, space_errors
+from trimtransfer.store import DirectoryStore, Store
 from trimtransfer.watch import Progress, Watch
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")

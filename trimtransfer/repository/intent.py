@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from trimtransfer.durable import sync_directory
 from trimtransfer.errors import FormatError, Locked, NotFound, TargetRefused
 from trimtransfer.head import MAX_HEAD, Head
 from trimtransfer.location import PackRef
@@ -29,7 +30,7 @@ from trimtransfer.pack import pack_name
 from trimtransfer.repository.catalogues import complete, settle
 from trimtransfer.repository.quarantine import rescue
 from trimtransfer.repository.staged import counts, discard, finish
-from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
+from trimtransfer.store import PRIVATE, DirectoryStore
 
 _LOCK: Final = "lock"
 _INTENT: Final = "intent"

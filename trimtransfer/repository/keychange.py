@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import NotFound, TargetRefused, Untrusted
 from trimtransfer.repository.drafts import Draft, discard_drafts, read_drafts, write_draft
 from trimtransfer.repository.intent import clean_up, intended, repository_lock
@@ -22,7 +23,7 @@ from trimtransfer.repository.renewal import new_roles, resigned
 from trimtransfer.repository.signed import SignedMetadata, clock, lacking
 from trimtransfer.repository.signer import Keys
 from trimtransfer.repository.staged import finish
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.trust.documents import Document, check_signatures, open_document
 from trimtransfer.trust.layout import (
     DAYS,

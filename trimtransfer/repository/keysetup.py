@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import TargetRefused
 from trimtransfer.names import head_name
 from trimtransfer.repository.intent import check_target, clean_up, intended, repository_lock
@@ -17,7 +18,7 @@ from trimtransfer.repository.renewal import new_roles
 from trimtransfer.repository.signed import SignedMetadata, clock
 from trimtransfer.repository.signer import PINNED, Keys
 from trimtransfer.repository.staged import finish, is_signed
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.trust.documents import open_document
 from trimtransfer.trust.layout import DAYS, OFFLINE_ROLES, PUBLISHER, ROOT, TARGETS, TOP_ROLES, role_of
 from trimtransfer.trust.ring import Passphrase, Ring, save_key

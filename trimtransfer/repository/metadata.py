@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtransfer.chunk import object_check, object_hasher
+from trimtransfer.durable import StagedObject
 from trimtransfer.errors import IntegrityError
 from trimtransfer.joint import MAX_BASES, BaseRef, encode_joint
 from trimtransfer.keys import KEY_SIZE, KeyFile, directory
@@ -29,7 +30,7 @@ from trimtransfer.repository.inventory import AGAIN, IN_PARENT, Inventory
 from trimtransfer.repository.reading import VersionReader
 from trimtransfer.repository.survey import Survey, comparable
 from trimtransfer.spill import Pieces, Rows
-from trimtransfer.store import DISK_REMEDY, DirectoryStore, StagedObject
+from trimtransfer.store import DISK_REMEDY, DirectoryStore
 from trimtransfer.table import Table, encode_difference, encode_full
 
 _OWN: Final = {TABLES: 0, LOCATIONS: 1}

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from trimtransfer.durable import space_errors, sync_directory
 from trimtransfer.errors import FormatError
 from trimtransfer.head import MAX_HEAD, Head, check_mirrors
 from trimtransfer.names import head_name
 from trimtransfer.repository.catalogues import channel_files
 from trimtransfer.repository.intent import clean_up, repository_lock
 from trimtransfer.repository.reading import image_names, read_head, require_repository
-from trimtransfer.store import DirectoryStore, space_errors, sync_directory
+from trimtransfer.store import DirectoryStore
 
 _FILE: Final = "mirrors.json"
 _MOST: Final = 4096

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from trimtransfer.chunk import BLOCK_SIZE, MAX_IMAGE_SIZE, REGION_SIZE, Kind, object_digest
 from trimtransfer.chunker import cut_and_digest
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, NotFound, SourceRefused, TrimTransferError
 from trimtransfer.index.globs import PathChooser
 from trimtransfer.index.walk import Found, Walk
@@ -31,7 +32,7 @@ from trimtransfer.localfile import look, next_data, open_local, read_into
 from trimtransfer.names import NOTHING, check_name, profile_name
 from trimtransfer.profile import FILE, MAX_PROFILE, Profile
 from trimtransfer.repository.intent import check_target, clean_up, repository_lock
-from trimtransfer.store import PRIVATE, DirectoryStore, space_errors
+from trimtransfer.store import PRIVATE, DirectoryStore
 from trimtransfer.table import ZERO
 from trimtransfer.watch import Progress, Watch
 

@@ -17,6 +17,7 @@ from typing import Final
 from trimtransfer.catalogue import Catalogue, Entry
 from trimtransfer.chunk import DIGEST_SIZE, Kind
 from trimtransfer.disk.source import DiskSource, open_disk
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import NotFound, TrimTransferError, VersionExists
 from trimtransfer.geometry import recognise
 from trimtransfer.head import Head
@@ -41,7 +42,7 @@ from trimtransfer.repository.publication import DEFAULT_LEVEL, Base, Job, Public
 from trimtransfer.repository.reading import VersionReader, read_head, read_manifest
 from trimtransfer.repository.signer import Keys, Signer, known_catalogue
 from trimtransfer.repository.trim import TrimmedVolume, trim_image
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Progress, Watch
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from trimtransfer.durable import sync_directory
 from trimtransfer.errors import FormatError
 from trimtransfer.fields import Fields
-from trimtransfer.store import PRIVATE, DirectoryStore, sync_directory
+from trimtransfer.store import PRIVATE, DirectoryStore
 
 FORMAT: Final = 1
 _FILE: Final = "quarantine"

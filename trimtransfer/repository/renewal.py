@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import NotFound
 from trimtransfer.repository.catalogues import current
 from trimtransfer.repository.intent import clean_up, intended, repository_lock
@@ -13,7 +14,7 @@ from trimtransfer.repository.reading import read_head
 from trimtransfer.repository.signed import SignedMetadata, clock
 from trimtransfer.repository.signer import Keys, image_role
 from trimtransfer.repository.staged import finish, is_signed
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.trust.imagerole import ImageRole
 from trimtransfer.trust.layout import role_of
 from trimtransfer.trust.ring import Ring

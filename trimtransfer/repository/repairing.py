@@ -21,6 +21,7 @@ from typing import Any, Final
 from trimtransfer.catalogue import Catalogue, Entry
 from trimtransfer.chunk import object_digest, object_hasher
 from trimtransfer.deltaindex import MAX_INDEX, DeltaIndex
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import Cancelled, FetchError, FormatError, IntegrityError, NoSpace, NotFound, TrimTransferError
 from trimtransfer.hostdelta import MAX_HOST_DELTA, HostDelta
 from trimtransfer.hosts import MAX_HOSTS, parse_hosts
@@ -42,7 +43,7 @@ from trimtransfer.repository.reading import (
     read_head,
     require_repository,
 )
-from trimtransfer.store import DirectoryStore, Range, Store, space_errors
+from trimtransfer.store import DirectoryStore, Range, Store
 from trimtransfer.watch import Progress, Watch
 
 _PIECE: Final = 4 << 20

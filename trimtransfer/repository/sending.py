@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimtransfer.chunk import DIGEST_SIZE
+from trimtransfer.durable import sync_directory
 from trimtransfer.errors import (
     AccessDenied,
     FetchError,
@@ -45,7 +46,7 @@ from trimtransfer.repository.publish import publish
 from trimtransfer.repository.reading import MAX_MANIFEST, read_head
 from trimtransfer.repository.signer import Keys
 from trimtransfer.repository.uploads import PIECE, ROLE
-from trimtransfer.store import PRIVATE, DirectoryStore, Store, sync_directory
+from trimtransfer.store import PRIVATE, DirectoryStore, Store
 from trimtransfer.watch import Progress, Watch
 
 UPLOADS: Final = "_medv/uploads"

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from trimtransfer.chunk import DIGEST_SIZE
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import FormatError, IntegrityError, NotFound, TargetRefused
 from trimtransfer.hosts import encode_hosts
 from trimtransfer.names import NOTHING, profile_name
@@ -31,7 +32,7 @@ from trimtransfer.repository.reading import VersionDetails, VersionReader, furth
 from trimtransfer.repository.signer import Keys, Signer, resign
 from trimtransfer.repository.solidcontent import SolidContent
 from trimtransfer.repository.solidreuse import ParentUnits
-from trimtransfer.store import DirectoryStore, Store, space_errors
+from trimtransfer.store import DirectoryStore, Store
 from trimtransfer.watch import Progress, Watch
 
 _LOG: Final = logging.getLogger("trimtransfer.repository")

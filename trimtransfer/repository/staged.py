@@ -9,7 +9,8 @@ import json
 import os
 from typing import Final
 
-from trimtransfer.store import DirectoryStore, sync_directory
+from trimtransfer.durable import sync_directory
+from trimtransfer.store import DirectoryStore
 from trimtransfer.trust.layout import MAX_LENGTH, ROOT, SNAPSHOT, TIMESTAMP, metadata_name
 
 STAGED: Final = "timestamp.json"

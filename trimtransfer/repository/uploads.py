@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from trimtransfer.durable import space_errors, sync_directory
 from trimtransfer.errors import FormatError, Locked, NoSpace, NotFound, TargetRefused
 from trimtransfer.fields import Fields
 from trimtransfer.names import MAX_DISKS, check_name, disk_name, version_name
 from trimtransfer.pack import check_pack, pack_name
 from trimtransfer.repository.overlay import OverlayStore
-from trimtransfer.store import DirectoryStore, space_errors, sync_directory
+from trimtransfer.store import DirectoryStore
 
 FORMAT: Final = 1
 PIECE: Final = 4_000_000

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtransfer.catalogue import Catalogue
+from trimtransfer.durable import space_errors
 from trimtransfer.errors import NotFound
 from trimtransfer.repository.catalogues import current
 from trimtransfer.repository.collecting import CollectReport, Garbage, collected_objects, quarantine_unused
@@ -21,7 +22,7 @@ from trimtransfer.repository.intent import clean_up, repository_lock
 from trimtransfer.repository.marking import Marker
 from trimtransfer.repository.reading import image_names, require_repository
 from trimtransfer.repository.signer import Keys, Signer, commit_catalogue, known_catalogue
-from trimtransfer.store import DirectoryStore, space_errors
+from trimtransfer.store import DirectoryStore
 from trimtransfer.watch import Progress, Watch
 
 

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from trimtransfer.durable import sync_directory
 from trimtransfer.errors import TargetRefused
-from trimtransfer.store import sync_directory
 from trimtransfer.trust.signing import KeySet, PrivateKey, PublicKey
 
 ITERATIONS: Final = 600_000

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from trimtransfer.durable import space_errors, sync_directory
 from trimtransfer.errors import FormatError, TargetRefused
-from trimtransfer.store import space_errors, sync_directory
 from trimtransfer.trust.layout import REPOSITORY, ROOT, max_length, metadata_name
 from trimtransfer.trust.strict import encode, read_json
 
