@@ -37,7 +37,8 @@ from medv.gateway.proxy import Proxies
 from medv.gateway.schemes import Authenticator
 from medv.gateway.settings import LimitSettings, Settings, Tls, networks
 from medv.gateway.trouble import ConfigError
-from medv.gateway.uploading import PREFIX, Uploading
+from medv.gateway.uploading import Uploading
+from medv.gateway.uploadrequest import PREFIX
 from trimtransfer.repository.signer import Keys
 from trimtransfer.repository.uploads import UploadLimits, Uploads
 from trimtransfer.store import DirectoryStore

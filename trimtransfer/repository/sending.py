@@ -23,20 +23,11 @@ from typing import Any, Final
 
 from trimtransfer.chunk import DIGEST_SIZE
 from trimtransfer.durable import sync_directory
-from trimtransfer.errors import (
-    AccessDenied,
-    FetchError,
-    FormatError,
-    Locked,
-    NoSpace,
-    NotFound,
-    TargetRefused,
-    TrimTransferError,
-    VersionExists,
-)
+from trimtransfer.errors import FetchError, FormatError, NotFound, TargetRefused, TrimTransferError, VersionExists
 from trimtransfer.fetch.courier import Courier, Reply
 from trimtransfer.head import check_mirrors
 from trimtransfer.names import manifest_name, version_name
+from trimtransfer.repository.answers import fields_of, meaning, refusal
 from trimtransfer.repository.catalogues import Wishes
 from trimtransfer.repository.intent import repository_lock
 from trimtransfer.repository.kept import KeptPacks
@@ -155,7 +146,7 @@ class _Sending:
             raise VersionExists(self._wanted.image, self._wanted.version)  # it was made of other files
         if facts.get("state") != "committed":
             self._make(made)
-            self._sign(_json(self._expect(self._courier.send("GET", self._name()))))
+            self._sign(fields_of(self._expect(self._courier.send("GET", self._name()))))
             if not self._state.get("cleared"):
                 self._clear()
             packs = self._packs()
@@ -186,7 +177,7 @@ class _Sending:
         if self._state.get("upload"):
             reply = self._courier.send("GET", self._name())
             if reply.status == 200:
-                return _json(reply)
+                return fields_of(reply)
             if reply.status != 404:
                 raise self._error(reply)
             self.resumed = False
@@ -198,7 +189,7 @@ class _Sending:
             return {"state": "committed"}
         if reply.status != 201:
             raise self._error(reply)
-        facts = _json(reply)
+        facts = fields_of(reply)
         self._save(upload=str(facts["upload"]), cleared=True)
         return facts
 
@@ -306,7 +297,7 @@ class _Sending:
     def _send_files(self) -> int:
         """Send the version's files, from where they end on the server; return their length."""
         files = self._files()
-        there = _json(self._expect(self._courier.send("GET", self._name()))).get("files", {})
+        there = fields_of(self._expect(self._courier.send("GET", self._name()))).get("files", {})
         if any(there.get(key, 0) > length for key, (_, length) in files.items()) or not there.keys() <= files.keys():
             self._clear()
             there = {}
@@ -343,7 +334,7 @@ class _Sending:
         """Ask for the commit, and wait for what becomes of it."""
         wishes = {"labels": self._wanted.labels, "note": self._wanted.note, "channels": self._wanted.channels}
         body = json.dumps({**wishes, "now": self._state["now"]}).encode()
-        facts = _json(self._expect(self._courier.send("POST", self._name("commit"), body)))
+        facts = fields_of(self._expect(self._courier.send("POST", self._name("commit"), body)))
         moved, last = time.monotonic(), facts
         while facts.get("state") in ("open", "checking"):
             self._watch.report("check", int(facts.get("done", 0)), int(facts.get("total", 0)))
@@ -354,7 +345,7 @@ class _Sending:
             time.sleep(_ASK_SECONDS)
             again = facts["state"] == "open"  # it was started anew
             method, name = ("POST", self._name("commit")) if again else ("GET", self._name())
-            facts = _json(self._expect(self._courier.send(method, name, body if again else b"")))
+            facts = fields_of(self._expect(self._courier.send(method, name, body if again else b"")))
         if facts.get("state") != "committed":
             self._refused(facts)
 
@@ -363,7 +354,7 @@ class _Sending:
         if facts.get("state") == "refused":
             self._save(made="" if facts.get("error") in ("outrun", "damaged", "missing") else self._state["made"])
             self._save(cleared=False)
-        raise _meaning(facts, self._courier.url, self._wanted)
+        raise meaning(facts, self._courier.url, self._wanted.image, self._wanted.version)
 
     # ---- answers
 
@@ -373,16 +364,7 @@ class _Sending:
         return reply
 
     def _error(self, reply: Reply) -> TrimTransferError:
-        if reply.status == 403:
-            cause = "access denied: these credentials give no right to publish this image; ask whoever runs the server"
-            return AccessDenied(self._courier.url, cause, status=403)
-        try:
-            facts = _json(reply)
-        except FormatError:
-            facts = {}
-        if "error" not in facts:
-            return FetchError(self._courier.url, "the server refuses the upload", status=reply.status)
-        return _meaning(facts, self._courier.url, self._wanted)
+        return refusal(reply, self._courier.url, self._wanted.image, self._wanted.version)
 
     # ---- state
 
@@ -411,38 +393,6 @@ class _Sending:
         self._save(upload="")
 
 
-def _json(reply: Reply) -> dict[str, Any]:
-    try:
-        found = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise FormatError("answer of the server", 0, "a JSON object", repr(reply.body[:80]))
-    return found
-
-
 def _digest(name: str) -> str:
     """Return the digest, in hexadecimal digits, of the pack of this name."""
     return Path(name).stem
-
-
-def _meaning(facts: dict[str, Any], url: str, wanted: Wanted) -> TrimTransferError:
-    """Return what an error that the server tells of means here."""
-    kind, message = str(facts.get("error", "")), str(facts.get("message", ""))[:1000]
-    if kind == "exists":
-        return VersionExists(wanted.image, wanted.version)
-    if kind == "outrun":
-        newest = str(facts.get("newest", ""))[:64] or "another version"
-        reason = f"{wanted.version} is not published: {newest} came first; run the same command again, to build on that"
-        return TargetRefused(f"{url}, image {wanted.image}", reason)
-    if kind == "locked":
-        return Locked(url, "another publisher")
-    if kind == "space":
-        return NoSpace(url, None, None, "make room on the server")
-    if kind == "damaged":
-        return FormatError(f"{url}: the upload", "what was sent", "what the server's check accepts", message)
-    if kind == "missing":
-        return NotFound(f"what the server needs ({message})", url)
-    if kind == "internal":
-        return FetchError(url, message, retryable=True)
-    return TargetRefused(url, message)
