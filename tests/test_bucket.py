@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from kills import some_steps
 from s3server import MISSING, Harm, HarmfulProxy, S3Server, Seen, swift_python, use
 from syncing import make_images, publish_all
 
@@ -24,6 +26,7 @@ from trimtransfer.bucket import pushing, uploading
 from trimtransfer.bucket.claim import Terms, claimed
 from trimtransfer.bucket.commit import COMMIT, Commit, headers_of, read_commit, write_commit
 from trimtransfer.bucket.pushing import PushReport, pull, push
+from trimtransfer.bucket.states import known_states, note_states
 from trimtransfer.bucket.store import BucketStore
 from trimtransfer.bucket.uploading import begun_uploads, part_length, send_bytes, send_file, tag_of
 from trimtransfer.bucket.wire import Patience, Wire
@@ -430,29 +433,35 @@ class TestPush:
 
 
 class TestKilled:
-    """A process that dies by SIGKILL right before its n-th request that changes something, for every n."""
+    """A process that dies by SIGKILL right before its n-th request that changes something."""
 
     @pytest.mark.slow
-    def test_at_every_request(self, place: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    def test_at_any_request(self, place: str, tmp_path: Path, rng: np.random.Generator, rnd: random.Random) -> None:
         images, directory = make_images(rng), tmp_path / "r"
         publish_all(directory, images[:1])
         pushed(place, directory)
         (tmp_path / "2.img").write_bytes(images[1])
         publish(directory, tmp_path / "2.img", image="disk", version="2")
-        quick = Terms(dead=0.0, fresh=600.0, pause=0.01)
+        quick = Terms(dead=-2.0, fresh=600.0, pause=0.01)  # the server tells whole seconds
         seen = set[str]()
-        limit, ended = 0, False
-        while not ended:
-            limit += 1
-            copy = f"{place}-{limit}"
-            for one, to in ((place, copy),):
-                with Wire(one) as source, Wire(to) as target:
-                    for name in (*names_in(one), COMMIT):
-                        send_bytes(target, name, source.ask("GET", name).body, headers={})
-            base = DirectoryStore(tmp_path / f"r{limit}")
-            os.system(f"cp -r {directory} {base.path}")
-            pushing.note_states(base, copy, pushing.known_states(base, place))
-            ended = not _dies(limit, lambda: _push_once(copy, base.path, quick))  # noqa: B023 - called here
+
+        def begin(limit: int) -> tuple[str, DirectoryStore]:
+            """Return copies of place and directory."""
+            copy, base = f"{place}-{limit}", DirectoryStore(tmp_path / f"r{limit}")
+            with Wire(place) as source, Wire(copy) as target:
+                for name in (*names_in(place), COMMIT):
+                    send_bytes(target, name, source.ask("GET", name).body, headers={})
+            shutil.copytree(directory, base.path)
+            note_states(base, copy, known_states(base, place), same=False)
+            return copy, base
+
+        copy, base = begin(0)
+        total = _changes_until_killed(1 << 30, lambda: _push_once(copy, base.path, quick))
+        assert total > 8
+        for limit in some_steps(total, rnd, 12):
+            copy, base = begin(limit)
+            count = _changes_until_killed(limit, lambda: _push_once(copy, base.path, quick))  # noqa: B023 - called here
+            assert count == limit
             store = BucketStore(copy)
             version = read_head(store, "disk").version
             seen.add(version)
@@ -471,7 +480,6 @@ class TestKilled:
             _push_once(copy, base.path, quick)
             check_place(copy, "2")
         assert seen == {"1", "2"}
-        assert limit > 8
 
 
 def _push_once(place: str, directory: Path, terms: Terms) -> None:
@@ -479,28 +487,29 @@ def _push_once(place: str, directory: Path, terms: Terms) -> None:
         push(wire, claim, DirectoryStore(directory), threads=1)
 
 
-def _dies(limit: int, work: Callable[[], None]) -> bool:
-    """Do it in a process that dies before its ``limit``-th change of the bucket; return whether it did."""
+def _changes_until_killed(limit: int, work: Callable[[], None]) -> int:
+    """Do it in a process that dies before its ``limit``-th change of the bucket; return how many it began."""
+    context = multiprocessing.get_context("fork")
+    count = context.Value("l", 0)
 
     def run() -> None:
-        real, count = Wire._send, 0
+        real = Wire._send
 
         def counted(self: Wire, method: str, *arguments: Any) -> Any:
-            nonlocal count
             if method not in ("GET", "HEAD"):
-                count += 1
-                if count == limit:
+                count.value += 1
+                if count.value == limit:
                     os.kill(os.getpid(), signal.SIGKILL)
             return real(self, method, *arguments)
 
         Wire._send = counted  # type: ignore[method-assign]
         work()
 
-    process = multiprocessing.get_context("fork").Process(target=run)
+    process = context.Process(target=run)
     process.start()
     process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
+    assert process.exitcode == (-signal.SIGKILL if count.value == limit else 0)
+    return count.value
 
 
 class TestClaims:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
+from trimtransfer.bucket.commit import is_lasting
 from trimtransfer.bucket.listing import Listed
 from trimtransfer.bucket.wire import Wire
 from trimtransfer.durable import StagedObject
@@ -13,11 +16,16 @@ from trimtransfer.errors import FormatError, NotFound, TargetRefused
 from trimtransfer.fetch.http import HttpStore
 from trimtransfer.store import DirectoryStore, Range
 
+_BLOCK: Final = 1 << 20
+_CACHED: Final = 64
+"""Blocks in memory."""
+
 
 class BucketStore(DirectoryStore):
     """The objects below ``url`` (``s3://bucket/prefix``), as they are listed when that is first asked for.
 
-    Its directory is an empty one for temporary files, until it is closed. Nothing can be written.
+    Its directory is an empty one for temporary files, until it is closed. Nothing can be written. Ranges of packs and
+    of files of versions are read a MiB at a time, of which 64 are kept: a request costs more than its bytes.
     """
 
     def __init__(self, url: str, *, connections: int = 8, cancel: threading.Event | None = None) -> None:
@@ -27,7 +35,8 @@ class BucketStore(DirectoryStore):
         self._http = HttpStore(url, connections=connections, cancel=cancel)
         self.url, self.stats = self._wire.url, self._http.stats
         self._listed: dict[str, Listed] | None = None
-        self._listing = threading.Lock()
+        self._listing, self._caching = threading.Lock(), threading.Lock()
+        self._cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"BucketStore({self.url!r})"
@@ -43,7 +52,11 @@ class BucketStore(DirectoryStore):
             raise FormatError(f"object {wanted.name}", "length", f"{wanted.total:,} bytes", f"{length:,}")
         if wanted.end > length:
             raise FormatError(f"object {wanted.name}", length, f"{wanted.end:,} bytes", "its end")
-        return self._http.read_range(wanted) if wanted.length else b""
+        if not is_lasting(wanted.name):
+            return self._http.read_range(wanted) if wanted.length else b""
+        parts = [self._block(wanted.name, number, length) for number in _blocks(wanted)]
+        first = wanted.start // _BLOCK * _BLOCK
+        return b"".join(parts)[wanted.start - first : wanted.end - first]
 
     def fetch(
         self, ranges: Iterable[Range], deliver: Callable[[Range, memoryview], None], *, again: bool = False
@@ -76,6 +89,20 @@ class BucketStore(DirectoryStore):
                 self._listed = {one.name: one for one in self._wire.objects()}
             return self._listed
 
+    def _block(self, name: str, number: int, length: int) -> bytes:
+        """Return a block of an object that never changes: whoever reads a piece reads those beside it next."""
+        with self._caching:
+            if (name, number) in self._cache:
+                self._cache.move_to_end((name, number))
+                return self._cache[name, number]
+        start = number * _BLOCK
+        data = self._http.read_range(Range(name, start, min(_BLOCK, length - start), length))
+        with self._caching:
+            self._cache[name, number] = data
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return data
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -89,3 +116,8 @@ class BucketStore(DirectoryStore):
     def delete(self, name: str) -> bool:
         """Nothing can be deleted; ``TargetRefused``."""
         raise TargetRefused(self.url, "is read only here")
+
+
+def _blocks(wanted: Range) -> range:
+    """Return the numbers of the blocks that a range lies in."""
+    return range(wanted.start // _BLOCK, -(-wanted.end // _BLOCK) if wanted.length else wanted.start // _BLOCK)
