@@ -89,10 +89,10 @@ class Domain:
         """Return the file of a keytab: http, other, pc1, pc2."""
         return str(self.folder / f"dc/{name}.keytab")
 
-    def login(self, who: str, password: str = PASSWORD, *, life: str = "1h") -> str:
-        """Return the cache (as KRB5CCNAME has it) of somebody's tickets."""
+    def login(self, who: str, password: str = PASSWORD, *, life: str = "1h", service: str = "") -> str:
+        """Return the cache (as KRB5CCNAME has it) of somebody's tickets, or of the only one for a ``service``."""
         cache = f"FILE:{self.folder}/{who.strip('$')}-{time.monotonic_ns()}"
-        self._run(["kinit", "-l", life, "-c", cache, who], password + "\n")
+        self._run(["kinit", "-l", life, *(["-S", service] if service else []), "-c", cache, who], password + "\n")
         return cache
 
     def ticket_for(self, cache: str, service: str) -> None:

@@ -62,11 +62,10 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Domain]:
 
 
 @pytest.fixture(scope="module")
-def ending(domain: Domain) -> tuple[str, float]:
-    """A cache whose tickets end before this module does, and when."""
-    cache = domain.login("alice", life="130s")
-    domain.ticket_for(cache, "HTTP/localhost")
-    return cache, time.monotonic() + 131
+def ending(domain: Domain) -> tuple[str, str, float]:
+    """Two caches whose tickets end before this module does, one with a ticket for the server alone; and when."""
+    caches = domain.login("alice", life="20s"), domain.login("alice", life="20s", service="HTTP/localhost")
+    return *caches, time.monotonic() + 21
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def house(
     authority: Authority,
     repository: Tenants,
     domain: Domain,
-    ending: tuple[str, float],
+    ending: tuple[str, str, float],
 ) -> Iterator[House]:
     top, kind = tmp_path_factory.mktemp("kerberos"), request.param
     names = [f'"{name}={domain.sids[name]}"' for name in ("alphas", "betas")]
@@ -440,10 +439,10 @@ def test_an_old_keytab_and_its_replacement(domain: Domain, repository: Tenants, 
 
 
 def test_a_ticket_that_has_ended(
-    domain: Domain, repository: Tenants, ending: tuple[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    domain: Domain, repository: Tenants, ending: tuple[str, str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends while this module runs. The client says so; one that lies about it is refused by the server."""
-    cache, end = ending
+    login, cache, end = ending
     text = f'{QUICK}[kerberos]\nkeytab = "{domain.keytab("http")}"\n' + AUTHENTICATED
     with Serving(repository.root, tmp_path, text) as server, httpx.Client(trust_env=False, timeout=30) as client:
 
@@ -454,7 +453,7 @@ def test_a_ticket_that_has_ended(
         time.sleep(max(0.0, end - time.monotonic()))
         domain.configure(skew=5)
         try:
-            monkeypatch.setenv("KRB5CCNAME", cache)
+            monkeypatch.setenv("KRB5CCNAME", login)
             mine = store(server.url)
             with pytest.raises(AccessDenied, match="kinit"):
                 mine.read("images/alpha/head.json", limit=1000)
