@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import numpy as np
 import pytest
+from caches import only_ipv4
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -391,6 +392,10 @@ class TestCommands:
         assert json.loads(shown.stdout)["version"] == "2"
         checked = runner.invoke(medv_repo, ["verify", place, "--json"])
         assert (checked.exit_code, json.loads(checked.stdout)["damage"]) == (0, [])
+        only_ipv4(monkeypatch)
+        examined = runner.invoke(medv_repo, ["doctor", place, "disk", "--json"])
+        report = json.loads(examined.stdout)
+        assert (examined.exit_code, report["facts"]["version"]) == (0, "2"), examined.output
         with Wire(place) as wire:
             pack = max((one for one in wire.objects("packs/")), key=lambda one: one.length)
             data = bytearray(wire.ask("GET", pack.name).body)

@@ -4,6 +4,7 @@ nginx, medv-sync with the tickets of each; and what must not count."""
 from __future__ import annotations
 
 import base64
+import json
 import ssl
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from caches import only_ipv4
 from click.testing import CliRunner
 from domain import REALM, Begun, Domain, missing, missing_client, prolong, shift_clock
 from gateways import QUICK, Front, Serving, Tenants, tenants
@@ -24,7 +26,7 @@ from servers import HOST, MISSING_NGINX, Authority, BadServer, Fault, Request, h
 from test_serve_access import ROUTES
 from test_serve_sync import is_published
 
-from medv.cli import medv_sync
+from medv.cli import medv_repo, medv_sync
 from medv.gateway.trouble import ConfigError
 from trimtransfer.errors import AccessDenied, FetchError
 from trimtransfer.fetch.credentials import Credential
@@ -258,6 +260,15 @@ def test_sync_by_ticket_and_by_keytab(house: House, tmp_path: Path) -> None:
         refused = sync(house, "beta", tmp_path / name, *options, **environment)
         assert refused.exit_code == AccessDenied.exit_code
         assert "no right" in refused.output
+
+
+def test_the_doctor_shows_a_ticket(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_ipv4(monkeypatch)
+    environment = {"XDG_CONFIG_HOME": "/nonexistent", "KRB5CCNAME": house.cache("alice")}
+    arguments = ["doctor", house.url, "alpha", "--kerberos", "--ca-cert", house.ca_cert, "--json"]
+    done = CliRunner().invoke(medv_repo, arguments, env=environment)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["facts"]["version"] == "2"
 
 
 def test_without_a_ticket_that_counts(house: House, tmp_path: Path) -> None:

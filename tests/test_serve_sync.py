@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from caches import only_ipv4
 from click.testing import CliRunner
 from gateways import QUICK, Front, Serving, Tenants, packs_of, tenants
 from servers import HOST, MISSING_NGINX, Authority, BadServer, Fault, Request, free_port, has_nginx
@@ -88,6 +89,39 @@ def is_published(path: Path, root: Path, image: str, version: str) -> bool:
 
     published = PublishedImage(VersionReader.open(DirectoryStore(root), image, version))
     return path.read_bytes() == published.read(0, published.size)
+
+
+def doctor(*arguments: str, **environment: str) -> Any:
+    """Run medv-repo doctor; its result."""
+    environment = {"XDG_CONFIG_HOME": "/nonexistent", **environment}
+    return CliRunner().invoke(medv_repo, ["doctor", *arguments, "--json"], env=environment)
+
+
+def test_the_doctor_shows_what_clients_show(
+    house: House, tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_ipv4(monkeypatch)
+    (tmp_path / "token").write_text(house.tokens.create(user="alice")[0])
+    (tmp_path / "wrong").write_text("mt1_nobody_knows_this_token")
+    chain, key = house.people.issue("alice@example.org")
+    query = sign(Permit(("alpha",), int(time.time()) + 600), house.key)
+    time.sleep(0.4)
+    ways = {
+        "token": [house.url, "--token-file", str(tmp_path / "token")],
+        "certificate": [house.url, "--client-cert", chain, "--client-key", key],
+        "signed": [add_query(house.url + "/", query)],
+    }
+    for name, (url, *options) in ways.items():
+        done = doctor(url, "alpha", *options, "--ca-cert", authority.file)
+        found = json.loads(done.stdout)
+        errors = [one for one in found["findings"] if one["severity"] == "error"]
+        assert (done.exit_code, errors) == (0, []), name
+        assert found["facts"]["version"] == "2", name
+        assert "open-despite-credentials" not in [one["code"] for one in found["findings"]]
+    for options in ([], ["--token-file", str(tmp_path / "wrong")]):
+        done = doctor(house.url, "alpha", *options, "--ca-cert", authority.file)
+        assert done.exit_code == AccessDenied.exit_code
+        assert "access-denied" in [one["code"] for one in json.loads(done.stdout)["findings"]]
 
 
 def test_sync_by_every_scheme(house: House, repository: Tenants, tmp_path: Path, authority: Authority) -> None:

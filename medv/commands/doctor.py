@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from trimtransfer.cli.arguments import name_of, size
+from trimtransfer.cli.credentials import credential_options, take_credentials
 from trimtransfer.cli.output import Output, count_text, output_options, size_text
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ _EXAMPLES: Final = ("nginx", "iis", "s3", "squid")
     help="Most time for one request.",
 )
 @click.option("--example", type=click.Choice(_EXAMPLES), help="Print a configuration for this server, and end.")
+@credential_options
 @output_options
 def doctor(
     output: Output,
+    /,
     url: str | None,
     image: str | None,
     source: str | None,
@@ -50,6 +53,7 @@ def doctor(
     max_bytes: int,
     timeout: float,
     example: str | None,
+    **options: Any,
 ) -> None:
     """Examine the server, proxies and caches of the repository at URL, by one IMAGE in it, as a client would meet them.
 
@@ -59,8 +63,9 @@ def doctor(
     ranges; what is not there; what caches may keep, and whether they show the newest version. Each finding says what
     was seen, why it matters, and what to do, on the server that was recognised or else on nginx, IIS, S3 and Squid.
 
-    It makes some thirty requests, reads at most 1 MiB (--max-bytes) and changes nothing. Credentials go into the URL
-    (https://user:password@host/), as clients have them. -v shows each request.
+    It makes some thirty requests, reads at most 1 MiB (--max-bytes) and changes nothing. The server is shown what
+    clients show it: a token, a certificate, a ticket, or credentials in the URL (https://user:password@host/); keys for
+    s3://bucket/prefix are found as AWS tools find them. -v shows each request.
 
     The exit code is 0 if clients can sync - there may be warnings - else that of the first error: 5 for most of them,
     4 where files are not served, 6 where they are altered, 8 where access is denied.
@@ -69,6 +74,7 @@ def doctor(
     Examples:
       medv-repo doctor https://images.example.org/ win10
       medv-repo doctor https://images.example.org/ win10 --source /srv/www/images
+      medv-repo doctor https://images.example.org/ win10 --token-file branch.token
       medv-repo doctor --example squid > /etc/squid/squid.conf
     """
     if (example is None) == (url is None):
@@ -77,7 +83,12 @@ def doctor(
         _print_example(output, example)
         return
     assert url is not None
-    report = _examine(output, url, image, source, ca_cert=ca_cert, budget=max_bytes, patience=timeout)
+    try:
+        credential = take_credentials(options).of(url, own=True)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    limits: dict[str, Any] = {"budget": max_bytes, "patience": timeout}
+    report = _examine(output, url, image, source, ca_cert=ca_cert, credential=credential, **limits)
     output.result(report.to_dict(), _told(report))
     if report.exit_code:
         raise SystemExit(report.exit_code)

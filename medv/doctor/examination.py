@@ -20,6 +20,8 @@ from medv.doctor.finding import Report, in_order
 from medv.doctor.interview import PAGE, Enough, Interview
 from medv.doctor.servers import recognise
 from trimtransfer.errors import FormatError, NotFound
+from trimtransfer.fetch.approach import Approach
+from trimtransfer.fetch.credentials import NOTHING, Credential
 from trimtransfer.fetch.probe import Probe, Question
 from trimtransfer.fetch.retry import Cause
 from trimtransfer.fetch.seen import AddressSeen, Seen
@@ -243,18 +245,22 @@ def examine(
     *,
     source: Store | None = None,
     ca_cert: str | None = None,
+    credential: Credential = NOTHING,
     budget: int = BUDGET,
     patience: float | None = None,
     tell: Callable[[Seen], None] = lambda seen: None,
 ) -> Report:
     """Examine the server of the repository at ``url`` by one of its images.
 
-    ``source`` is the repository as published: then it is seen whether the server is behind. At most ``budget`` bytes
+    ``credential`` is shown to it. ``source`` is the repository as published: then it is seen whether the server is
+    behind. At most ``budget`` bytes
     are read, each question takes ``patience`` seconds at most. ``tell`` is called with each answer.
 
     Raises:
-        ValueError: the URL is malformed; FormatError: the image's name. FetchError: ``ca_cert`` cannot be read.
+        ValueError: the URL is malformed; FormatError: the image's name. FetchError, AccessDenied: ``ca_cert`` or
+        what is to be shown cannot be read.
     """
     options = {} if patience is None else {"patience": patience}
-    with Probe(url, ca_cert=ca_cert, budget=budget, tell=tell, **options) as probe:
+    approach = Approach(url, ca_cert=ca_cert, credential=credential)
+    with Probe(approach, budget=budget, tell=tell, **options) as probe:
         return Examination(probe, image=image, source=source).run()

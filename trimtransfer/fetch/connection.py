@@ -103,7 +103,12 @@ class Connection:
         return exchange
 
     def ask_once(self, url: str, headers: Mapping[str, str]) -> _Exchange:
-        """Send a GET and return the answer, a redirect as it is."""
+        """Send a GET and return the answer, a redirect as it is, or a refusal; credentials are shown once."""
+        own = self._line.site.is_own(url)
+        if self._negotiator is not None and own:
+            return self._send(url, headers, self._negotiator.begin().header())
+        if self._signer is not None and own:
+            return self._send(url, {**headers, **self._signer.headers("GET", url)}, None)
         return self._send(url, headers, self._line.site.authorization(url))
 
     def proxy(self, url: str) -> str | None:

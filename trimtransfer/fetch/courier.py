@@ -16,13 +16,13 @@ from typing import Final
 
 from trimtransfer.errors import AccessDenied, Cancelled, FetchError
 from trimtransfer.fetch.answer import check_status, content_length
-from trimtransfer.fetch.connection import Connection, tls_context
-from trimtransfer.fetch.credentials import NOTHING, Credential, bearer_for, negotiator_for
+from trimtransfer.fetch.approach import Approach
+from trimtransfer.fetch.credentials import NOTHING, Credential
 from trimtransfer.fetch.line import Connection as AnyConnection
 from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import Attempts, Cause, Failed, FetchOptions
-from trimtransfer.fetch.site import Site, shown
+from trimtransfer.fetch.site import shown
 from trimtransfer.fetch.throttle import Throttle
 
 _LOG: Final = logging.getLogger("trimtransfer.fetch")
@@ -57,16 +57,11 @@ class Courier:
         cancel: threading.Event | None = None,
         options: FetchOptions | None = None,
     ) -> None:
-        bearer, negotiator = bearer_for(credential, Site(url).url), negotiator_for(credential, Site(url).url)
-        site = Site(url, bearer.header if bearer else None)
-        believed = ca_cert or credential.ca_cert or None
-        tls, reach = tls_context(believed, site.url, credential.client_cert, credential.client_key), Reach()
+        approach, reach = Approach(url, ca_cert=ca_cert, credential=credential), Reach()
         self._cancel = cancel or threading.Event()
         self._line = Line(
-            site,
-            lambda line: Connection(
-                line, tls, reach, renewed=bearer.renewed if bearer else None, negotiator=negotiator
-            ),
+            approach.site,
+            lambda line: approach.connection(line, reach),
             connections=1,
             throttle=Throttle(None),
             options=options or FetchOptions(budget=_PATIENCE),

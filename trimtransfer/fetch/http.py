@@ -9,14 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from trimtransfer.fetch.account import Address, is_s3
-from trimtransfer.fetch.connection import Connection, tls_context
-from trimtransfer.fetch.credentials import NOTHING, Credential, bearer_for, negotiator_for
+from trimtransfer.fetch.approach import Approach
+from trimtransfer.fetch.credentials import NOTHING, Credential
 from trimtransfer.fetch.line import Line
 from trimtransfer.fetch.reach import Reach
 from trimtransfer.fetch.retry import FetchOptions
-from trimtransfer.fetch.s3 import Signer
-from trimtransfer.fetch.site import Site
 from trimtransfer.fetch.throttle import Throttle
 from trimtransfer.fetch.transfer import Transfer
 from trimtransfer.store import Range, StoreStats
@@ -54,26 +51,10 @@ class HttpStore:
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections={connections}: at least 1 is needed")
-        signer = None
-        if is_s3(url):
-            signer, credential = Signer(Address.parse(url)), NOTHING
-            url, ca_cert = signer.url, ca_cert or signer.account.ca_cert
-        bearer, negotiator = bearer_for(credential, Site(url).url), negotiator_for(credential, Site(url).url)
-        site = Site(url, bearer.header if bearer else None)
-        believed = ca_cert or credential.ca_cert or None
-        tls, reach = tls_context(believed, site.url, credential.client_cert, credential.client_key), Reach()
-        others = tls_context(believed, site.url) if credential.client_cert else tls
+        approach, reach = Approach(url, ca_cert=ca_cert, credential=credential), Reach()
         self._line = Line(
-            site,
-            lambda line: Connection(
-                line,
-                tls,
-                reach,
-                others=others,
-                renewed=bearer.renewed if bearer else None,
-                negotiator=negotiator,
-                signer=signer,
-            ),
+            approach.site,
+            lambda line: approach.connection(line, reach),
             connections=connections,
             throttle=throttle or Throttle(limit_rate),
             options=options or FetchOptions(),

@@ -13,15 +13,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from trimtransfer.errors import TrimTransferError
-from trimtransfer.fetch.connection import Connection, tls_context
+from trimtransfer.fetch.approach import Approach
+from trimtransfer.fetch.connection import Connection
 from trimtransfer.fetch.line import Exchange, Line
 from trimtransfer.fetch.reach import Reach, addresses_of
 from trimtransfer.fetch.retry import Cause, Failed, FetchOptions
 from trimtransfer.fetch.seen import Certificate, Hop, Seen, TlsSeen
-from trimtransfer.fetch.site import Site, follow, shown
+from trimtransfer.fetch.site import follow, shown
 from trimtransfer.fetch.throttle import Throttle
 
 PATIENCE: Final = 20.0
@@ -66,24 +67,23 @@ class Probe:
     """Asks the server of a repository. A context manager; for one thread.
 
     ``budget`` is the most bytes of bodies that are read, of all questions together. ``tell`` is called with each
-    answer. Raises ``ValueError`` for a malformed URL, ``FetchError`` for unusable certificates or proxies.
+    answer. Raises what an :class:`Approach` raises.
     """
 
     def __init__(
         self,
-        url: str,
+        server: str | Approach,
         *,
-        ca_cert: str | None = None,
         budget: int,
         patience: float = PATIENCE,
         tell: Callable[[Seen], None] = lambda seen: None,
     ) -> None:
-        self.site = Site(url)
+        self._approach = server if isinstance(server, Approach) else Approach(server)
+        self.site = self._approach.site
         self.left = budget
         self.requests = 0
-        self._url, self._tell, self._patience = url, tell, patience
+        self._tell, self._patience = tell, patience
         self._options = FetchOptions(connect=min(10.0, patience), stall=patience)
-        self._tls = tls_context(ca_cert, self.site.url)
         self._connection: Connection | None = None
 
     def __enter__(self) -> Probe:
@@ -94,24 +94,21 @@ class Probe:
 
     @property
     def has_credentials(self) -> bool:
-        """Whether the URL names any."""
-        return "@" in urlsplit(self._url).netloc
+        """Whether the server is shown any."""
+        return self._approach.is_shown_something
 
     @property
     def has_query(self) -> bool:
         """Whether the URL has a query, such as a signature."""
-        return bool(urlsplit(self._url).query)
+        return self._approach.has_query
 
     def without_credentials(self) -> Probe:
-        """Return a probe of the same server that shows no credentials."""
-        parts = urlsplit(self._url)
-        return self.elsewhere(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+        """Return a probe of the same server that shows no credentials. It counts by itself: see ``charge``."""
+        return Probe(self._approach.without_credentials(), budget=self.left, patience=self._patience, tell=self._tell)
 
     def elsewhere(self, url: str) -> Probe:
-        """Return a probe of another server, as this one is but for credentials. It counts by itself: see ``charge``."""
-        probe = Probe(url, budget=self.left, patience=self._patience, tell=self._tell)
-        probe._tls = self._tls
-        return probe
+        """Return a probe of another server, as this one is but for credentials. It counts by itself, too."""
+        return Probe(self._approach.elsewhere(url), budget=self.left, patience=self._patience, tell=self._tell)
 
     def charge(self, other: Probe) -> None:
         """Count what a probe of :meth:`elsewhere` has cost."""
@@ -152,7 +149,7 @@ class Probe:
         host, port = self._place()
         error, problem, version = 0, "", ""
         try:
-            with self._handshake(self._tls, address, host, port) as sock:
+            with self._handshake(self._approach.tls, address, host, port) as sock:
                 version = sock.version() or ""
         except ssl.SSLCertVerificationError as failed:
             error, problem = failed.verify_code, failed.verify_message
@@ -231,14 +228,14 @@ class Probe:
             reach = Reach(question.address)
             line = Line(
                 self.site,
-                lambda line: Connection(line, self._tls, reach),
+                lambda line: self._approach.connection(line, reach),
                 connections=1,
                 throttle=Throttle(_NARROW if question.narrow else None),
                 options=self._options,
                 cancel=threading.Event(),
                 on_bytes=None,
             )
-            self._connection = Connection(line, self._tls, reach)
+            self._connection = self._approach.connection(line, reach)
         return self._connection
 
     def _drop(self) -> None:
