@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,16 +25,23 @@ from trimtransfer.fetch.s3 import Signer
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test:tester", "AWS_SECRET_ACCESS_KEY": "testing"}
 """As ``swiftserver.py`` has them."""
-MISSING = "no Swift: pip install swift, and name that Python by MEDV_TEST_SWIFT"
+MISSING = "no Swift (pip install swift, and name that Python by MEDV_TEST_SWIFT), or no extended attributes of files"
 
 
 @cache
 def swift_python() -> str | None:
     """Return a Python that has Swift: the one that MEDV_TEST_SWIFT names, that in the environment's folder ``swift``
-    (whose packages then do not mix), or this one."""
+    (whose packages then do not mix), or this one. None also where files take no extended attributes, which it needs."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.setxattr(file.fileno(), "user.swift.metadata", b"x")
+        except (OSError, AttributeError):
+            return None
     beside = Path(sys.prefix, "swift/bin/python")
-    given = os.environ.get("MEDV_TEST_SWIFT") or (os.fspath(beside) if beside.exists() else None)
-    return given or (sys.executable if importlib.util.find_spec("swift") is not None else None)
+    for python in (os.environ.get("MEDV_TEST_SWIFT"), os.fspath(beside) if beside.exists() else None, sys.executable):
+        if python and not subprocess.run([python, "-c", "import swift"], stderr=subprocess.DEVNULL).returncode:
+            return python
+    return None
 
 
 class S3Server:
