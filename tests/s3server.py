@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from servers import free_port
+from servers import Listener, free_port
 
 from trimtransfer.fetch.account import Account, Address
 from trimtransfer.fetch.s3 import Signer
@@ -113,49 +113,33 @@ class Seen:
     headers: Mapping[str, str]
 
 
-class HarmfulProxy:
+class HarmfulProxy(Listener):
     """Passes requests on to ``port``; ``script`` is asked for each (with its number) what to do to it."""
 
     def __init__(self, port: int, script: Callable[[Seen, int], Harm | None] = lambda *_: None) -> None:
+        super().__init__()
         self._port, self.script = port, script
         self.seen: list[Seen] = []
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def __enter__(self) -> HarmfulProxy:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._listener.accept()
-                threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
-
-    def _converse(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
-            head = _head(client)
-            if head is None:
-                return
-            seen, data, rest = head
-            with self._lock:
-                self.seen.append(seen)
-                number = len(self.seen) - 1
-            harm = self.script(seen, number) or Harm()
-            length = int(seen.headers.get("content-length", "0"))
-            if harm.status is not None:
-                while len(rest) < length and (more := client.recv(1 << 16)):
-                    rest += more
-                lines = f"HTTP/1.1 {harm.status} X\r\nContent-Length: {len(harm.body)}\r\nConnection: close\r\n\r\n"
-                client.sendall(lines.encode() + harm.body)
-                return
-            self._pass_on(client, data, rest, length, harm)
+    def converse(self, client: socket.socket) -> None:
+        """Pass a request on, or do harm to it."""
+        head = _head(client)
+        if head is None:
+            return
+        seen, data, rest = head
+        with self._lock:
+            self.seen.append(seen)
+            number = len(self.seen) - 1
+        harm = self.script(seen, number) or Harm()
+        length = int(seen.headers.get("content-length", "0"))
+        if harm.status is not None:
+            while len(rest) < length and (more := client.recv(1 << 16)):
+                rest += more
+            lines = f"HTTP/1.1 {harm.status} X\r\nContent-Length: {len(harm.body)}\r\nConnection: close\r\n\r\n"
+            client.sendall(lines.encode() + harm.body)
+            return
+        self._pass_on(client, data, rest, length, harm)
 
     def _pass_on(self, client: socket.socket, head: bytes, rest: bytes, length: int, harm: Harm) -> None:
         with socket.create_connection(("127.0.0.1", self._port)) as server:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import trustme
 
@@ -207,6 +207,18 @@ class Nginx:
 def has_nginx() -> bool:
     """Tell whether nginx can be started here."""
     return shutil.which("nginx") is not None
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until somebody listens."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def free_port() -> int:
@@ -485,15 +497,14 @@ def _read_request(stream: Any, connection: int) -> Request | None:
 # ---- proxies
 
 
-class ConnectProxy:
-    """A proxy that tunnels CONNECT to servers on this machine, whatever the host name; a context manager."""
+class Listener:
+    """Serves each connection to a port of this machine by :meth:`converse`, in a thread; a context manager."""
 
     def __init__(self) -> None:
-        self.targets: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def __enter__(self) -> ConnectProxy:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -502,24 +513,40 @@ class ConnectProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
+    def converse(self, client: socket.socket) -> None:
+        """Serve a connection; it is closed afterwards, and errors of it are nobody's."""
+        raise NotImplementedError
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 sock, _ = self._listener.accept()
-                threading.Thread(target=self._tunnel, args=(sock,), daemon=True).start()
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
-    def _tunnel(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError), client:
-            request = _read_request(client.makefile("rb", buffering=0), 0)
-            if request is None:
-                return
-            self.targets.append(f"{request.method} {request.target}")
-            with socket.create_connection(("127.0.0.1", int(request.target.rpartition(":")[2]))) as server:
-                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
-                back.start()
-                _pump(client, server)
-                back.join()
+            self.converse(client)
+
+
+class ConnectProxy(Listener):
+    """A proxy that tunnels CONNECT to servers on this machine, whatever the host name; a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+
+    def converse(self, client: socket.socket) -> None:
+        """Tunnel."""
+        request = _read_request(client.makefile("rb", buffering=0), 0)
+        if request is None:
+            return
+        self.targets.append(f"{request.method} {request.target}")
+        with socket.create_connection(("127.0.0.1", int(request.target.rpartition(":")[2]))) as server:
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+            back.start()
+            _pump(client, server)
+            back.join()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

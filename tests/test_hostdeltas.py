@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from images import make_ext4
 from kills import changes_until
+from stopping import objects_below, stopped_in
 from syncing import STARTS, content, leftovers, partition_table, put, write_sparse
 from test_deltas import SmallPacks
 from test_publish import tree as objects
@@ -535,16 +536,10 @@ def test_nothing_is_recorded_of_an_empty_tree(tmp_path: Path) -> None:
 
 def test_deltas_that_are_not_finished_leave_nothing(place: Place) -> None:
     """Those before stay good as long as nothing replaced them."""
-    before = {path: path.read_bytes() for path in place.repository.rglob("*.bin")}
-    cancel = threading.Event()
-
-    def progress(phase: str, done: int, total: int) -> None:
-        if phase == "delta":
-            cancel.set()
-
+    before = objects_below(place.repository)
     with pytest.raises(Cancelled):
-        make_small_deltas(place.repository, level=4, cancel=cancel, progress=progress)
-    assert {path: path.read_bytes() for path in place.repository.rglob("*.bin")} == before
+        make_small_deltas(place.repository, level=4, **stopped_in("delta"))
+    assert objects_below(place.repository) == before
 
 
 # ---- verify, and the commands

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from gateways import QUICK, Serving, free_port, program
-from servers import Authority
+from servers import Authority, wait_for_port
 
 PACK = "packs/ab/ab" + "0" * 62 + ".bin"
 DATA = os.urandom(1 << 20) * 24
@@ -248,18 +248,6 @@ def test_the_program_ends_in_order(root: Path, tmp_path: Path, number: int) -> N
     assert json.loads(out) == {"stopped": True}
     assert "NO ACCESS CONTROL" in errors
     assert '"event": "stopped"' in errors
-
-
-def wait_for_port(port: int) -> None:
-    """Wait until somebody listens."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
 
 
 def test_beyond_this_machine_nothing_is_open_by_accident(root: Path) -> None:

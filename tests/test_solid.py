@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from images import make_ext4
 from kills import changes_until
 from servers import Nginx
+from stopping import objects_below, stopped_in
 from syncing import STARTS, content, leftovers, partition_table, put, write_sparse
 from test_deltas import SmallPacks
 from test_hostdeltas import MKE2FS, damaged, of_another_version, real_files
@@ -343,16 +344,10 @@ def test_names_and_limits(place: Place) -> None:
 
 
 def test_units_that_are_not_finished_leave_nothing(place: Place) -> None:
-    before = {path: path.read_bytes() for path in place.repository.rglob("*.bin")}
-    cancel = threading.Event()
-
-    def progress(phase: str, done: int, total: int) -> None:
-        if phase == "delta":
-            cancel.set()
-
+    before = objects_below(place.repository)
     with pytest.raises(Cancelled):
-        make_small_units(place.repository, level=4, cancel=cancel, progress=progress)
-    assert {path: path.read_bytes() for path in place.repository.rglob("*.bin")} == before
+        make_small_units(place.repository, level=4, **stopped_in("delta"))
+    assert objects_below(place.repository) == before
 
 
 def test_verify_and_remove(place: Place) -> None:

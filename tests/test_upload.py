@@ -19,7 +19,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from gateways import QUICK, Front, Serving, free_port, program
-from servers import HOST, MISSING_NGINX, Authority, has_nginx
+from servers import HOST, MISSING_NGINX, Authority, has_nginx, wait_for_port
 
 from medv.cli import medv_repo, medv_sync
 from medv.gateway.tokens import TokenFile
@@ -418,18 +418,6 @@ def test_killed_servers_and_publishers(root: Path, tmp_path: Path, rnd: random.R
         house = House("", root, None, tokens, tmp_path, "")  # type: ignore[arg-type]
         assert house.content("alpha", "1") == path.read_bytes()
         assert audit(DirectoryStore(root)).damage == ()
-
-
-def wait_for_port(port: int) -> None:
-    """Wait until somebody listens."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("where", ["publisher", "server"])
