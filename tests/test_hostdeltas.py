@@ -110,10 +110,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def make_small_deltas(repository: Path, **options: Any) -> None:
-    """Make deltas of which each makes some 300,000 bytes."""
+    """Make deltas of which each makes some 200,000 bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deltaunits, "_TARGET", 300_000)
-        patch.setattr(hostcontent, "_BASE", 600_000)
+        patch.setattr(deltaunits, "_TARGET", 200_000)
+        patch.setattr(hostcontent, "_BASE", 400_000)
         patch.setattr(deltas, "PackBuilder", SmallPacks)
         report = add_host_deltas(repository, "disk", profile="deb", **{"level": 3, "workers": 2, **options})
     assert report.units > 4
