@@ -87,13 +87,21 @@ def ask(port: int, requests: list[bytes], until: float, results: Any, connection
         sock.sendall(chance.choice(requests))
         selector.modify(sock, selectors.EVENT_READ, [b"", -1])
 
-    for _ in range(connections):
+    def connect() -> None:
         sock = socket.create_connection(("127.0.0.1", port))
         selector.register(sock, selectors.EVENT_READ, None)
         start(sock)
+
+    for _ in range(connections):
+        connect()
     while time.monotonic() < until:
         for key, _ in selector.select(0.2):
             state, got = key.data, key.fileobj.recv_into(buffer)  # type: ignore[union-attr]
+            if not got and state == [b"", -1]:  # after as many requests as a server takes on one
+                selector.unregister(key.fileobj)
+                key.fileobj.close()  # type: ignore[union-attr]
+                connect()
+                continue
             if not got:
                 raise RuntimeError("the server closed the connection")
             if state[1] < 0:

@@ -154,7 +154,7 @@ events {{ worker_connections 256; }}
 http {{
     log_format counts '$status $body_bytes_sent $bytes_sent $request_method $uri';
     access_log {self.log} counts; {temporary}
-    default_type application/octet-stream; sendfile on; tcp_nopush on; keepalive_requests 1000000;
+    default_type application/octet-stream; sendfile on; keepalive_requests 1000000;
     server {{
         listen 127.0.0.1:{plain}; listen 127.0.0.1:{tls} ssl; root {root};
         ssl_certificate {scratch}/server.pem; ssl_certificate_key {scratch}/server.key;

@@ -73,7 +73,6 @@ http {{
     default_type application/octet-stream;
     keepalive_requests 100000;
     sendfile on;
-    tcp_nopush on;
     {http}
     server {{
         listen 127.0.0.1:{port}{ssl};
