@@ -21,6 +21,7 @@ from medv.doctor.finding import SERVERS, Finding, Report, Severity, in_order
 from medv.doctor.interview import Interview
 from medv.doctor.servers import is_cached, on_the_way, recognise
 from trimtransfer.errors import FetchError
+from trimtransfer.fetch.approach import Approach
 from trimtransfer.fetch.probe import Probe
 from trimtransfer.fetch.retry import Cause
 from trimtransfer.fetch.seen import AddressSeen, Certificate, Hop, Seen, TlsSeen
@@ -291,7 +292,10 @@ def test_real_ranges_above_4_GiB(tmp_path: Path, authority: Authority) -> None:
         for start, _ in samples.edges(total):
             file.seek(start)
             file.write(b"0123456789abcdef")
-    with Nginx(root, tmp_path, authority) as nginx, Probe(nginx.url, ca_cert=authority.file, budget=1000) as probe:
+    with (
+        Nginx(root, tmp_path, authority) as nginx,
+        Probe(Approach(nginx.url, ca_cert=authority.file), budget=1000) as probe,
+    ):
         looked = Interview(probe)
         for start, stop in samples.edges(total):
             looked.piece("x.bin", start, stop, total, b"0123456789abcdef")

@@ -114,10 +114,9 @@ def test_the_doctor_shows_what_clients_show(
     for name, (url, *options) in ways.items():
         done = doctor(url, "alpha", *options, "--ca-cert", authority.file)
         found = json.loads(done.stdout)
-        errors = [one for one in found["findings"] if one["severity"] == "error"]
-        assert (done.exit_code, errors) == (0, []), name
+        wrong = [one["code"] for one in found["findings"] if one["severity"] != "note"]
+        assert (done.exit_code, wrong) == (0, []), name
         assert found["facts"]["version"] == "2", name
-        assert "open-despite-credentials" not in [one["code"] for one in found["findings"]]
     for options in ([], ["--token-file", str(tmp_path / "wrong")]):
         done = doctor(house.url, "alpha", *options, "--ca-cert", authority.file)
         assert done.exit_code == AccessDenied.exit_code

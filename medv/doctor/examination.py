@@ -226,7 +226,8 @@ class Examination:
             missing = self._talk.ask(name, Question(fresh=True, limit=PAGE), judge=False)
             self._talk.add(answers.judge_missing(missing, admitted=admitted))
         long = self._talk.ask(_LONGEST, Question(limit=PAGE), judge=False)
-        self._talk.add(answers.judge_long_name(long, admitted=admitted))
+        # Of another image: credentials may well be good for this one alone.
+        self._talk.add(answers.judge_long_name(long, admitted=admitted and not self._talk.probe.has_credentials))
         self._talk.add(answers.judge_listing(self._talk.ask("images/", Question(limit=PAGE), judge=False)))
         self._talk.add(answers.judge_private(self._talk.ask(_LOCK, Question(limit=PAGE), judge=False), missing))
 

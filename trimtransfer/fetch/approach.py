@@ -39,9 +39,9 @@ class Approach:
 
     @property
     def is_shown_something(self) -> bool:
-        """Whether the server is shown credentials, those within the URL among them."""
+        """Whether the server is shown credentials: those within the URL, such as a signature, among them."""
         shown = self._signer or self._bearer or self._negotiator or self.tls is not self.others
-        return bool(shown) or "@" in urlsplit(self._url).netloc
+        return bool(shown) or self.has_query or "@" in urlsplit(self._url).netloc
 
     @property
     def has_query(self) -> bool:
@@ -63,7 +63,7 @@ class Approach:
     def without_credentials(self) -> Approach:
         """Return the way to the same server on which it is shown nothing."""
         parts = urlsplit(self._url)
-        return self.elsewhere(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+        return self.elsewhere(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")))
 
     def elsewhere(self, url: str) -> Approach:
         """Return the way to another server, which is shown nothing; the same authorities are believed."""
