@@ -16,6 +16,7 @@ import struct
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -496,7 +497,7 @@ def _read_request(stream: Any, connection: int) -> Request | None:
 # ---- proxies
 
 
-class Listener:
+class Listener(ABC):
     """Serves each connection to a port of this machine by :meth:`converse`, in a thread; a context manager."""
 
     def __init__(self) -> None:
@@ -512,9 +513,9 @@ class Listener:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
+    @abstractmethod
     def converse(self, client: socket.socket) -> None:
         """Serve a connection; it is closed afterwards, and errors of it are nobody's."""
-        raise NotImplementedError
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
