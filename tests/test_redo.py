@@ -188,7 +188,7 @@ def test_what_was_written_can_be_read_back(tmp_path: Path, rng: np.random.Genera
         for offset, data in writes[:3]:
             redo.write([(offset, memoryview(data))])
         for offset, length, expected in (
-            (writes[1][0], 50, writes[1][1][:50]),
+            (writes[1][0], len(writes[1][1][:50]), writes[1][1][:50]),
             (190_000, 100, old[190_000:190_100]),
         ):
             position = int(redo.locate(np.array([offset]), np.array([length], dtype=np.uint32))[0])
