@@ -227,10 +227,10 @@ def test_a_ratio_that_holds_is_found(seed: int, count: int, ratio: float) -> Non
 
 def test_the_error_is_stated_honestly(rng: np.random.Generator) -> None:
     within = 0
-    for _ in range(200):
+    for _ in range(2000):
         quick = rng.integers(1000, 1_000_000, 300).astype(np.float64)
         true = quick * rng.normal(0.8, 0.1, 300)
         chosen = rng.random(300) < 0.2
         ratio, error = estimate_ratio(quick, np.where(chosen, true, 0.0))
         within += abs(np.where(chosen, true, quick * ratio).sum() - true.sum()) <= error
-    assert within >= 180
+    assert within >= 1800
