@@ -38,7 +38,7 @@ _SLOTS_EACH: Final = 8
 
 
 class Uploading:
-    """The ASGI application below ``PREFIX``. ``keys`` sign where the repository is signed. Close it."""
+    """The ASGI application of all requests of uploads. ``keys`` sign where the repository is signed. Close it."""
 
     def __init__(self, gateway: Gateway, uploads: Uploads, *, keys: Keys | None = None) -> None:
         store = DirectoryStore(gateway.root)
